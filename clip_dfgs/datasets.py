@@ -143,7 +143,7 @@ def parse_names(
     if strays: warnings.warn(f'{name}: {len(strays):,} of {len(files):,} images in {folder} have names that do not follow {pattern} and are left out, first: {strays[0]}', stacklevel=2)
     return [dict(path=str(f), pid=int(m['pid']), camid=int(m['cam']) - 1 if 'cam' in m.groupdict() else 0, split=split) for f, m in found if m]
 
-# %% ../nbs/10_datasets.ipynb #3e52c215
+# %% ../nbs/10_datasets.ipynb #ad752402
 def number_names(
     values, # names or numbers of any kind that sort
     start:int=1, # number of the first
@@ -152,6 +152,7 @@ def number_names(
     place = {v: i for i, v in enumerate(sorted(set(values)), start)}
     return [place[v] for v in values]
 
+# %% ../nbs/10_datasets.ipynb #5ff7f6d6
 def as_table(
     name:str, # of the data set, for the message
     rows, # dicts `path pid camid split`
@@ -226,13 +227,14 @@ def cuhk02(
     records = as_table('cuhk02', rows, folder)
     return records.assign(pid=number_names(records['pid']))
 
-# %% ../nbs/10_datasets.ipynb #6c5b3a23
+# %% ../nbs/10_datasets.ipynb #3a4fc1b4
 def cache_folder(
     cache=None, # a folder, or None for the default
 )->Path:
     "The folder for what can be made again: the argument, else `$CLIP_DFGS_CACHE`, else `~/.cache/clip_dfgs`."
     return Path(cache or os.environ.get('CLIP_DFGS_CACHE') or Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'clip_dfgs').expanduser()
 
+# %% ../nbs/10_datasets.ipynb #964bf0cd
 def _read_mat(name, file):
     "The variables of a MATLAB file (before version 7.3) as a dict of arrays; `DatasetError` if it cannot be read."
     from scipy.io import loadmat
@@ -336,7 +338,7 @@ def grid(
     rows = [r for part in ('probe', 'gallery') for r in parse_names('grid', folder/part, r'(?P<pid>\d+)_(?P<cam>\d+)_')]
     return as_table('grid', ({**r, 'split': 'train' if r['pid'] else 'gallery'} for r in rows), folder)
 
-# %% ../nbs/10_datasets.ipynb #8d8b22f0
+# %% ../nbs/10_datasets.ipynb #618a25cb
 def viper(
     root, # with `cam_a` and `cam_b`
 )->pd.DataFrame: # records without a domain
@@ -345,6 +347,7 @@ def viper(
     rows = [{**r, 'pid': r['pid'] + 1, 'camid': cam} for cam, c in enumerate('ab') for r in parse_names('viper', folder/f'cam_{c}', r'(?P<pid>\d+)_')]
     return as_table('viper', rows, folder)
 
+# %% ../nbs/10_datasets.ipynb #bdf01564
 def ilids(
     root, # `i-LIDS_Pedestrian` with `Persons`, or a folder that contains it
 )->pd.DataFrame: # records without a domain
@@ -452,13 +455,14 @@ def _drawn(
     split = np.where(~mine, records['split'], np.where(query, 'query', np.where(gallery, 'gallery', '')))
     return check_records(records.assign(split=split, partition=partition)[split != ''].reset_index(drop=True), files=False)
 
-# %% ../nbs/10_datasets.ipynb #24f386c8
+# %% ../nbs/10_datasets.ipynb #8c9b6497
 def identity_splits(
     name:str, # of the data set
     records:pd.DataFrame, # its table from `load_dataset`
 )->list: # of record tables with a column `partition`; the table itself for a set with a fixed split
     "The partitions of PRID, GRID, VIPeR and i-LIDS: ten tables, for VIPeR twenty (both directions of each)."
     check_records(records, files=False)
+    if 'partition' in records and name in ('prid', 'grid', 'viper', 'ilids'): raise DatasetError(f'identity_splits: this {name} table is already one of its partitions')
     a, b = records['camid'] == 0, records['camid'] == 1
     if name == 'prid': return [_drawn(records, _test_half(records, name, i), a, b, i) for i in range(10)]
     if name == 'viper': return [_drawn(records, _test_half(records, name, i), q, g, i) for i in range(10) for q, g in ((a, b), (b, a))]
@@ -468,6 +472,7 @@ def identity_splits(
         return [_drawn(records, everybody - train, probe, ~probe, i) for i, train in enumerate(_grid_partitions(records))]
     return [records]
 
+# %% ../nbs/10_datasets.ipynb #34468b49
 def _ilids_partition(records, i):
     "Two images of each drawn identity, chosen by digest: one asks as camera 0, one answers as camera 1."
     test, base = _test_half(records, 'ilids', i), records['path'].map(os.path.basename)
@@ -530,7 +535,7 @@ class DatasetReport:
             lines += [f'{len(files):,} {what}:', *(f'  {f}' for f in files[:20]), *([f'  ... and {len(files) - 20:,} more'] if len(files) > 20 else [])] if files else []
         return '\n'.join(lines + ['usable' if self.ok else 'not usable before the files above are repaired'])
 
-# %% ../nbs/10_datasets.ipynb #753f2952
+# %% ../nbs/10_datasets.ipynb #3d80d1fd
 def _identities(pids): return int(pids[pids > 0].nunique())
 
 def _count_table(tables, expected):
@@ -543,6 +548,7 @@ def _count_table(tables, expected):
         rows.append(dict(split=s, identities=ids, expected_identities=e[0], images=images, expected_images=e[1]))
     return pd.DataFrame(rows).astype({'expected_identities': 'object', 'expected_images': 'object'})
 
+# %% ../nbs/10_datasets.ipynb #732ae4cf
 def _count_warnings(counts):
     "One sentence for each number that differs from the papers'."
     return [f'{r.split}: {getattr(r, k)} {k} found, {getattr(r, f"expected_{k}"):,} expected' for r in counts.itertuples() for k in ('identities', 'images')
@@ -564,7 +570,7 @@ def unreadable_images(
         reasons = tqdm(threads.map(why, paths), total=len(paths), desc='opening', unit='img', delay=2, disable=not progress)
         return [(p, r) for p, r in zip(paths, reasons) if r]
 
-# %% ../nbs/10_datasets.ipynb #4f0541b2
+# %% ../nbs/10_datasets.ipynb #41799e79
 def _match_warnings(tables):
     "A query without another camera's image of the same identity can never be found: how many there are."
     alone = set()
@@ -575,6 +581,7 @@ def _match_warnings(tables):
         alone |= {r.path for r in q.itertuples() if not (cams.get(r.pid, set()) - {r.camid} if rule else cams.get(r.pid))}
     return [f'{len(alone):,} queries have no match in the gallery, first: {min(alone)}'] if alone else []
 
+# %% ../nbs/10_datasets.ipynb #58b78451
 def check_dataset(
     name:str, # of the data set
     root, # its folder

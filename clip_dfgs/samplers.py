@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['tuplet_table', 'camera_tuplets', 'batch_count', 'check_neighbours', 'depth_first_batches', 'check_batches',
-           'PKSampler', 'occurrence', 'DepthFirstGraphSampler', 'GraphSampler', 'evaluating', 'refresh_neighbours',
-           'epoch_report', 'hardness']
+           'PKSampler', 'occurrence', 'DepthFirstGraphSampler', 'curriculum_window', 'GraphSampler', 'evaluating',
+           'refresh_neighbours', 'epoch_report', 'hardness', 'meetings']
 
-# %% ../nbs/21_samplers.ipynb #7d1c0b85
+# %% ../nbs/21_samplers.ipynb #e06423f5
 import zlib
 from collections import deque
+from contextlib import contextmanager
 import numpy as np
 import torch
 from torch.utils.data import Sampler
+from .graph import choose_images, nearest_identities, reversed_edges
 
 # %% ../nbs/21_samplers.ipynb #3f081759
 def tuplet_table(
@@ -93,82 +95,84 @@ def check_neighbours(
     if g.size and not (0 <= g.min() and g.max() < n): raise ValueError(f"neighbours run from {g.min()} to {g.max()}; 0..{n - 1} is allowed")
     return g
 
-# %% ../nbs/21_samplers.ipynb #5cedd428
+# %% ../nbs/21_samplers.ipynb #81681dff
 class _Restarts:
-    "Where the walk goes on when its stack is dry: first to who points at the last batches, else at random."
-    def __init__(self, neighbours, left, order):
-        self.neighbours, self.left, self.order, self.fans = neighbours, left, order, None
+    "Where the walk goes on when its stack is dry: to one who points at the last batches, else at random."
+    def __init__(self, left, fans, order): self.left, self.fans, self.order = left, fans, order
 
-    def pointing_at(self, v):
-        "Unfinished identities that have v among their neighbours, closest first."
-        if self.fans is None:
-            n, k = self.neighbours.shape
-            by_rank = self.neighbours.T.ravel()
-            self.fans = (np.argsort(by_rank, kind="stable") % n, np.concatenate(([0], np.cumsum(np.bincount(by_rank, minlength=n)))), {})
-        source, first, seen = self.fans
-        seen[v] = [u for u in (seen[v] if v in seen else source[first[v]:first[v + 1]].tolist()) if self.left[u]]
-        return seen[v]
-
-    def next(self, recent, free):
-        "An unfinished identity for which free(v) holds: near the recent ones, else the next of a random order; -1 if there is none."
-        if self.neighbours is not None and self.neighbours.size:
-            for v in reversed(recent):
-                for u in self.pointing_at(v):
-                    if free(u): return u
+    def next(self, recent, held, row):
+        "An unfinished identity outside this row's batch, or -1."
+        for v in reversed(recent):
+            self.fans[v] = [u for u in self.fans[v] if self.left[u]]
+            for u in self.fans[v]:
+                if held[u] != row: return u
         aside, found = [], -1
         while self.order and found < 0:
             v = self.order.pop()
             if self.left[v]:
                 aside.append(v)
-                if free(v): found = v
+                if held[v] != row: found = v
         self.order.extend(reversed(aside))
         return found
 
-# %% ../nbs/21_samplers.ipynb #d12831d1
-def _walk(neighbours, tuplets, ids_per_batch, start, rng, random_rows, tally):
-    "The depth-first plan, [batches, P]; every tuplet once, as few batches as can be."
-    n, total = len(tuplets), batch_count(tuplets, ids_per_batch)
-    order, left = rng.permutation(n).tolist(), tuplets.tolist()
-    mixed = iter(rng.permutation(np.repeat(np.arange(n), tuplets)).tolist()) if random_rows.any() else iter(())
-    lists = neighbours.tolist() if neighbours is not None else [()] * n
-    walk, chance = deque([iter([order[-1] if start is None else start])]), deque([mixed])
-    restarts, heavy, watched = _Restarts(neighbours, left, order), np.argsort(tuplets, kind="stable").tolist(), []
-    held, put_off, plan, last = [-1] * n, [-1] * n, [], []
+# %% ../nbs/21_samplers.ipynb #b339bcf5
+def _due(left, tuplets):
+    "A function of the batches still to come: the identities that have to be in every one of them."
+    waiting, watched = np.argsort(tuplets, kind="stable").tolist(), []
+    def due(to_come):
+        while waiting and tuplets[waiting[-1]] >= to_come: watched.append(waiting.pop())
+        watched[:] = [v for v in watched if left[v]]
+        return [v for v in watched if left[v] == to_come]
+    return due
+
+# %% ../nbs/21_samplers.ipynb #32b307b9
+def _pop(stack, left, held, row, put_off, later):
+    "The next identity on the stack that can go into this row's batch, or -1 when the stack is dry."
+    while stack:
+        for v in stack[-1]:
+            if left[v]:
+                if held[v] != row: return v
+                if put_off[v] != row:                           # in the batch already: once more, in a later batch
+                    put_off[v] = row
+                    later.append(v)
+        stack.pop()
+    return -1
+
+# %% ../nbs/21_samplers.ipynb #4a2eac8d
+def _walk(neighbours, tuplets, ids_per_batch, start, rng, random_rows, fair, tally):
+    "The plan [batches, P] of one epoch: every tuplet once, in as few batches as can be."
+    n, total, left = len(tuplets), batch_count(tuplets, ids_per_batch), tuplets.tolist()
+    order = rng.permutation(n).tolist()
+    shuffled = rng.permutation(np.repeat(np.arange(n), tuplets)).tolist() if random_rows.any() else []
+    lists, fans = neighbours.tolist(), reversed_edges(neighbours)
+    walk, chance = deque([iter([order[-1] if start is None else start])]), deque([iter(shuffled)])
+    restarts, due, held, put_off, plan, batch = _Restarts(left, fans, order), _due(left, tuplets), [-1] * n, [-1] * n, [], []
+
+    def take(v):
+        held[v] = row
+        batch.append(v)
+        left[v] -= left[v] > 0
+        if random_rows[row]: return
+        if fair: walk.append(iter(sorted([u for u in lists[v] + fans[v] if left[u]], key=left.__getitem__, reverse=True)))
+        else: walk.append(iter(lists[v]))
+
     for row in range(total):
-        batch, later, stack = [], [], chance if random_rows[row] else walk
-        def take(v):
-            held[v] = row
-            batch.append(v)
-            if left[v]: left[v] -= 1
-            if stack is walk: stack.append(iter(lists[v]))
-        while heavy and tuplets[heavy[-1]] >= total - row: watched.append(heavy.pop())
-        watched = [v for v in watched if left[v]]
-        for v in [v for v in watched if left[v] == total - row]: take(v)
+        last, batch, later, stack = batch, [], [], chance if random_rows[row] else walk
+        for v in due(total - row): take(v)
         while len(batch) < ids_per_batch:
-            v = -1
-            while stack and v < 0:
-                for u in stack[-1]:
-                    if left[u]:
-                        if held[u] != row:
-                            v = u
-                            break
-                        if put_off[u] != row:
-                            put_off[u] = row
-                            later.append(u)
-                else: stack.pop()
+            v = _pop(stack, left, held, row, put_off, later)
             if v < 0:
-                v = restarts.next(last + batch if stack is walk else [], lambda u: held[u] != row)
+                v = restarts.next([] if random_rows[row] else last + batch, held, row)
                 tally["restarts"] += v >= 0
             if v < 0: break
             take(v)
         if later: stack.appendleft(iter(later))
-        if len(batch) < ids_per_batch:                          # nobody unfinished is left: identities already seen
-            tally["topped_up"] += ids_per_batch - len(batch)
-            near = [u for v in batch for u in lists[v]] + rng.permutation(n).tolist()
-            for u in near:
-                if len(batch) < ids_per_batch and held[u] != row: take(u)
+        near = [u for v in batch for u in lists[v]] + rng.permutation(n).tolist() if len(batch) < ids_per_batch else ()
+        for u in near:                                          # nobody unfinished is left: identities already seen
+            if len(batch) < ids_per_batch and held[u] != row:
+                take(u)
+                tally["topped_up"] += 1
         plan.append(batch)
-        last = batch
     return np.array(plan)
 
 # %% ../nbs/21_samplers.ipynb #be46f0cd
@@ -194,7 +198,7 @@ def _published_walk(neighbours, tuplets, ids_per_batch, start):
         stack.extend(u for u in reversed(lists[v]) if left[u])
     return np.array(plan, np.int64).reshape(-1, ids_per_batch)
 
-# %% ../nbs/21_samplers.ipynb #032d700f
+# %% ../nbs/21_samplers.ipynb #06a33184
 def depth_first_batches(
     neighbours, # graph G [N, k], nearest first; None: no graph, every batch is a random one
     tuplets, # tuplets of each identity [N]: their number, or the tuplets themselves
@@ -202,6 +206,7 @@ def depth_first_batches(
     start:int=None, # first identity; None: drawn
     rng:np.random.Generator=None, # decides start, random restarts and random batches
     published:bool=False, # the order of the published sampler, which does not reach everybody
+    fair:bool=True, # walk the edges both ways, to who has most tuplets left first; False: the paper's order
     random_share:float=0., # share of the batches that are random (PK), spread over the epoch
     tally:dict=None, # filled with the number of restarts and of topped-up places
 )->np.ndarray: # IntArray[batches, P]: identities, each at most once a row
@@ -218,7 +223,8 @@ def depth_first_batches(
     if not 0 <= share <= 1: raise ValueError(f"random_share={random_share}; it is a share, 0..1")
     rows = np.arange(batch_count(tuplets, ids_per_batch))
     random_rows = np.floor((rows + 1) * share) > np.floor(rows * share)
-    return _walk(neighbours, tuplets, ids_per_batch, start, rng, random_rows, tally)
+    if neighbours is None: neighbours = np.empty((len(tuplets), 0), np.int64)
+    return _walk(neighbours, tuplets, ids_per_batch, start, rng, random_rows, fair, tally)
 
 # %% ../nbs/21_samplers.ipynb #28730702
 def check_batches(labels, cameras, batch, instances, rank, world):
@@ -234,7 +240,7 @@ def check_batches(labels, cameras, batch, instances, rank, world):
     if not 0 <= rank < world: raise ValueError(f"rank={rank} of world={world}; ranks run from 0 to world - 1")
     return labels.astype(np.int64), None if cameras is None else np.asarray(cameras)
 
-# %% ../nbs/21_samplers.ipynb #edfc8569
+# %% ../nbs/21_samplers.ipynb #3e94e7f0
 class PKSampler(Sampler):
     "P random identities, K images of each; every tuplet once an epoch. A batch sampler: yields lists of image rows."
     def __init__(self,
@@ -250,6 +256,9 @@ class PKSampler(Sampler):
         self.batch, self.instances, self.seed, self.rank, self.world = batch, instances, seed, rank, world
         self.epoch, self.position, self._resume, self._plan, self.tally = 0, 0, 0, None, {}
         self.images = np.bincount(self.labels)
+        if world == 1: self.batch_size, self.drop_last = batch, False   # what accelerate reads before it shards; a sampler already sharded does not offer it
+
+    neighbours = None
 
     @property
     def ids_per_batch(self): return self.batch // self.instances
@@ -283,6 +292,8 @@ class PKSampler(Sampler):
     def __len__(self): return -(-self.batches() // self.world)
 
     def __iter__(self):
+        if self._resume and self._graph != self.graph_mark():
+            raise ValueError("the saved state stands in the middle of an epoch over another graph; set the neighbours of that epoch first (save_graph, load_graph)")
         rows = self.plan()[self.rank::self.world]
         self.position, self._resume = self._resume, 0
         while self.position < len(rows):
@@ -293,15 +304,17 @@ class PKSampler(Sampler):
         "The epoch that the next pass plans."
         if epoch != self.epoch: self.epoch, self.position, self._resume, self._plan = epoch, 0, 0, None
 
+    def graph_mark(self): return None if self.neighbours is None else zlib.crc32(np.ascontiguousarray(self.neighbours.numpy()))
+
     def state_dict(self, position:int=None)->dict: # position: batches used so far, if a loader has fetched more than that
         "What is needed to go on in the middle of the epoch."
-        return dict(seed=self.seed, epoch=self.epoch, position=self.position if position is None else position)
+        return dict(seed=self.seed, epoch=self.epoch, position=self.position if position is None else position, graph=self.graph_mark())
 
     def load_state_dict(self, state:dict):
         "Go on where `state_dict` was taken: the next pass begins with the batch after it."
         if state["seed"] != self.seed: raise ValueError(f"the state is of seed {state['seed']}, this sampler has seed {self.seed}")
         self.set_epoch(state["epoch"])
-        self.position = self._resume = state["position"]
+        self.position, self._resume, self._graph = state["position"], state["position"], state["graph"]
 
 # %% ../nbs/21_samplers.ipynb #ddce3952
 def occurrence(values)->np.ndarray:
@@ -313,7 +326,7 @@ def occurrence(values)->np.ndarray:
     out[order] = np.arange(len(values)) - np.repeat(np.cumsum(count) - count, count)
     return out
 
-# %% ../nbs/21_samplers.ipynb #801ce929
+# %% ../nbs/21_samplers.ipynb #8e0c6a56
 class DepthFirstGraphSampler(PKSampler):
     "Batches of look-alikes, depth first over the identity graph ([DFGS]); every image every epoch."
     def __init__(self,
@@ -323,10 +336,13 @@ class DepthFirstGraphSampler(PKSampler):
         batch:int=64, instances:int=4, seed:int=0, rank:int=0, world:int=1, # as in `PKSampler`
         shuffle_neighbours:bool=True, # each epoch in another order
         published:bool=False, # the published order, which does not reach everybody
+        fair:bool=True, # both ways along the edges, those with most tuplets left first
         random_share:float=0., # share of random batches mixed in
+        curriculum:tuple=None, # (k, epochs): a window of k neighbours that slides from far to near
     ):
         super().__init__(labels, cameras, batch, instances, seed, rank, world)
-        self.shuffle_neighbours, self.published, self.random_share = shuffle_neighbours, published, random_share
+        self.shuffle_neighbours, self.published, self.fair = shuffle_neighbours, published, fair
+        self.random_share, self.curriculum = random_share, curriculum
         self.neighbours = neighbours
 
     @property
@@ -343,9 +359,23 @@ class DepthFirstGraphSampler(PKSampler):
     def identities(self, rng):
         if self.neighbours is None: return super().identities(rng)
         graph = self.neighbours.numpy()
+        if self.curriculum is not None: graph = curriculum_window(graph, self.curriculum[0], self.epoch, self.curriculum[1])
         if self.shuffle_neighbours: graph = rng.permuted(graph, axis=1)
         return depth_first_batches(graph, -(-self.images // self.instances), self.ids_per_batch, rng=rng,
-            published=self.published, random_share=self.random_share, tally=self.tally)
+            published=self.published, fair=self.fair, random_share=self.random_share, tally=self.tally)
+
+# %% ../nbs/21_samplers.ipynb #2e146e43
+def curriculum_window(
+    neighbours, # graph [N, w], nearest first, w >= k
+    k:int, # neighbours used at a time
+    epoch:int, # 0, 1, ...
+    epochs:int, # in which the window arrives at the nearest
+): # [N, k]
+    "k consecutive columns of a wide graph, from the farthest in epoch 0 to the nearest in epoch epochs-1: m falls with time."
+    spare = neighbours.shape[1] - k
+    if k < 1 or spare < 0 or epochs < 1: raise ValueError(f"curriculum of {k} neighbours over {epochs} epochs: the graph has {neighbours.shape[1]} neighbours")
+    skip = round(spare * max(0., 1 - epoch / max(1, epochs - 1)))
+    return neighbours[:, skip:skip + k]
 
 # %% ../nbs/21_samplers.ipynb #ebd12085
 class GraphSampler(PKSampler):
@@ -396,10 +426,7 @@ class GraphSampler(PKSampler):
         super().load_state_dict(state)
         self.pointers = np.asarray(state["pointers"], np.int64)
 
-# %% ../nbs/21_samplers.ipynb #4a818d76
-from contextlib import contextmanager
-from .graph import choose_images, nearest_identities
-
+# %% ../nbs/21_samplers.ipynb #6969d27a
 @contextmanager
 def evaluating(model):
     "The model in eval mode without gradients; afterwards each of its modules is in the mode it was in."
@@ -441,7 +468,7 @@ def refresh_neighbours(
     sampler.neighbours = graph.cpu()
     return sampler.neighbours
 
-# %% ../nbs/21_samplers.ipynb #6dcf0602
+# %% ../nbs/21_samplers.ipynb #1e9c780c
 def epoch_report(
     batches, # the batches of one epoch: lists of image rows
     labels, # identity 0..N-1 of each image, shape [n]
@@ -459,6 +486,9 @@ def epoch_report(
     pairs = np.unique(where * n + labels[flat])                 # one identity in one batch
     report = dict(batches=len(batches), identities=len(np.unique(labels[flat])) / n, images=len(np.unique(flat)) / images,
         ids_per_batch=len(pairs) / max(1, len(batches)), repeats=1 - len(np.unique(flat)) / max(1, len(flat)))
+    if len(batches) > 1:
+        before = np.intersect1d(pairs + n, pairs)               # also in the batch before
+        report["shared_with_previous"] = len(before) / (len(batches) - 1)
     if cameras is not None:
         camera = np.unique(np.asarray(cameras), return_inverse=True)[1].reshape(-1)
         seen = np.unique((where * n + labels[flat]) * (camera.max() + 1) + camera[flat])
@@ -493,3 +523,19 @@ def hardness(batches, labels, features, margin=0.3, anchors=1024, seed=0)->dict:
     near, nearest = near[good].clamp_min(1e-12), nearest[good].clamp_min(1e-12)
     out = dict(hardness=float((nearest / near).mean()), negative_ratio=float((near / nearest).mean()))
     return out | (dict(active=float(torch.stack(active).nanmean())) if per_image else {})
+
+# %% ../nbs/21_samplers.ipynb #2baa17b5
+def meetings(
+    epochs, # epochs, each a list of batches of image rows
+    labels, # identity of each image
+)->dict:
+    "How varied epochs are: `partners` an identity meets in an epoch, and the share of pairs met `again` that had met in an earlier epoch."
+    labels = np.asarray(labels)
+    n, seen, new, again, partners = int(labels.max()) + 1, np.empty(0, np.int64), [], [], []
+    for batches in epochs:
+        ids = [np.unique(labels[np.asarray(b)]) for b in batches]
+        pairs = np.unique(np.concatenate([(i[:, None] * n + i[None])[np.triu_indices(len(i), 1)] for i in ids]))
+        again.append(np.isin(pairs, seen).mean())
+        partners.append(2 * len(pairs) / n)
+        seen = np.union1d(seen, pairs)
+    return dict(partners=float(np.mean(partners)), again=float(np.mean(again[1:])) if len(again) > 1 else 0., met=2 * len(seen) / n)

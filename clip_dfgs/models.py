@@ -52,17 +52,28 @@ def new_clip(model_cfg:dict, # an open_clip architecture: embed_dim, vision_cfg,
     cfg['vision_cfg']['timm_model_pretrained'] = False                     # weights come from one place only
     with _seeded(seed): return (open_clip.model.CustomTextCLIP if custom else open_clip.CLIP)(**cfg)
 
-# %% ../nbs/31_models.ipynb #571dee29
-def known_architecture(name:str, # an open_clip name, `hf-hub:...` or `local-dir:...`
+# %% ../nbs/31_models.ipynb #d350daf2
+def _bundle(name:str, # "hf-hub:OWNER/REPO" or "local-dir:FOLDER"
+           )->Path: # folder with `open_clip_config.json` and weights
+    "The folder of a model that brings its own config, fetched if need be; ValueError if there is none."
+    kind, _, where = name.partition(':')
+    try:
+        if kind == 'hf-hub': return Path(open_clip.download_pretrained_from_hf(where, filename='open_clip_config.json')).parent
+        if kind == 'local-dir' and (Path(where)/'open_clip_config.json').exists(): return Path(where)
+    except Exception as e: raise ValueError(f'{name}: could not be fetched ({str(e).splitlines()[0][:120]})') from None
+    raise ValueError(f'{name}: no open_clip_config.json there; names with a colon are hf-hub:OWNER/REPO, local-dir:FOLDER or timm:NAME')
+
+def known_architecture(name:str, # an open_clip name, "hf-hub:OWNER/REPO" or "local-dir:FOLDER"
                       )->dict: # its config
     "The open_clip config of `name`; ValueError that suggests the nearest name."
-    cfg = open_clip.get_model_config(name if ':' in name else name.replace('/', '-'))
+    cfg = json.loads((_bundle(name)/'open_clip_config.json').read_text()).get('model_cfg') if ':' in name else open_clip.get_model_config(name.replace('/', '-'))
     if cfg is not None: return cfg
     near = difflib.get_close_matches(name, ['pedestrians', *open_clip.list_models()], n=3, cutoff=.5)
     raise ValueError(f'unknown model {name!r}' + (f"; did you mean {' or '.join(near)}?" if near else '; see open_clip.list_models()'))
 
-# %% ../nbs/31_models.ipynb #fd3b91bb
+# %% ../nbs/31_models.ipynb #26249b2a
 _OPENAI_KEYS = 'input_resolution', 'context_length', 'vocab_size'
+OPENAI_PIXELS = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 
 def read_weights(path, # .pt, .pth, .bin, TorchScript archive or .safetensors
                 )->tuple[dict,str]: # tensors by name, and their origin: "openai", "bare" (OpenAI's layout) or "open_clip"
@@ -71,11 +82,10 @@ def read_weights(path, # .pt, .pth, .bin, TorchScript archive or .safetensors
     try:
         if path.suffix == '.safetensors': found = load_file(path)
         else:
-            try: found = torch.load(path, map_location='cpu', weights_only=True)
-            except RuntimeError:                                          # a TorchScript archive is not a checkpoint
-                with warnings.catch_warnings():
-                    warnings.simplefilter('ignore')
-                    return _strip(torch.jit.load(str(path), map_location='cpu').state_dict()), 'openai'
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')                           # torch's advice on archives
+                try: found = torch.load(path, map_location='cpu', weights_only=True)
+                except RuntimeError: return _strip(torch.jit.load(str(path), map_location='cpu').state_dict()), 'openai'
     except Exception as e: raise ValueError(f'{path}: not a weight file this package reads ({type(e).__name__}: {str(e).splitlines()[0][:120]})') from None
     wrapped = isinstance(found, dict) and isinstance(found.get('state_dict'), dict)
     state = found['state_dict'] if wrapped else found
@@ -118,9 +128,35 @@ def fill(model:nn.Module, state:dict, # weights by name
     model.load_state_dict(state)
     return model
 
-# %% ../nbs/31_models.ipynb #2b6f2aaf
-OPENAI_PIXELS = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+# %% ../nbs/31_models.ipynb #17d2788a
+def _weight_file(name:str, pretrained)->Path|None:
+    "The file that `pretrained` names, or the one in the folder of a model that brings its own; None for tags and random weights."
+    if pretrained and os.path.isfile(pretrained): return Path(pretrained)
+    if not pretrained or ':' not in name: return None
+    if name.startswith('hf-hub:'): return Path(open_clip.download_pretrained_from_hf(name[7:]))
+    for suffix in ('.safetensors', '.bin', '.pt', '.pth'):
+        if found := sorted(_bundle(name).glob('*' + suffix)): return found[0]
+    raise ValueError(f'{name}: holds no weights (.safetensors, .bin, .pt); pretrained=None makes random ones')
 
+def _bundled_pixels(file:Path)->tuple:
+    "Mean and standard deviation from the `open_clip_config.json` beside a file, else OpenAI's."
+    beside = file.with_name('open_clip_config.json')
+    cfg = json.loads(beside.read_text()).get('preprocess_cfg', {}) if beside.exists() else {}
+    return tuple(cfg.get(k, d) for k, d in zip(('mean', 'std'), OPENAI_PIXELS))
+
+# %% ../nbs/31_models.ipynb #d1af2e30
+def _load_file(cfg:dict, # of the architecture; `quick_gelu` and `custom_text` are set
+               file:Path, named:bool|None, # what the name or its config says of QuickGELU
+               asked:bool|None, seed:int)->tuple[nn.Module,dict]:
+    "A model of `cfg` with the weights of `file`."
+    state, origin = read_weights(file); beside = file.with_name('open_clip_config.json')
+    if beside.exists(): named = json.loads(beside.read_text()).get('model_cfg', {}).get('quick_gelu', False)
+    cfg['quick_gelu'] = choose_quick_gelu(origin, asked, named, str(file))
+    model = new_clip(cfg, seed); state = open_clip.convert.convert_state_dict(model, state)
+    if hasattr(model, 'text') and 'positional_embedding' in state: state = open_clip.model.convert_to_custom_text_state_dict(state)
+    return fill(model, state, str(file)), cfg
+
+# %% ../nbs/31_models.ipynb #5477f7fa
 def load_clip(name:str, # architecture
               pretrained=None, # tag, file or None
               quick_gelu:bool|None=None, # None: find out
@@ -128,18 +164,11 @@ def load_clip(name:str, # architecture
              )->tuple[nn.Module,dict,tuple]: # model, its config, (mean, std) of its pixels
     "An open_clip model and what it takes to build it again; ValueError for unknown names, tags and files that do not fit."
     cfg = known_architecture(name); plain = name.replace('/', '-')
-    named = True if plain.endswith('-quickgelu') else cfg.get('quick_gelu')
-    file = Path(pretrained) if pretrained and os.path.isfile(pretrained) else None
-    if file:
-        state, origin = read_weights(file)
-        beside = file.with_name('open_clip_config.json')
-        if beside.exists(): named = json.loads(beside.read_text()).get('model_cfg', {}).get('quick_gelu', False)
-        if 'text.positional_embedding' in state or 'positional_embedding' not in state: cfg['custom_text'] = True
-        cfg['quick_gelu'] = choose_quick_gelu(origin, quick_gelu, named, str(file))
-        model = new_clip(cfg, seed)
-        return fill(model, open_clip.convert.convert_state_dict(model, state), str(file)), cfg, OPENAI_PIXELS
+    file = _weight_file(name, pretrained)
+    if file: return *_load_file(cfg, file, plain.endswith('-quickgelu') or cfg.get('quick_gelu'), quick_gelu, seed), _bundled_pixels(file)
     tag = _tag(plain, pretrained) if pretrained else open_clip.get_pretrained_cfg(plain, 'openai')
-    cfg['quick_gelu'] = choose_quick_gelu('tag', quick_gelu, tag.get('quick_gelu', False) if tag else named, f'{name} {pretrained or ""}'.strip())
+    known = tag.get('quick_gelu', False) if tag else cfg.get('quick_gelu')
+    cfg['quick_gelu'] = choose_quick_gelu('tag', quick_gelu, known, f'{name} {pretrained or ""}'.strip())
     model = new_clip(cfg, seed)
     if pretrained: fill(model, _fetch(model, plain, pretrained, tag), f'{name} {pretrained}')
     return model, cfg, tuple(tag.get(k, d) for k, d in zip(('mean', 'std'), OPENAI_PIXELS))
@@ -326,13 +355,13 @@ def encode_tokens(tower:nn.Module, # of `text_tower`
     if tower.attn_mask is not None: ids = ids[:, :int(at.max()) + 1]
     return encode_embeddings(tower, tower.token_embedding(ids), at)
 
-# %% ../nbs/31_models.ipynb #ea44d3d3
+# %% ../nbs/31_models.ipynb #98ecec93
 @functools.lru_cache(maxsize=4)
 def tokenizer_of(clip:str, # model name
                  length:int=77, # context length
                 ): # callable: list of texts -> ids [B,length]
     "The tokenizer a model was trained with; ValueError if it cannot be had."
-    cfg = None if clip == 'pedestrians' else open_clip.get_model_config(clip.replace('/', '-') if ':' not in clip else clip)
+    cfg = None if clip == 'pedestrians' else known_architecture(clip)
     if not cfg or not (cfg['text_cfg'].get('hf_tokenizer_name') or 'siglip' in clip.lower()): return open_clip.SimpleTokenizer(context_length=length)
     try: return open_clip.get_tokenizer(clip)
     except Exception as e: raise ValueError(f'{clip}: its tokenizer could not be loaded ({str(e).splitlines()[0][:120]}); without it no prompts can be learned') from None
@@ -399,14 +428,15 @@ def unpack_tokens(state:dict, key:str, shape:tuple, seed:int)->dict:
     table[state['token_rows']] = state['token_embedding'].to(table.dtype)
     return {k: v for k, v in state.items() if k not in ('token_rows', 'token_embedding')} | {key: table}
 
-# %% ../nbs/31_models.ipynb #d8c86ef6
+# %% ../nbs/31_models.ipynb #8bec367f
 def _write(path:Path, make # function that writes the file at the path it is given
           ):
     "Write a file atomically."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        make(part)
+        part.touch(); mode = part.stat().st_mode
+        make(part); part.chmod(mode)                                       # safetensors makes files for their owner alone
         with open(part, 'rb') as f: os.fsync(f.fileno())
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
@@ -505,7 +535,7 @@ def _add_parts(model, visual:nn.Module, config:dict):
         from clip_dfgs.prompt_learner import PromptLearner                # the next chapter builds on this one
         model.prompts = PromptLearner.for_clip(model.clip, tokenizer_of(config['clip'], text_tower(model.clip).context_length), config['num_ids'], config['seed'])
 
-# %% ../nbs/31_models.ipynb #dd9a7e21
+# %% ../nbs/31_models.ipynb #6f4ba1c3
 class ReIDModel(nn.Module):
     "A CLIP for re-identification: three image features, BN necks, and a learned prompt for each of `num_ids` identities."
     def __init__(self, clip:nn.Module, # towers at the size they were trained
@@ -538,7 +568,8 @@ class ReIDModel(nn.Module):
     def text_features(self, labels:Tensor)->Tensor:
         "Projected text features [B,D] of the learned prompts of `labels`."
         _need_text(self)
-        return encode_embeddings(text_tower(self.clip), self.prompts(labels), self.prompts.at.expand(len(labels)))
+        once, where = labels.unique(return_inverse=True)                   # K images of an identity need its text but once
+        return encode_embeddings(text_tower(self.clip), self.prompts(once), self.prompts.at.expand(len(once)))[where]
 
     @torch.no_grad()
     def encode_captions(self, texts:list, block:int=256)->Tensor:
@@ -547,7 +578,7 @@ class ReIDModel(nn.Module):
         ids = tokenizer_of(self.config['clip'], tower.context_length)(list(texts))
         return torch.cat([encode_tokens(tower, i) for i in ids.to(tower.positional_embedding.device).split(block)])
 
-# %% ../nbs/31_models.ipynb #a40d57bc
+# %% ../nbs/31_models.ipynb #01a6fac1
 def _create(cls, clip:str='ViT-B-16', # open_clip name, "pedestrians", or "timm:NAME" for a backbone without text
             pretrained='openai', # open_clip tag, file, "pedestrians", or None for random weights
             num_ids:int=0, # training identities; 0: no classifiers and no prompts
@@ -560,6 +591,7 @@ def _create(cls, clip:str='ViT-B-16', # open_clip name, "pedestrians", or "timm:
            )->'ReIDModel':
     "A model from a name and weights; ValueError for what is unknown or does not fit."
     cfg, token_seed, size = {}, None, (256, 128)
+    if num_ids and not clip.startswith('timm:'): tokenizer_of(clip)       # fail before weights are fetched
     if 'pedestrians' in (clip, pretrained):
         clip = 'pedestrians'
         if pretrained is None: config = PEDESTRIANS; module = new_small_clip(config, seed)
@@ -572,14 +604,16 @@ def _create(cls, clip:str='ViT-B-16', # open_clip name, "pedestrians", or "timm:
                             num_ids=num_ids, pixels=_pixels(normalisation, own), token_seed=token_seed, seed=seed))
 ReIDModel.create = classmethod(_create)
 
-# %% ../nbs/31_models.ipynb #a38d8e16
+# %% ../nbs/31_models.ipynb #22e1f813
 def _trainable(self, stage:str, # "adapt", "prompts" or "finetune"
               )->list: # of (name, parameter)
     "Freeze all but what a stage trains: the image side in `adapt` and `finetune`, the prompts' context in `prompts`."
     if stage not in ('adapt', 'prompts', 'finetune'): raise ValueError(f'unknown stage {stage!r}; use adapt, prompts or finetune')
     if stage == 'prompts': _need_text(self)
     mine = ('prompts.',) if stage == 'prompts' else ('clip.visual.', 'neck_', 'camera')
-    for name, p in self.named_parameters(): p.requires_grad_(name.startswith(mine) and not name.endswith('norm.bias') or name.startswith(mine) and not name.startswith('neck_'))
+    for name, p in self.named_parameters():
+        shift = name.startswith('neck_') and name.endswith('norm.bias')    # stays zero [BoT]
+        p.requires_grad_(name.startswith(mine) and not shift)
     return [(n, p) for n, p in self.named_parameters() if p.requires_grad]
 ReIDModel.trainable = _trainable
 

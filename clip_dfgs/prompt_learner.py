@@ -22,7 +22,7 @@ def find_hole(ids:list, # token ids of `PROMPT`
         if len(set(ids[i:i + n])) == 1 and ids[i] not in (ids[i - 1], ids[i + n]): return i
     raise ValueError(f'this tokenizer does not turn {PROMPT!r} into {n} equal tokens in a row; prompts cannot be learned with it')
 
-# %% ../nbs/32_prompt_learner.ipynb #e4af35aa
+# %% ../nbs/32_prompt_learner.ipynb #33d864b7
 class PromptLearner(nn.Module):
     "Frozen prefix, a learned context for each identity, frozen suffix [CLIP-ReID], [CoOp]."
     def __init__(self, num_ids:int, # N
@@ -35,7 +35,7 @@ class PromptLearner(nn.Module):
         super().__init__()
         draw = torch.randn(num_ids, n_context, prefix.shape[1], generator=torch.Generator().manual_seed(seed))
         self.context = nn.Parameter(.02 * draw)
-        for name, value in dict(prefix=prefix, suffix=suffix, at=torch.tensor([at])).items(): self.register_buffer(name, value, persistent=False)
+        for name, value in dict(prefix=prefix, suffix=suffix, at=torch.tensor([at])).items(): self.register_buffer(name, value)
 
     @classmethod
     def for_clip(cls, clip:nn.Module, tokenizer, num_ids:int, seed:int=0)->'PromptLearner':

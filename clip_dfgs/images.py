@@ -191,7 +191,7 @@ def occurrence(
     out[order] = place - np.maximum.accumulate(np.where(first, place, 0))
     return out
 
-# %% ../nbs/12_images.ipynb #3d59a49a
+# %% ../nbs/12_images.ipynb #167e5ebd
 def crop_and_flip(
     pixels, # uint8 [n,H,W,3], array-like
     index, # images to take, shape [B]
@@ -203,7 +203,7 @@ def crop_and_flip(
     _, H, W, _ = pixels.shape
     out = np.zeros((len(index), H, W, 3), np.uint8)
     for b, i in enumerate(index):
-        y, x, image = int(dy[b]) - pad, int(dx[b]) - pad, pixels[int(i)]
+        y, x, image = max(-H, min(H, int(dy[b]) - pad)), max(-W, min(W, int(dx[b]) - pad)), pixels[int(i)]
         if flip[b]: image = image[:, ::-1]
         out[b, max(-y, 0):H - max(y, 0), max(-x, 0):W - max(x, 0)] = image[max(y, 0):H + min(y, 0), max(x, 0):W + min(x, 0)]
     return out

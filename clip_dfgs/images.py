@@ -353,14 +353,14 @@ def make_loader(
     return DataLoader(dataset, batch_sampler=batch_sampler, collate_fn=_as_is, num_workers=workers,
                       persistent_workers=workers > 0, pin_memory=torch.cuda.is_available())
 
-# %% ../nbs/12_images.ipynb #94f7f5e8
+# %% ../nbs/12_images.ipynb #ae3af373
 def normalise(
     images:torch.Tensor, # uint8 [B,3,H,W]
     mean=(0.5, 0.5, 0.5), # of pixels in [0,1], one number or three; None: of the image itself
     std=(0.5, 0.5, 0.5), # the same
 )->torch.Tensor: # float32 [B,3,H,W]
     "Bytes to float32 with the given mean and standard deviation, on the device of `images`."
-    x = images.float()/255
-    if mean is None: return (x - x.mean((2, 3), keepdim=True))/(x.var((2, 3), keepdim=True, unbiased=False) + 1e-5).sqrt()
-    m, s = (torch.as_tensor(v, dtype=torch.float32, device=x.device).expand(3)[:, None, None] for v in (mean, std))
-    return (x - m)/s
+    x = images.to(torch.float32, memory_format=torch.contiguous_format)
+    if mean is None: return (x - x.mean((2, 3), keepdim=True))/(x.var((2, 3), keepdim=True, unbiased=False) + 1e-5*255**2).sqrt()
+    m, s = (255*torch.as_tensor(v, dtype=torch.float32, device=x.device).expand(3)[:, None, None] for v in (mean, std))
+    return x.sub_(m).div_(s)  # in place: fresh memory costs more than the arithmetic

@@ -1,0 +1,28 @@
+# make demo   the main job, on any machine      make test   everything that CI checks
+SHELL := /bin/bash
+PY := .venv/bin/python
+STAMP := .venv/.ready
+
+.PHONY: demo test setup readme export bench clean
+setup: $(STAMP)
+$(STAMP): settings.ini setup.py
+	test -x $(PY) || python3 -m venv .venv
+	$(PY) -m pip install --disable-pip-version-check -q -e '.[dev]'
+	touch $(STAMP)
+
+demo: setup
+	.venv/bin/clip-dfgs demo --out runs/demo --overwrite
+
+test: setup
+	$(PY) tests/in_step.py
+	OMP_NUM_THREADS=1 .venv/bin/nbdev_test --n_workers 2 --timing --path nbs
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q tests
+
+export: setup
+	.venv/bin/nbdev_export
+
+readme: setup
+	$(PY) -m nbconvert --to markdown --output-dir . --output README --NbConvertApp.output_files_dir=nbs/images --log-level WARN nbs/index.ipynb
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -99,7 +99,7 @@ def _write_cache(file, paths, size, workers, progress):
         os.replace(part, file)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/12_images.ipynb #64ef81c5
+# %% ../nbs/12_images.ipynb #08cc9ec1
 def cached_images(
     paths, # image files
     size=(256, 128), # (H, W)
@@ -111,16 +111,16 @@ def cached_images(
     paths, size = [os.fspath(p) for p in paths], tuple(int(s) for s in size)
     if not paths: raise ImageError('no image to load: the list of paths is empty')
     if cache == 'off': return LazyImages(paths, size)
-    folder = cache_folder(cache)
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise ImageError(f'image cache {folder} cannot be made ({e.strerror}); choose another folder (CLIP_DFGS_CACHE) or cache="off"') from None
+    folder, shape = cache_folder(cache), (len(paths), *size, 3)
     file = folder/f'{cache_key(paths, size)}.npy'
-    with _locked(file.with_suffix('.lock')):
-        pixels = _open_cache(file, (len(paths), *size, 3))
-        if pixels is None:
-            _write_cache(file, paths, size, workers, progress)
-            pixels = _open_cache(file, (len(paths), *size, 3))
-    return pixels
+    pixels = _open_cache(file, shape)
+    if pixels is not None: return pixels
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(file.with_suffix('.lock')):
+            if _open_cache(file, shape) is None: _write_cache(file, paths, size, workers, progress)
+    except OSError as e: raise ImageError(f'image cache {folder} cannot be written ({e.strerror or e}); choose another folder (CLIP_DFGS_CACHE) or cache="off"') from None
+    return _open_cache(file, shape)
 
 # %% ../nbs/12_images.ipynb #e5951fda
 def _open_cache(file, shape):

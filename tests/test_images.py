@@ -91,10 +91,23 @@ def test_a_bad_image_leaves_no_cache(tmp_path, paths):
 
 def test_no_room_and_no_folder_are_one_line(tmp_path, paths, monkeypatch):
     (tmp_path/'file').write_text('')
-    with pytest.raises(ImageError, match='cannot be made'): cached_images(paths, (16, 8), cache=tmp_path/'file'/'c')
+    with pytest.raises(ImageError, match='cannot be written'): cached_images(paths, (16, 8), cache=tmp_path/'file'/'c')
     monkeypatch.setattr(I.shutil, 'disk_usage', lambda p: type('U', (), dict(free=100))())
     with pytest.raises(ImageError, match='has 0.00 GB free'): cached_images(paths, (16, 8), cache=tmp_path/'c')
     assert not list((tmp_path/'c').glob('*.npy'))
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(tmp_path, paths, monkeypatch):
+    def full(*a): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(I.os, 'posix_fallocate', full)
+    with pytest.raises(ImageError, match='No space left on device.*cache="off"'): cached_images(paths, (16, 8), cache=tmp_path/'c')
+    assert [p.suffix for p in (tmp_path/'c').iterdir()] == ['.lock']
+
+def test_a_folder_one_may_only_read_is_enough_once_the_cache_is_there(tmp_path, paths, monkeypatch):
+    first = np.array(cached_images(paths, (16, 8), cache=tmp_path/'c'))
+    def refuse(*a, **k): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(I, '_locked', refuse)
+    assert (cached_images(paths, (16, 8), cache=tmp_path/'c') == first).all()
+    with pytest.raises(ImageError, match='Permission denied'): cached_images(paths, (8, 8), cache=tmp_path/'c')
 
 def test_a_large_cache_is_announced_before_it_is_made(tmp_path, paths, capsys, monkeypatch):
     def stop(*a): raise KeyboardInterrupt

@@ -240,10 +240,10 @@ def check_batches(labels, cameras, batch, instances, rank, world):
     if not 0 <= rank < world: raise ValueError(f"rank={rank} of world={world}; ranks run from 0 to world - 1")
     return labels.astype(np.int64), None if cameras is None else np.asarray(cameras)
 
-# %% ../nbs/21_samplers.ipynb #ddce3952
+# %% ../nbs/21_samplers.ipynb #e0df0cbd
 def occurrence(values)->np.ndarray:
     "How many times each entry has occurred before: [3, 5, 3, 3] gives [0, 0, 1, 2]."
-    values = np.asarray(values)
+    values = np.asarray(values, np.int64)
     order = np.argsort(values, kind="stable")
     count = np.bincount(values)
     out = np.empty(len(values), np.int64)
@@ -511,18 +511,18 @@ def epoch_report(
     if features is not None and len(flat): report |= hardness(batches, labels, features, margin, anchors, seed)
     return report
 
-# %% ../nbs/21_samplers.ipynb #2baa17b5
+# %% ../nbs/21_samplers.ipynb #2dd72423
 def meetings(
     epochs, # epochs, each a list of batches of image rows
     labels, # identity of each image
 )->dict:
     "How varied epochs are: `partners` an identity meets in an epoch, and the share of pairs met `again` that had met in an earlier epoch."
     labels = np.asarray(labels)
-    n, seen, new, again, partners = int(labels.max()) + 1, np.empty(0, np.int64), [], [], []
+    n, seen, again, partners = int(labels.max()) + 1, np.empty(0, np.int64), [], []
     for batches in epochs:
         ids = [np.unique(labels[np.asarray(b)]) for b in batches]
-        pairs = np.unique(np.concatenate([(i[:, None] * n + i[None])[np.triu_indices(len(i), 1)] for i in ids]))
-        again.append(np.isin(pairs, seen).mean())
+        pairs = np.unique(np.concatenate([seen[:0]] + [(i[:, None] * n + i[None])[np.triu_indices(len(i), 1)] for i in ids]))
+        again.append(np.isin(pairs, seen).sum() / max(1, len(pairs)))
         partners.append(2 * len(pairs) / n)
         seen = np.union1d(seen, pairs)
     return dict(partners=float(np.mean(partners)), again=float(np.mean(again[1:])) if len(again) > 1 else 0., met=2 * len(seen) / n)

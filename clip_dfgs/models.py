@@ -7,9 +7,9 @@ __all__ = ['PEDESTRIANS', 'OPENAI_PIXELS', 'WEIGHTS', 'new_clip', 'known_archite
            'fill', 'load_clip', 'resize_grid', 'fit_tower', 'ImageFeatures', 'run_block', 'run_blocks', 'vit_features',
            'resnet_features', 'timm_features', 'tower_features', 'text_tower', 'text_positions', 'encode_embeddings',
            'encode_tokens', 'tokenizer_of', 'TimmTower', 'load_timm', 'token_table', 'new_small_clip', 'pack_tokens',
-           'unpack_tokens', 'save_small_clip', 'load_small_clip', 'BNNeck', 'normalise_pixels', 'ReIDModel']
+           'unpack_tokens', 'save_small_clip', 'load_small_clip', 'BNNeck', 'ReIDModel']
 
-# %% ../nbs/31_models.ipynb #b6acea4c
+# %% ../nbs/31_models.ipynb #122b9fcf
 import difflib, functools, json, math, os, warnings
 from contextlib import contextmanager
 from copy import deepcopy
@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
 from safetensors.torch import load_file, save_file
+
+from .images import normalise
 
 # %% ../nbs/31_models.ipynb #013a26f2
 PEDESTRIANS = dict(model_cfg=dict(
@@ -282,13 +284,13 @@ def run_blocks(transformer:nn.Module, # open_clip's, with `resblocks`
     for block in first: x = run(block, x)
     return x, run(final, x, take)
 
-# %% ../nbs/31_models.ipynb #26f37a9c
+# %% ../nbs/31_models.ipynb #0faff49a
 def vit_features(visual, x:Tensor, # [B,3,H,W], normalised
                  camera:Tensor|None=None, # added to every token, [B,W]
                 )->ImageFeatures:
     "The class token (or the mean, if the tower pools so) before and after the final block."
     x = visual.conv1(x).flatten(2).transpose(1, 2)
-    x = torch.cat([visual.class_embedding.to(x.dtype).expand(len(x), 1, -1), x], 1) + visual.positional_embedding.to(x.dtype)
+    x = torch.cat([visual.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1), x], 1) + visual.positional_embedding.to(x.dtype)
     if camera is not None: x = x + camera[:, None].to(x.dtype)
     cls = visual.pool_type == 'tok'
     x, after = run_blocks(visual.transformer, visual.ln_pre(visual.patch_dropout(x)), take=(lambda t: t[:, :1]) if cls else None)
@@ -479,24 +481,15 @@ class BNNeck(nn.Module):
 
     def forward(self, x:Tensor)->Tensor: return self.classifier(self.norm(x))
 
-# %% ../nbs/31_models.ipynb #1756a625
+# %% ../nbs/31_models.ipynb #01a00897
 def _pixels(normalisation, # None: the weights' own; "half", "clip", "instance", or (mean, std)
             own:tuple)->dict:
-    "Normalisation as it is stored: {mean, std} or {instance: true}."
-    if normalisation == 'instance': return dict(instance=True)
+    "Normalisation as it is stored: mean and std, three numbers each, or None for those of each image."
+    if normalisation == 'instance': return dict(mean=None, std=None)
     named = {None: own, 'clip': OPENAI_PIXELS, 'half': ([.5] * 3, [.5] * 3)}
     if not isinstance(normalisation, (tuple, list)) and normalisation not in named: raise ValueError(f'unknown normalisation {normalisation!r}; use clip, half, instance or a pair (mean, std)')
     mean, std = named[normalisation] if not isinstance(normalisation, (tuple, list)) else normalisation
     return dict(mean=[float(m) for m in mean], std=[float(s) for s in std])
-
-def normalise_pixels(images:Tensor, # uint8, [B,3,H,W]
-                     how:dict, # of `_pixels`
-                    )->Tensor: # float32, [B,3,H,W]
-    "Pixels as the encoder wants them."
-    x = images.float() / 255
-    if how.get('instance'): return (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True).clamp_min(1e-4)
-    mean, std = (torch.tensor(how[k], device=x.device).view(3, 1, 1) for k in ('mean', 'std'))
-    return (x - mean) / std
 
 # %% ../nbs/31_models.ipynb #f801cf88
 def _check_images(model, images:Tensor)->Tensor:
@@ -535,7 +528,7 @@ def _add_parts(model, visual:nn.Module, config:dict):
         from clip_dfgs.prompt_learner import PromptLearner                # the next chapter builds on this one
         model.prompts = PromptLearner.for_clip(model.clip, tokenizer_of(config['clip'], text_tower(model.clip).context_length), config['num_ids'], config['seed'])
 
-# %% ../nbs/31_models.ipynb #6f4ba1c3
+# %% ../nbs/31_models.ipynb #0838cd52
 class ReIDModel(nn.Module):
     "A CLIP for re-identification: three image features, BN necks, and a learned prompt for each of `num_ids` identities."
     def __init__(self, clip:nn.Module, # towers at the size they were trained
@@ -549,11 +542,11 @@ class ReIDModel(nn.Module):
 
     def normalise(self, images:Tensor)->Tensor:
         "uint8 images to what the encoder takes."
-        return normalise_pixels(images, self.config['pixels'])
+        return normalise(images, **self.config['pixels'])
 
     def image_features(self, images:Tensor, cameras:Tensor|None=None)->ImageFeatures:
         "Features of images [B,3,H,W], uint8 or normalised; `cameras` [B] if the model was made with cameras."
-        return tower_features(self.clip.visual, _check_images(self, images), _camera_vectors(self, cameras, len(images)))
+        return tower_features(self.clip.visual, _check_images(self, images), _camera_vectors(self, cameras, images.shape[0]))
 
     def embed(self, images:Tensor, cameras:Tensor|None=None)->Tensor:
         "Test features [B, pooled + projected], before the necks, not normalised; [B, pooled] without a projection."

@@ -116,7 +116,7 @@ def _due(left, tuplets):
         return [v for v in watched if left[v] == to_come]
     return due
 
-# %% ../nbs/21_samplers.ipynb #4a2eac8d
+# %% ../nbs/21_samplers.ipynb #53bc779c
 def _walk(neighbours, tuplets, ids_per_batch, start, rng, random_rows, fair, tally):
     "The plan [batches, P] of one epoch: every tuplet once, in as few batches as can be."
     n, total, left = len(tuplets), batch_count(tuplets, ids_per_batch), tuplets.tolist()
@@ -124,15 +124,17 @@ def _walk(neighbours, tuplets, ids_per_batch, start, rng, random_rows, fair, tal
     shuffled = rng.permutation(np.repeat(np.arange(n), tuplets)).tolist() if random_rows.any() else []
     lists, fans = neighbours.tolist(), reversed_edges(neighbours)
     walk, chance = deque([iter([order[-1] if start is None else start])]), deque([iter(shuffled)])
-    restarts, due, held, put_off, plan, batch = _Restarts(left, fans, order), _due(left, tuplets), [-1] * n, [-1] * n, [], []
+    restarts, due = _Restarts(left, fans, order), _due(left, tuplets)
+    held, put_off, plan, batch = [-1] * n, [-1] * n, [], []     # held[v]: the last row that took v
 
     def take(v):
         held[v] = row
         batch.append(v)
         left[v] -= left[v] > 0
         if random_rows[row]: return
-        if fair: walk.append(iter(sorted([u for u in lists[v] + fans[v] if left[u]], key=left.__getitem__, reverse=True)))
-        else: walk.append(iter(lists[v]))
+        onward = lists[v]
+        if fair: onward = sorted([u for u in onward + fans[v] if left[u]], key=left.__getitem__, reverse=True)
+        walk.append(iter(onward))
 
     for row in range(total):
         last, batch, later, stack = batch, [], [], chance if random_rows[row] else walk
@@ -145,11 +147,10 @@ def _walk(neighbours, tuplets, ids_per_batch, start, rng, random_rows, fair, tal
             if v < 0: break
             take(v)
         if later: stack.appendleft(iter(later))
-        near = [u for v in batch for u in lists[v]] + rng.permutation(n).tolist() if len(batch) < ids_per_batch else ()
-        for u in near:                                          # nobody unfinished is left: identities already seen
-            if len(batch) < ids_per_batch and held[u] != row:
-                take(u)
-                tally["topped_up"] += 1
+        tally["topped_up"] += ids_per_batch - len(batch)        # nobody unfinished is left: identities already seen
+        if len(batch) < ids_per_batch:
+            for u in [u for v in batch for u in lists[v]] + rng.permutation(n).tolist():
+                if len(batch) < ids_per_batch and held[u] != row: take(u)
         plan.append(batch)
     return np.array(plan)
 
@@ -176,16 +177,16 @@ def _published_walk(neighbours, tuplets, ids_per_batch, start):
         stack.extend(u for u in reversed(lists[v]) if left[u])
     return np.array(plan, np.int64).reshape(-1, ids_per_batch)
 
-# %% ../nbs/21_samplers.ipynb #755781a7
+# %% ../nbs/21_samplers.ipynb #e7e8b544
 def _check_plan(neighbours, tuplets, ids_per_batch):
     "The arguments of `depth_first_batches` as arrays, or ValueError naming what does not fit."
-    tuplets = np.asarray([len(t) if np.ndim(t) else t for t in tuplets] if isinstance(tuplets, (list, tuple)) else tuplets, np.int64)
+    if isinstance(tuplets, (list, tuple)): tuplets = [len(t) if np.ndim(t) else t for t in tuplets]
+    tuplets = np.asarray(tuplets, np.int64)
     n = len(tuplets)
-    if n < 1 or tuplets.min() < 0 or tuplets.max() < 1: raise ValueError(f"tuplets: {n} identities with {tuplets.sum() if n else 0} tuplets; at least one is needed, and none negative")
+    if n < 1 or tuplets.min() < 0 or tuplets.max() < 1:
+        raise ValueError(f"{n} identities with {tuplets.sum()} tuplets; each needs a number of tuplets, not all 0")
     if not 1 <= ids_per_batch <= n: raise ValueError(f"a batch of {ids_per_batch} identities cannot be made of {n} identities")
-    if neighbours is None: return None, tuplets
-    neighbours = check_neighbours(neighbours, n)
-    return neighbours, tuplets
+    return None if neighbours is None else check_neighbours(neighbours, n), tuplets
 
 def check_neighbours(
     neighbours, # graph [N, k] of integers
@@ -226,17 +227,19 @@ def depth_first_batches(
     if neighbours is None: neighbours = np.empty((len(tuplets), 0), np.int64)
     return _walk(neighbours, tuplets, ids_per_batch, start, rng, random_rows, fair, tally)
 
-# %% ../nbs/21_samplers.ipynb #28730702
+# %% ../nbs/21_samplers.ipynb #242233b4
 def check_batches(labels, cameras, batch, instances, rank, world):
     "labels and cameras as arrays, or ValueError naming the numbers that do not fit."
     labels = np.asarray(labels)
-    if labels.ndim != 1 or len(labels) == 0 or labels.dtype.kind not in "iu": raise ValueError(f"labels: a flat list of whole numbers is needed, got shape {list(labels.shape)} of {labels.dtype}")
-    seen = np.unique(labels)
-    if seen[0] != 0 or seen[-1] != len(seen) - 1: raise ValueError(f"labels have to be 0..{len(seen) - 1} for {len(seen)} identities; they run from {seen[0]} to {seen[-1]}")
+    if labels.ndim != 1 or len(labels) == 0 or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels: a flat list of whole numbers is needed, got shape {list(labels.shape)} of {labels.dtype}")
+    seen, p = np.unique(labels), batch // max(1, instances)
+    if seen[0] != 0 or seen[-1] != len(seen) - 1:
+        raise ValueError(f"labels have to be 0..{len(seen) - 1} for {len(seen)} identities; they run from {seen[0]} to {seen[-1]}")
     if cameras is not None and len(cameras) != len(labels): raise ValueError(f"{len(labels)} labels but {len(cameras)} cameras")
     if instances < 1: raise ValueError(f"instances={instances}; a tuplet needs at least 1 image")
     if batch < instances or batch % instances: raise ValueError(f"batch={batch} is not a multiple of instances={instances}")
-    if len(seen) < batch // instances: raise ValueError(f"a batch of {batch} = {batch // instances} identities x {instances} images needs {batch // instances} identities; there are {len(seen)}")
+    if len(seen) < p: raise ValueError(f"a batch of {batch} = {p} identities x {instances} images needs {p} identities; there are {len(seen)}")
     if not 0 <= rank < world: raise ValueError(f"rank={rank} of world={world}; ranks run from 0 to world - 1")
     return labels.astype(np.int64), None if cameras is None else np.asarray(cameras)
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from .datasets import cache_folder, digest_order
 
-# %% ../nbs/12_images.ipynb #b6257eff
+# %% ../nbs/12_images.ipynb #ee39ef4c
 class ImageError(ValueError):
     "An image, or the cache of images, that cannot be read or written; the message names the file."
 
@@ -32,10 +32,12 @@ def load_image(
     try:
         with Image.open(path) as image:
             image = image.convert('RGB')
-            return np.array(image if size is None else image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+            if size is not None: image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+            return np.array(image)
     except FileNotFoundError: raise ImageError(f'image {path} is missing') from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
-        raise ImageError(f'image {path} cannot be read ({type(e).__name__}: {str(e).replace(repr(os.fspath(path)), "it")})') from None
+        why = str(e).replace(repr(os.fspath(path)), 'it')
+        raise ImageError(f'image {path} cannot be read ({type(e).__name__}: {why})') from None
 
 # %% ../nbs/12_images.ipynb #2133a374
 CACHE_FORMAT = 1
@@ -63,7 +65,7 @@ def _locked(path):
             with contextlib.suppress(OSError): fcntl.flock(f, fcntl.LOCK_EX)
         yield
 
-# %% ../nbs/12_images.ipynb #832ed01e
+# %% ../nbs/12_images.ipynb #85e4262a
 def _decode_all(
     paths, # image files
     out, # uint8 [n,H,W,3], written to
@@ -72,26 +74,29 @@ def _decode_all(
 ):
     "Decode `paths` into `out` with several threads; the first damaged image stops everything."
     def one(i): out[i] = load_image(paths[i], out.shape[1:3])
+    bar = dict(total=len(paths), desc='decoding', unit='img', delay=2, disable=not progress)
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as threads:
         jobs = threads.map(one, range(len(paths)))
         try:
-            for _ in tqdm(jobs, total=len(paths), desc='decoding', unit='img', delay=2, disable=not progress): pass
+            for _ in tqdm(jobs, **bar): pass
         except BaseException:
             threads.shutdown(wait=True, cancel_futures=True)
             raise
 
-# %% ../nbs/12_images.ipynb #ebecbf37
+# %% ../nbs/12_images.ipynb #898952b6
 def _write_cache(file, paths, size, workers, progress):
     "Write the cache file whole or not at all."
     shape = (len(paths), *size, 3)
     need, free = int(np.prod(shape)), shutil.disk_usage(file.parent).free
-    if need > free: raise ImageError(f'image cache {file.parent} needs {need/1e9:.2f} GB and the disk has {free/1e9:.2f} GB free; choose another folder (CLIP_DFGS_CACHE) or cache="off"')
-    if need > 3e8: print(f'caching {len(paths):,} images at {size[0]}x{size[1]}: {need/1e9:.2f} GB in {file.parent}', file=sys.stderr)
-    for old in file.parent.glob(f'{file.stem}.*.part'): old.unlink(missing_ok=True)  # left by a writer that was killed; the lock is ours
+    if need > free: raise OSError(f'it needs {need/1e9:.2f} GB and the disk has {free/1e9:.2f} GB free')
+    if need > 3e8:
+        print(f'caching {len(paths):,} images at {size[0]}x{size[1]}: {need/1e9:.2f} GB in {file.parent}', file=sys.stderr)
+    # the lock is ours: what lies here was left by a writer that was killed
+    for old in file.parent.glob(f'{file.stem}.*.part'): old.unlink(missing_ok=True)
     part = file.with_suffix(f'.{os.getpid()}.part')
     try:
         out = np.lib.format.open_memmap(part, mode='w+', dtype=np.uint8, shape=shape)
-        # writing to a mapped file on a full disk kills the process; claiming the blocks first is an ordinary error
+        # writing to a mapped file on a full disk kills the process; claiming its blocks is an ordinary error
         if hasattr(os, 'posix_fallocate'):
             with open(part, 'r+b') as f: os.posix_fallocate(f.fileno(), 0, os.path.getsize(part))
         _decode_all(paths, out, workers, progress)
@@ -99,7 +104,7 @@ def _write_cache(file, paths, size, workers, progress):
         os.replace(part, file)
     finally: part.unlink(missing_ok=True)
 
-# %% ../nbs/12_images.ipynb #08cc9ec1
+# %% ../nbs/12_images.ipynb #c4350ade
 def cached_images(
     paths, # image files
     size=(256, 128), # (H, W)
@@ -119,26 +124,30 @@ def cached_images(
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(file.with_suffix('.lock')):
             if _open_cache(file, shape) is None: _write_cache(file, paths, size, workers, progress)
-    except OSError as e: raise ImageError(f'image cache {folder} cannot be written ({e.strerror or e}); choose another folder (CLIP_DFGS_CACHE) or cache="off"') from None
+    except OSError as e:
+        way_out = 'choose another folder (CLIP_DFGS_CACHE) or cache="off"'
+        raise ImageError(f'image cache {folder} cannot be written ({e.strerror or e}); {way_out}') from None
     return _open_cache(file, shape)
 
-# %% ../nbs/12_images.ipynb #e5951fda
+# %% ../nbs/12_images.ipynb #85167c6d
 def _open_cache(file, shape):
     "The memory-mapped cache file, or None when it is absent or damaged."
     try: pixels = np.load(file, mmap_mode='r', allow_pickle=False)
     except (OSError, ValueError, EOFError): return None
     return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
 
+# %% ../nbs/12_images.ipynb #ad229227
 class LazyImages:
     "Images that look like an array [n,H,W,3] and are decoded whenever they are asked for (`cache='off'`)."
-    def __init__(self, paths, size): self.paths, self.shape, self.dtype = list(paths), (len(paths), *size, 3), np.dtype(np.uint8)
+    def __init__(self, paths, size):
+        self.paths, self.shape, self.dtype = list(paths), (len(paths), *size, 3), np.dtype(np.uint8)
     def __len__(self): return len(self.paths)
     def __getitem__(self, i):
         if isinstance(i, (int, np.integer)): return load_image(self.paths[i], self.shape[1:3])
         rows = [load_image(self.paths[j], self.shape[1:3]) for j in np.arange(len(self))[i]]
         return np.stack(rows) if rows else np.zeros((0, *self.shape[1:]), np.uint8)
 
-# %% ../nbs/12_images.ipynb #ad304c78
+# %% ../nbs/12_images.ipynb #6e3f56ad
 def contact_sheet(
     records, # record table
     identities:int=6, # rows
@@ -152,17 +161,19 @@ def contact_sheet(
     sheet = Image.new('RGB', (images*(size[1] + 4), max(1, len(people))*(size[0] + 4)), 'white')
     for row, (domain, pid) in enumerate(people):
         mine = known[(known['domain'] == domain) & (known['pid'] == pid)].sort_values(['camid', 'path'])
-        for column, path in enumerate(mine['path'].iloc[np.unique(np.linspace(0, len(mine) - 1, min(images, len(mine))).astype(int))]):
+        some = np.linspace(0, len(mine) - 1, min(images, len(mine))).astype(int)
+        for column, path in enumerate(mine['path'].iloc[some]):
             sheet.paste(Image.fromarray(load_image(path, size)), (column*(size[1] + 4), row*(size[0] + 4)))
     return sheet
 
-# %% ../nbs/12_images.ipynb #3b465727
+# %% ../nbs/12_images.ipynb #0f66e708
 def _mix(x):
     "SplitMix64 finaliser: a bijection of 64-bit integers that looks random."
     x = (x ^ (x >> np.uint64(30)))*np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27)))*np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
+# %% ../nbs/12_images.ipynb #11411d69
 def random_table(
     seed:int, # of the run
     epoch:int, # counted from 0
@@ -174,7 +185,7 @@ def random_table(
     step = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over='ignore'):
         x = _mix(np.array([int(seed) % 2**64], dtype=np.uint64) + step)
-        for part in (np.array([epoch]), np.asarray(index), np.asarray(copy)): x = _mix(x + step*(part.astype(np.uint64) + np.uint64(1)))
+        for part in ([epoch], index, copy): x = _mix(x + step*(np.asarray(part).astype(np.uint64) + np.uint64(1)))
         x = _mix(x[:, None] + step*np.arange(1, draws + 1, dtype=np.uint64))
     return (x >> np.uint64(11))/2.**53
 
@@ -191,7 +202,7 @@ def occurrence(
     out[order] = place - np.maximum.accumulate(np.where(first, place, 0))
     return out
 
-# %% ../nbs/12_images.ipynb #167e5ebd
+# %% ../nbs/12_images.ipynb #76062239
 def crop_and_flip(
     pixels, # uint8 [n,H,W,3], array-like
     index, # images to take, shape [B]
@@ -205,10 +216,11 @@ def crop_and_flip(
     for b, i in enumerate(index):
         y, x, image = max(-H, min(H, int(dy[b]) - pad)), max(-W, min(W, int(dx[b]) - pad)), pixels[int(i)]
         if flip[b]: image = image[:, ::-1]
-        out[b, max(-y, 0):H - max(y, 0), max(-x, 0):W - max(x, 0)] = image[max(y, 0):H + min(y, 0), max(x, 0):W + min(x, 0)]
+        seen = image[max(y, 0):H + min(y, 0), max(x, 0):W + min(x, 0)]
+        out[b, max(-y, 0):H - max(y, 0), max(-x, 0):W - max(x, 0)] = seen
     return out
 
-# %% ../nbs/12_images.ipynb #6dc82456
+# %% ../nbs/12_images.ipynb #156ed612
 def erase_boxes(
     u, # random numbers in [0,1), shape [B, 4]
     height:int, width:int, # of the images
@@ -217,16 +229,19 @@ def erase_boxes(
 )->np.ndarray: # int [B, 4]: top, left, height, width
     "Boxes with a uniform area and log-uniform aspect ratio, cut to the image, anywhere inside it."
     u = np.asarray(u)
-    a, r = (area[0] + u[:, 0]*(area[1] - area[0]))*height*width, ratio[0]*(ratio[1]/ratio[0])**u[:, 1]
+    a = (area[0] + u[:, 0]*(area[1] - area[0]))*height*width
+    r = ratio[0]*(ratio[1]/ratio[0])**u[:, 1]
     h, w = np.clip(np.round(np.sqrt(a*r)), 1, height), np.clip(np.round(np.sqrt(a/r)), 1, width)
-    return np.stack([np.floor(u[:, 2]*(height - h + 1)), np.floor(u[:, 3]*(width - w + 1)), h, w], 1).astype(int)
+    top, left = np.floor(u[:, 2]*(height - h + 1)), np.floor(u[:, 3]*(width - w + 1))
+    return np.stack([top, left, h, w], 1).astype(int)
 
-# %% ../nbs/12_images.ipynb #6ba46e9e
+# %% ../nbs/12_images.ipynb #128934e7
 @lru_cache(8)
 def noise_sheet(height, width):
     "A fixed sheet of noise, twice as high and wide as an image: uint8 [2H,2W,3]."
     return np.random.default_rng(0).integers(0, 256, (2*height, 2*width, 3), dtype=np.uint8)
 
+# %% ../nbs/12_images.ipynb #2ea98fc0
 def erase(
     batch, # uint8 [B,H,W,3], written to
     rows, # which images
@@ -241,12 +256,13 @@ def erase(
         y, x = int(u[b, 4]*H), int(u[b, 5]*W)
         batch[b, top:top + h, left:left + w] = sheet[y:y + h, x:x + w]
 
-# %% ../nbs/12_images.ipynb #7bdd8935
+# %% ../nbs/12_images.ipynb #f62f5ab8
 def to_grey(images):
     "Grey pictures with three equal channels, uint8 [...,3] to uint8 [...,3]."
     grey = (images.astype(np.uint32)@np.array([19595, 38470, 7471], np.uint32) + 32768) >> 16
     return np.repeat(grey[..., None].astype(np.uint8), 3, axis=-1)
 
+# %% ../nbs/12_images.ipynb #a7b449c3
 def jitter_colours(
     image, # uint8 [H,W,3]
     amount, # brightness, contrast, saturation (each 0 for no change) and hue (in turns), shape [4]
@@ -255,7 +271,8 @@ def jitter_colours(
     from torchvision.transforms.v2 import functional as f
     b, c, s, h = (float(a) for a in amount)
     x = torch.from_numpy(image).permute(2, 0, 1).contiguous()
-    return f.adjust_hue(f.adjust_saturation(f.adjust_contrast(f.adjust_brightness(x, 1 + b), 1 + c), 1 + s), h).permute(1, 2, 0).numpy()
+    x = f.adjust_contrast(f.adjust_brightness(x, 1 + b), 1 + c)
+    return f.adjust_hue(f.adjust_saturation(x, 1 + s), h).permute(1, 2, 0).numpy()
 
 # %% ../nbs/12_images.ipynb #307af17f
 def augmix(
@@ -272,7 +289,7 @@ def augmix(
         return AugMix()(torch.from_numpy(image).permute(2, 0, 1).contiguous()).permute(1, 2, 0).numpy()
     finally: stream.set_state(state)
 
-# %% ../nbs/12_images.ipynb #49c139da
+# %% ../nbs/12_images.ipynb #fa253ae5
 @dataclass(frozen=True)
 class Augment:
     "What is done to training images; a function of (pixels, index, seed, epoch), never of a global random state."
@@ -287,7 +304,8 @@ class Augment:
 
     def __post_init__(self):
         for k in ('flip', 'erase', 'grey', 'jitter', 'augmix'):
-            if not 0 <= getattr(self, k) <= 1: raise ValueError(f'Augment: {k} is a share between 0 and 1, not {getattr(self, k)}')
+            share = getattr(self, k)
+            if not 0 <= share <= 1: raise ValueError(f'Augment: {k} is a share between 0 and 1, not {share}')
         if self.pad < 0: raise ValueError(f'Augment: pad must be 0 or more pixels, not {self.pad}')
 
     def __call__(self,
@@ -297,17 +315,19 @@ class Augment:
     )->torch.Tensor: # uint8 [B,3,H,W] (in channels-last memory)
         "The augmented images of one batch."
         index = np.asarray(index, dtype=np.int64)
+        # 0,1 offset  2 flip  3 grey  4 jitter?  5..8 how  9 AugMix?  10 its seed  11 erase?  12..17 where  18,19 spare
         u = random_table(seed, epoch, index, occurrence(index), 20)
         dy, dx = (np.floor(u[:, j]*(2*self.pad + 1)).astype(int) for j in (0, 1))
         batch = crop_and_flip(pixels, index, dy, dx, u[:, 2] < self.flip, self.pad)
         grey = u[:, 3] < self.grey
         if grey.any(): batch[grey] = to_grey(batch[grey])
-        for b in np.flatnonzero(u[:, 4] < self.jitter): batch[b] = jitter_colours(batch[b], (2*u[b, 5:9] - 1)*self.strength)
+        for b in np.flatnonzero(u[:, 4] < self.jitter):
+            batch[b] = jitter_colours(batch[b], (2*u[b, 5:9] - 1)*self.strength)
         for b in np.flatnonzero(u[:, 9] < self.augmix): batch[b] = augmix(batch[b], int(u[b, 10]*2**53))
         erase(batch, np.flatnonzero(u[:, 11] < self.erase), u[:, 12:18], self.area)
         return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
-# %% ../nbs/12_images.ipynb #c114b112
+# %% ../nbs/12_images.ipynb #eca2d8ea
 class ImageDataset(Dataset):
     "Images with labels and cameras; an item is (uint8 [3,H,W], label, camera, index), a batch the same with a batch axis."
     def __init__(self,
@@ -317,12 +337,14 @@ class ImageDataset(Dataset):
         augment:Augment=None, # None: images as they are
         seed:int=0, # of the augmentation
     ):
-        n = len(pixels)
         self.pixels, self.augment, self.seed = pixels, augment or Augment(flip=0, pad=0, erase=0), seed
-        self.labels, self.cameras = (torch.zeros(n, dtype=torch.long) if v is None else torch.as_tensor(np.array(v), dtype=torch.long) for v in (labels, cameras))
-        for k in ('labels', 'cameras'):
-            if len(getattr(self, k)) != n: raise ValueError(f'ImageDataset: {len(getattr(self, k)):,} {k} for {n:,} images')
+        self.labels, self.cameras = self._column('labels', labels), self._column('cameras', cameras)
         self._epoch = torch.zeros(1, dtype=torch.long).share_memory_()
+
+    def _column(self, name, values):
+        values = torch.as_tensor(np.zeros(len(self)) if values is None else np.array(values), dtype=torch.long)
+        if len(values) != len(self): raise ValueError(f'ImageDataset: {len(values):,} {name} for {len(self):,} images')
+        return values
 
     def set_epoch(self, epoch:int): self._epoch.fill_(epoch)
     def __len__(self): return len(self.pixels)
@@ -332,16 +354,21 @@ class ImageDataset(Dataset):
         images = self.augment(self.pixels, index.numpy(), self.seed, int(self._epoch))
         return images, self.labels[index], self.cameras[index], index
 
-    def __getstate__(self):  # a worker that is started afresh maps the file again instead of receiving all pixels
+    # a worker that is started afresh maps the whole file again instead of receiving all pixels
+    def __getstate__(self):
         p = self.pixels
-        return {**self.__dict__, 'pixels': ('mapped', p.filename) if isinstance(p, np.memmap) and p.filename else p}
+        whole = isinstance(p, np.memmap) and p.flags.c_contiguous and _open_cache(p.filename, p.shape) is not None
+        return {**self.__dict__, 'pixels': (p.filename, p.shape) if whole else p}
     def __setstate__(self, state):
         p = state['pixels']
-        self.__dict__.update(state, pixels=np.load(p[1], mmap_mode='r', allow_pickle=False) if isinstance(p, tuple) else p)
+        self.__dict__.update(state, pixels=_open_cache(*p) if isinstance(p, tuple) else p)
 
-# %% ../nbs/12_images.ipynb #b959adf4
-def _as_is(batch): return batch
+# %% ../nbs/12_images.ipynb #ab848d11
+def _as_is(batch):
+    "The data set returns whole batches; there is nothing to collate."
+    return batch
 
+# %% ../nbs/12_images.ipynb #11e2a6cc
 def make_loader(
     dataset:ImageDataset,
     batch_sampler=None, # yields lists of indices; None: all images in order
@@ -349,11 +376,12 @@ def make_loader(
     workers:int=0, # processes that augment; they stay alive between epochs
 )->DataLoader: # of (uint8 [B,3,H,W], labels [B], cameras [B], indices [B])
     "A loader whose batches do not depend on the number of workers."
-    if batch_sampler is None: batch_sampler = [list(range(i, min(i + batch, len(dataset)))) for i in range(0, len(dataset), batch)]
+    n = len(dataset)
+    if batch_sampler is None: batch_sampler = [list(range(i, min(i + batch, n))) for i in range(0, n, batch)]
     return DataLoader(dataset, batch_sampler=batch_sampler, collate_fn=_as_is, num_workers=workers,
                       persistent_workers=workers > 0, pin_memory=torch.cuda.is_available())
 
-# %% ../nbs/12_images.ipynb #ae3af373
+# %% ../nbs/12_images.ipynb #adf96f49
 def normalise(
     images:torch.Tensor, # uint8 [B,3,H,W]
     mean=(0.5, 0.5, 0.5), # of pixels in [0,1], one number or three; None: of the image itself
@@ -361,6 +389,8 @@ def normalise(
 )->torch.Tensor: # float32 [B,3,H,W]
     "Bytes to float32 with the given mean and standard deviation, on the device of `images`."
     x = images.to(torch.float32, memory_format=torch.contiguous_format)
-    if mean is None: return (x - x.mean((2, 3), keepdim=True))/(x.var((2, 3), keepdim=True, unbiased=False) + 1e-5*255**2).sqrt()
+    if mean is None:
+        variance = x.var((2, 3), keepdim=True, unbiased=False)
+        return (x - x.mean((2, 3), keepdim=True))/(variance + 1e-5*255**2).sqrt()
     m, s = (255*torch.as_tensor(v, dtype=torch.float32, device=x.device).expand(3)[:, None, None] for v in (mean, std))
     return x.sub_(m).div_(s)  # in place: fresh memory costs more than the arithmetic

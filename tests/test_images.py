@@ -93,7 +93,7 @@ def test_no_room_and_no_folder_are_one_line(tmp_path, paths, monkeypatch):
     (tmp_path/'file').write_text('')
     with pytest.raises(ImageError, match='cannot be written'): cached_images(paths, (16, 8), cache=tmp_path/'file'/'c')
     monkeypatch.setattr(I.shutil, 'disk_usage', lambda p: type('U', (), dict(free=100))())
-    with pytest.raises(ImageError, match='has 0.00 GB free'): cached_images(paths, (16, 8), cache=tmp_path/'c')
+    with pytest.raises(ImageError, match='has 0.00 GB free.*cache="off"'): cached_images(paths, (16, 8), cache=tmp_path/'c')
     assert not list((tmp_path/'c').glob('*.npy'))
 
 def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(tmp_path, paths, monkeypatch):
@@ -248,6 +248,14 @@ def test_a_started_worker_gets_a_path_instead_of_the_pixels(tmp_path, paths):
     from multiprocessing.reduction import ForkingPickler
     pixels = cached_images(paths*20, (64, 32), cache=tmp_path)
     assert len(ForkingPickler.dumps(ImageDataset(pixels))) < 20_000 < pixels.nbytes
+
+@pytest.mark.parametrize('part', [slice(3, 7), slice(None, None, -1), slice(None, None, 2), slice(None)])
+def test_a_part_of_the_cache_stays_that_part_when_sent_to_a_worker(tmp_path, paths, part):
+    import pickle
+    data = ImageDataset(cached_images(paths, (16, 8), cache=tmp_path)[part])
+    sent = pickle.loads(pickle.dumps({**data.__getstate__(), '_epoch': None}))
+    other = ImageDataset.__new__(ImageDataset); other.__setstate__(sent)
+    assert (other.pixels == data.pixels).all()
 
 def test_without_a_sampler_all_images_come_in_order():
     batches = list(make_loader(ImageDataset(noise(), range(40)), batch=16))

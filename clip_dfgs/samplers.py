@@ -281,7 +281,7 @@ class _Epochs(Sampler):
         self.set_epoch(state["epoch"])
         self.position, self._resume, self._graph = state["position"], state["position"], state["graph"]
 
-# %% ../nbs/21_samplers.ipynb #0bca13ee
+# %% ../nbs/21_samplers.ipynb #5b030d8a
 class PKSampler(_Epochs):
     "P random identities, K images of each; every tuplet once an epoch. A batch sampler: yields lists of image rows."
     neighbours = None
@@ -299,7 +299,11 @@ class PKSampler(_Epochs):
         self.batch, self.instances, self.seed, self.rank, self.world = batch, instances, seed, rank, world
         self.epoch, self.position, self._resume, self._graph, self._plan, self.tally = 0, 0, 0, None, None, {}
         self.ids_per_batch, self.tuplets = batch // instances, -(-np.bincount(self.labels) // instances)
-        if world == 1: self.batch_size, self.drop_last = batch, False   # read by accelerate when it shares the batches out
+
+    @property
+    def batch_size(self): # read by accelerate when it shares the batches out
+        if self.world > 1: raise ValueError(f"this sampler is shared among {self.world} ranks already; use its loader without prepare, or a sampler with world=1")
+        return self.batch
 
     def batches(self): return batch_count(self.tuplets, self.ids_per_batch)
     def graph_mark(self): return None if self.neighbours is None else zlib.crc32(np.ascontiguousarray(self.neighbours.numpy()))

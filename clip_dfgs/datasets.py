@@ -9,8 +9,8 @@ __all__ = ['COLUMNS', 'SPLITS', 'IMAGE_SUFFIXES', 'MARKET_FOLDERS', 'MARKET_NAME
            'from_csv', 'load_dataset', 'digest_order', 'identity_splits', 'hold_out', 'DatasetReport',
            'unreadable_images', 'check_dataset']
 
-# %% ../nbs/10_datasets.ipynb #63c6e1fc
-import difflib, hashlib, os, re, shutil, tempfile, warnings
+# %% ../nbs/10_datasets.ipynb #58fc3526
+import difflib, hashlib, os, re, shutil, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +18,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-# %% ../nbs/10_datasets.ipynb #44dff5b8
+# %% ../nbs/10_datasets.ipynb #c6759c5b
 COLUMNS = ['path', 'pid', 'camid', 'domain', 'split']
 SPLITS = ['train', 'query', 'gallery']
 
 class DatasetError(ValueError):
-    "A data set, or a record table, that breaks a rule; the message names the rule, the count and the first offenders."
+    "A data set or record table that breaks a rule; the message names rule, count and first offenders."
 
-# %% ../nbs/10_datasets.ipynb #b77ae38f
+# %% ../nbs/10_datasets.ipynb #8a81c46c
 def _refuse(
     records:pd.DataFrame, # the table
     bad, # boolean mask of the offending rows, shape [n]
@@ -35,38 +35,50 @@ def _refuse(
     bad = np.asarray(bad, dtype=bool)
     if not bad.any(): return
     rows = records[bad]
-    first = ', '.join(f'{r.path} (pid {r.pid}, camera {r.camid}, {r.split})' for r in rows.head(2).itertuples())
+    first = [f'{r.path} (pid {r.pid}, camera {r.camid}, {r.split})' for r in rows.head(2).itertuples()]
     name = '+'.join(map(str, pd.unique(rows['domain'])[:3]))
-    raise DatasetError(f'{name}: {len(rows):,} of {len(records):,} images {rule}, first: {first}')
+    raise DatasetError(f'{name}: {len(rows):,} of {len(records):,} images {rule}, first: {", ".join(first)}')
 
-# %% ../nbs/10_datasets.ipynb #9a776ae5
+# %% ../nbs/10_datasets.ipynb #25eb7e00
+def _check_columns(
+    records, # anything
+):
+    "`DatasetError` unless it is a table with rows, all five columns, and values of the right types."
+    if not isinstance(records, pd.DataFrame):
+        raise DatasetError(f'records must be a pandas DataFrame, not {type(records).__name__}')
+    lost = [c for c in COLUMNS if c not in records]
+    found = ', '.join(map(str, records.columns)) or 'none'
+    if lost: raise DatasetError(f'records lack the column(s) {", ".join(lost)}; found: {found}')
+    if not len(records): raise DatasetError('records are empty: no image was found')
+    for c in ('pid', 'camid'):
+        if not pd.api.types.is_integer_dtype(records[c]):
+            raise DatasetError(f'records: column {c} must hold integers, not {records[c].dtype}')
+    for c in ('path', 'domain', 'split'):
+        _refuse(records, ~records[c].map(lambda v: isinstance(v, str) and v != ''), f'have no text in the column {c}')
+
+# %% ../nbs/10_datasets.ipynb #3e6dccbe
 def check_records(
     records:pd.DataFrame, # one row an image, with the columns `path pid camid domain split`
     files:bool=True, # also look whether every file exists
 )->pd.DataFrame: # the same table
     "The same table if it keeps every rule of the record table, else `DatasetError`."
-    if not isinstance(records, pd.DataFrame): raise DatasetError(f'records must be a pandas DataFrame, not {type(records).__name__}')
-    lost = [c for c in COLUMNS if c not in records]
-    if lost: raise DatasetError(f'records lack the column(s) {", ".join(lost)}; found: {", ".join(map(str, records.columns)) or "none"}')
-    if not len(records): raise DatasetError('records are empty: no image was found')
-    for c in ('pid', 'camid'):
-        if not pd.api.types.is_integer_dtype(records[c]): raise DatasetError(f'records: column {c} must hold integers, not {records[c].dtype}')
-    for c in ('path', 'domain', 'split'):
-        _refuse(records, ~records[c].map(lambda v: isinstance(v, str) and v != ''), f'have no text in the column {c}')
-    _refuse(records, ~records['split'].isin(SPLITS), f'have a split that is none of {", ".join(SPLITS)}')
+    _check_columns(records)
+    pid, split = records['pid'], records['split']
+    _refuse(records, ~split.isin(SPLITS), f'have a split that is none of {", ".join(SPLITS)}')
     _refuse(records, records['camid'] < 0, 'have a negative camera number')
-    _refuse(records, records['pid'] < 0, 'have a negative identity (junk must be dropped)')
-    _refuse(records, (records['pid'] == 0) & (records['split'] != 'gallery'), 'have identity 0, which is for distractors in the gallery only')
+    _refuse(records, pid < 0, 'have a negative identity (junk must be dropped)')
+    _refuse(records, (pid == 0) & (split != 'gallery'), 'have identity 0, which is for distractors in the gallery only')
     _check_identities(records)
     if files: _refuse(records, ~records['path'].map(os.path.isfile).astype(bool), 'are missing on the disk')
     return records
 
-# %% ../nbs/10_datasets.ipynb #8ffb3cd0
+# %% ../nbs/10_datasets.ipynb #ed6bdf41
 def _check_identities(
     records:pd.DataFrame, # a table whose values are in range
 ):
-    "`DatasetError` for one image under two identities, a row that stands twice, or an identity in train and test."
-    _refuse(records, records.duplicated(['path', 'domain', 'split'], keep=False), 'stand more than once in their split')
+    "`DatasetError` for an image under two identities, a row that stands twice, an identity in train and test."
+    twice = records.duplicated(['path', 'domain', 'split'], keep=False)
+    _refuse(records, twice, 'stand more than once in their split')
     people = records.groupby('path', sort=False)['pid'].transform('nunique')
     _refuse(records, people > 1, 'stand under two identities')
     key, train = records['domain'] + '\0' + records['pid'].astype(str), records['split'] == 'train'
@@ -81,7 +93,7 @@ def _number(
     place = pd.Series(pd.factorize(records['domain'])[0], index=records.index)
     return pd.DataFrame(dict(d=place, v=records[column])).groupby(['d', 'v'], sort=True).ngroup().astype('int64')
 
-# %% ../nbs/10_datasets.ipynb #977289a5
+# %% ../nbs/10_datasets.ipynb #0c5b84ee
 def pool(
     tables, # record tables, or one
     include_test:bool=False, # query and gallery rows train as well; distractors (pid 0) never do
@@ -91,14 +103,14 @@ def pool(
     if not tables: raise DatasetError('pool: no table was given')
     names = [n for t in tables for n in pd.unique(check_records(t, files=False)['domain'])]
     twice = sorted({n for n in names if names.count(n) > 1})
-    if twice: raise DatasetError(f'pool: two tables are of the domain {twice[0]!r}; give each its own name: load_dataset(..., domain="...")')
+    if twice: raise DatasetError(f'pool: two tables are of the domain {twice[0]!r}; give each a name: load_dataset(..., domain="...")')
     rows = pd.concat(tables, ignore_index=True)
     rows = rows[(rows['pid'] > 0) if include_test else (rows['split'] == 'train')]
-    if not len(rows): raise DatasetError(f'pool: {", ".join(names)} hold no training image; found only query and gallery (include_test=True would train on them)')
+    if not len(rows): raise DatasetError(f'pool: no training image in {", ".join(names)}, only query and gallery (include_test=True takes them)')
     rows = rows.drop_duplicates(['domain', 'path']).assign(split='train').reset_index(drop=True)
     return rows.assign(label=_number(rows, 'pid'), camera=_number(rows, 'camid'))
 
-# %% ../nbs/10_datasets.ipynb #8d9e34b1
+# %% ../nbs/10_datasets.ipynb #e7845319
 IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm'}
 
 def image_files(
@@ -106,12 +118,23 @@ def image_files(
 )->list: # of `Path`, sorted by name
     "The image files in a folder by suffix (any case), without hidden ones; an absent folder has none."
     folder = Path(folder)
-    if not folder.is_dir(): return []
-    return [folder/n for n in sorted(os.listdir(folder)) if n[0] != '.' and Path(n).suffix.lower() in IMAGE_SUFFIXES and os.path.isfile(folder/n)]
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    names = [n for n in names if n[0] != '.' and os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
+    return [folder/n for n in names if os.path.isfile(folder/n)]
 
-# %% ../nbs/10_datasets.ipynb #f141ad42
-def _plain(s): return re.sub('[^a-z0-9]', '', str(s).lower())
+# %% ../nbs/10_datasets.ipynb #44c3e9cd
+def _plain(s):
+    "Small letters and digits only, so that `Market-1501` and `market_1501` are the same name."
+    return re.sub('[^a-z0-9]', '', str(s).lower())
 
+def _need(name, path, kind='folder'):
+    "`path` if it is a folder (or a file); else `DatasetError`."
+    path, other = Path(path).expanduser(), dict(folder='file', file='folder')[kind]
+    if not (path.is_dir() if kind == 'folder' else path.is_file()):
+        raise DatasetError(f'{name}: {path} is {f"a {other}, not a {kind}" if path.exists() else "not there"}')
+    return path
+
+# %% ../nbs/10_datasets.ipynb #46622e37
 def find_root(
     name:str, # of the data set, for the message
     root, # the set's own folder, or one that contains it
@@ -119,29 +142,36 @@ def find_root(
     usual=(), # the names its folder usually has
 )->Path: # the folder that holds a marker
     "The set's folder: `root` itself, or one inside it (two levels) that has a usual name; else `DatasetError`."
-    root, usual = Path(root).expanduser(), {_plain(u) for u in (name, *usual)}
-    if not root.is_dir(): raise DatasetError(f'{name}: {root} is {"a file, not a folder" if root.exists() else "not there"}')
+    root, usual = _need(name, root), {_plain(u) for u in (name, *usual)}
     named = lambda f: [g for g in sorted(f.iterdir()) if g.is_dir() and _plain(g.name) in usual]
     inside = named(root)
     for f in [root, *inside, *(h for g in inside for h in named(g))]:
         if any((f/m).exists() for m in markers): return f
-    found = sorted(p.name for p in root.iterdir())
-    listing = ', '.join(found[:6]) + (f' and {len(found) - 6} more' if len(found) > 6 else '') or 'an empty folder'
-    raise DatasetError(f'{name}: wrong layout in {root}: expected {" or ".join(map(str, markers))}; found {listing}')
+    raise _wrong_layout(name, root, markers)
 
-# %% ../nbs/10_datasets.ipynb #91403097
+def _wrong_layout(name, folder, expected):
+    "The error for a folder that holds something else: what was expected, what is there."
+    found = sorted(p.name for p in folder.iterdir())
+    listing = ', '.join(found[:6]) + (f' and {len(found) - 6} more' if len(found) > 6 else '') or 'an empty folder'
+    return DatasetError(f'{name}: wrong layout in {folder}: expected {" or ".join(expected)}; found {listing}')
+
+# %% ../nbs/10_datasets.ipynb #65d0f8b9
 def parse_names(
     name:str, # of the data set, for the warning
     folder, # with image files
-    pattern:str, # regular expression at the start of a file name, with the groups `pid` and optionally `cam` (counted from 1)
+    pattern:str, # regular expression for the start of a file name; groups `pid` and, counted from 1, `cam`
     split:str='train', # of all these rows
 )->list: # of dicts `path pid camid split`; camera 0 where the name has none
     "One row per image whose name follows `pattern`; the others are left out with one warning."
-    files = image_files(folder)
-    found = [(f, re.match(pattern, f.name)) for f in files]
-    strays = [f.name for f, m in found if not m]
-    if strays: warnings.warn(f'{name}: {len(strays):,} of {len(files):,} images in {folder} have names that do not follow {pattern} and are left out, first: {strays[0]}', stacklevel=2)
-    return [dict(path=str(f), pid=int(m['pid']), camid=int(m['cam']) - 1 if 'cam' in m.groupdict() else 0, split=split) for f, m in found if m]
+    rows, strays = [], []
+    for f in image_files(folder):
+        m = re.match(pattern, f.name)
+        if not m: strays.append(f.name); continue
+        rows.append(dict(path=str(f), pid=int(m['pid']), camid=int(m.groupdict().get('cam', 1)) - 1, split=split))
+    if strays:
+        share = f'{len(strays):,} of {len(strays) + len(rows):,} images in {folder}'
+        warnings.warn(f'{name}: {share} do not follow the name rule {pattern} and are left out, first: {strays[0]}', stacklevel=2)
+    return rows
 
 # %% ../nbs/10_datasets.ipynb #ad752402
 def number_names(
@@ -163,15 +193,17 @@ def as_table(
     if not rows: raise DatasetError(f'{name}: no image found under {root}')
     return pd.DataFrame(rows)
 
-# %% ../nbs/10_datasets.ipynb #cce541be
+# %% ../nbs/10_datasets.ipynb #bd2be632
 MARKET_FOLDERS = dict(train='bounding_box_train', query='query', gallery='bounding_box_test')
 MARKET_NAMES = ('Market-1501-v15.09.15', 'Market-1501', 'market')
 
 def _market_rows(name, folder):
     "Rows of a folder in Market-1501 layout: -1 dropped everywhere, 0 kept in the gallery."
-    rows = [r for split, sub in MARKET_FOLDERS.items() for r in parse_names(name, folder/sub, r'(?P<pid>-?\d+)_c(?P<cam>\d+)', split)]
+    pattern = r'(?P<pid>-?\d+)_c(?P<cam>\d+)'
+    rows = [r for split, sub in MARKET_FOLDERS.items() for r in parse_names(name, folder/sub, pattern, split)]
     return [r for r in rows if r['pid'] > 0 or (r['pid'] == 0 and r['split'] == 'gallery')]
 
+# %% ../nbs/10_datasets.ipynb #cbd9184f
 def market1501(
     root, # with `bounding_box_train`, `query`, `bounding_box_test`, or some of them
 )->pd.DataFrame: # records without a domain
@@ -179,14 +211,15 @@ def market1501(
     folder = find_root('market1501', root, MARKET_FOLDERS.values(), MARKET_NAMES)
     return as_table('market1501', _market_rows('market1501', folder), folder)
 
-# %% ../nbs/10_datasets.ipynb #c65916e6
+# %% ../nbs/10_datasets.ipynb #58ecd3b1
 def _one_of(name, folder, *choices):
     "The first of `choices` that is a subfolder, whatever its capitals; else `DatasetError`."
     there = {p.name.lower(): p for p in sorted(folder.iterdir()) if p.is_dir()}
     for c in choices:
         if c in there: return there[c]
-    raise DatasetError(f'{name}: wrong layout in {folder}: expected a folder {" or ".join(choices)}; found {", ".join(sorted(there)) or "no folder"}')
+    raise _wrong_layout(name, folder, choices)
 
+# %% ../nbs/10_datasets.ipynb #81ca44d8
 def _read_list(name, file, images, split):
     "Rows of one list file, lines `PPPP/NAME.jpg pid`; any line ends; identities as (part, number)."
     rows = []
@@ -195,10 +228,11 @@ def _read_list(name, file, images, split):
         m = re.fullmatch(r'\s*(?P<path>.*?(?P<base>[^/\\]*))\s+(?P<pid>\d+)\s*', line)
         cam = m and re.match(r'\d+_\d+_(\d+)_', m['base'])
         if not cam: raise DatasetError(f'{name}: {file} line {n} is not "PPPP/PPPP_NNN_CC_....jpg pid" but {line.strip()!r}')
-        rows.append(dict(path=str(images/m['path'].replace('\\', '/')), pid=(split != 'train', int(m['pid'])), camid=int(cam[1]) - 1, split=split))
+        path = str(images/m['path'].replace('\\', '/'))
+        rows.append(dict(path=path, pid=(split != 'train', int(m['pid'])), camid=int(cam[1]) - 1, split=split))
     return rows
 
-# %% ../nbs/10_datasets.ipynb #e18031dc
+# %% ../nbs/10_datasets.ipynb #a88a4cba
 def msmt17(
     root, # `MSMT17_V1` (train, test) or `MSMT17_V2` (mask_train_v2, mask_test_v2) with its four lists
 )->pd.DataFrame: # records without a domain
@@ -209,11 +243,12 @@ def msmt17(
     for f, split in lists.items():
         if (folder/f'{f}.txt').exists():
             part = 'train' if split == 'train' else 'test'
-            rows += _read_list('msmt17', folder/f'{f}.txt', _one_of('msmt17', folder, part, f'mask_{part}_v2'), split)
+            images = _one_of('msmt17', folder, part, f'mask_{part}_v2')
+            rows += _read_list('msmt17', folder/f'{f}.txt', images, split)
     records = as_table('msmt17', rows, folder)
     return records.assign(pid=number_names(records['pid']))
 
-# %% ../nbs/10_datasets.ipynb #57b4b0cc
+# %% ../nbs/10_datasets.ipynb #06689954
 def cuhk02(
     root, # holds `Dataset/P1..P5/cam1|cam2`, or `P1..P5` themselves
 )->pd.DataFrame: # records without a domain
@@ -223,16 +258,18 @@ def cuhk02(
     rows = []
     for pair in range(1, 6):
         for cam in (1, 2):
-            for r in parse_names('cuhk02', folder/f'P{pair}'/f'cam{cam}', r'(?P<pid>\d+)_'): rows.append({**r, 'pid': (pair, r['pid']), 'camid': 2*(pair - 1) + cam - 1})
+            for r in parse_names('cuhk02', folder/f'P{pair}'/f'cam{cam}', r'(?P<pid>\d+)_'):
+                rows.append({**r, 'pid': (pair, r['pid']), 'camid': 2*(pair - 1) + cam - 1})
     records = as_table('cuhk02', rows, folder)
     return records.assign(pid=number_names(records['pid']))
 
-# %% ../nbs/10_datasets.ipynb #3a4fc1b4
+# %% ../nbs/10_datasets.ipynb #53a1cc04
 def cache_folder(
     cache=None, # a folder, or None for the default
 )->Path:
     "The folder for what can be made again: the argument, else `$CLIP_DFGS_CACHE`, else `~/.cache/clip_dfgs`."
-    return Path(cache or os.environ.get('CLIP_DFGS_CACHE') or Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'clip_dfgs').expanduser()
+    usual = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'clip_dfgs'
+    return Path(cache or os.environ.get('CLIP_DFGS_CACHE') or usual).expanduser()
 
 # %% ../nbs/10_datasets.ipynb #964bf0cd
 def _read_mat(name, file):
@@ -252,26 +289,26 @@ def _cuhk03_config(folder, kind):
     return [dict(path=files[i], pid=int(labels[i]), camid=int(files[i].split('_')[2]) - 1, split=split)
             for split in SPLITS for i in config[f'{split}_idx'].ravel().astype(int) - 1]
 
-# %% ../nbs/10_datasets.ipynb #4ee11d66
+# %% ../nbs/10_datasets.ipynb #cd82637b
 def _cuhk03_extract(mat, kind, cache):
     "Write the images of `cuhk-03.mat` as PNG into the cache folder, all or nothing; return their folder."
     try: import h5py
     except ImportError: raise DatasetError('cuhk03: reading cuhk-03.mat needs h5py (pip install h5py)') from None
-    s = mat.stat()
-    out = cache_folder(cache)/f'cuhk03-{hashlib.sha256(f"{mat.resolve()} {s.st_size} {s.st_mtime_ns}".encode()).hexdigest()[:16]}'/f'images_{kind}'
+    key = f'{mat.resolve()} {mat.stat().st_size} {mat.stat().st_mtime_ns}'
+    out = cache_folder(cache)/f'cuhk03-{hashlib.sha256(key.encode()).hexdigest()[:16]}'/f'images_{kind}'
     if out.is_dir(): return out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=out.parent, prefix='part-'))
+    part = out.with_name(f'part-{os.getpid()}-{kind}')
     try:
+        part.mkdir(parents=True, exist_ok=True)
         with h5py.File(mat, 'r') as f: _cuhk03_images(f, kind, part)
-        try: os.rename(part, out)
-        except OSError:
-            if not out.is_dir(): raise
-    except (OSError, KeyError) as e: raise DatasetError(f'cuhk03: the images of {mat} cannot be extracted to {out} ({type(e).__name__}: {e})') from None
+        if not out.is_dir(): os.rename(part, out)
+    except (OSError, KeyError) as e:
+        if not out.is_dir():  # another process may have been faster
+            raise DatasetError(f'cuhk03: {mat} cannot be extracted to {out} ({type(e).__name__}: {e})') from None
     finally: shutil.rmtree(part, ignore_errors=True)
     return out
 
-# %% ../nbs/10_datasets.ipynb #2ec49089
+# %% ../nbs/10_datasets.ipynb #35e390a1
 def _cuhk03_images(
     f, # the open `cuhk-03.mat`
     kind:str, # `labeled` or `detected`
@@ -284,9 +321,11 @@ def _cuhk03_images(
         for person, cells in enumerate(tqdm(people, desc=f'cuhk03 pair {pair}', delay=2), 1):
             for i, cell in enumerate(cells, 1):
                 pixels = f[cell][:].T
-                if pixels.ndim == 3: Image.fromarray(np.ascontiguousarray(pixels)).save(out/f'{pair}_{person:03d}_{1 if i <= 5 else 2}_{i:02d}.png', compress_level=1)
+                if pixels.ndim != 3: continue
+                name = f'{pair}_{person:03d}_{1 if i <= 5 else 2}_{i:02d}.png'
+                Image.fromarray(np.ascontiguousarray(pixels)).save(out/name, compress_level=1)
 
-# %% ../nbs/10_datasets.ipynb #5eabc38a
+# %% ../nbs/10_datasets.ipynb #9b16e612
 def cuhk03(
     root, # one of the three packages
     detected:bool=False, # boxes of the detector instead of the labelled ones
@@ -295,57 +334,62 @@ def cuhk03(
     "CUHK03 with the new protocol (767 / 700 identities), from any of its three packages."
     kind = 'detected' if detected else 'labeled'
     config, mats = f'cuhk03_new_protocol_config_{kind}.mat', ('cuhk03_release/cuhk-03.mat', 'cuhk-03.mat')
-    folder = find_root('cuhk03', root, [f'{kind}/bounding_box_train', config], ('cuhk03', 'cuhk03-np', 'CUHK03_release'))
-    if (folder/kind/'bounding_box_train').is_dir(): return as_table('cuhk03', _market_rows('cuhk03', folder/kind), folder/kind)
+    folder = find_root('cuhk03', root, [f'{kind}/bounding_box_train', config], ('cuhk03', 'cuhk03-np'))
+    if (folder/kind/'bounding_box_train').is_dir():
+        return as_table('cuhk03', _market_rows('cuhk03', folder/kind), folder/kind)
     rows, images = _cuhk03_config(folder, kind), folder/f'images_{kind}'
     if not images.is_dir():
         mat = next((folder/m for m in mats if (folder/m).is_file()), None)
-        if mat is None: raise DatasetError(f'cuhk03: {folder} has {config} but no images: expected images_{kind}/ or {" or ".join(mats)}')
+        if mat is None: raise _wrong_layout('cuhk03', folder, (images.name, *mats))
         images = _cuhk03_extract(mat, kind, cache)
     return as_table('cuhk03', ({**r, 'path': str(images/r['path'])} for r in rows), folder)
 
-# %% ../nbs/10_datasets.ipynb #b47e3ef4
+# %% ../nbs/10_datasets.ipynb #234acc6c
 def cuhk_sysu(
     root, # holds `cropped_images`, `cropped_image`, or the crops themselves
 )->pd.DataFrame: # records without a domain
     "CUHK-SYSU crops in either layout, all of them training images, without cameras."
-    names = ('cropped_images', 'cropped_image')
-    usual = ('cuhk_sysu', 'CUHK-SYSU', 'cuhksysu')
-    crops = lambda f: any(re.match(r'p-?\d+_(n\d+_)?s\d+_', p.name) for p in image_files(f))
-    folder = Path(root).expanduser() if crops(Path(root).expanduser()) else find_root('cuhk_sysu', root, names, usual)
-    folder = next((folder/n for n in names if (folder/n).is_dir()), folder)
-    rows = parse_names('cuhk_sysu', folder, r'p(?P<pid>-?\d+)_(n\d+_)?s\d+_(hard)?\d+\.')
+    pattern, names = r'p(?P<pid>-?\d+)_(n\d+_)?s\d+_(hard)?\d+\.', ('cropped_images', 'cropped_image')
+    folder = Path(root).expanduser()
+    if not any(re.match(pattern, f.name) for f in image_files(folder)):
+        folder = find_root('cuhk_sysu', root, names, ('CUHK-SYSU',))
+        folder = next(folder/n for n in names if (folder/n).is_dir())
+    rows = parse_names('cuhk_sysu', folder, pattern)
     records = as_table('cuhk_sysu', (r for r in rows if r['pid'] >= 0), folder)
     return records.assign(pid=number_names(records['pid']))
 
-# %% ../nbs/10_datasets.ipynb #6158aac4
+# %% ../nbs/10_datasets.ipynb #269d8cfa
 def prid(
     root, # `prid_2011` with `single_shot/cam_a` and `cam_b`
 )->pd.DataFrame: # records without a domain
     "PRID 2011 single-shot: identities 1..200 in both cameras; 201..749 of camera B are gallery only."
     folder = find_root('prid', root, ['single_shot/cam_a', 'cam_a'], ('prid_2011', 'prid2011', 'prid'))
     folder = folder/'single_shot' if (folder/'single_shot').is_dir() else folder
-    a, b = (parse_names('prid', folder/f'cam_{c}', r'person_(?P<pid>\d+)\.') for c in 'ab')
-    rows = [{**r, 'camid': cam, 'split': 'train' if r['pid'] <= 200 else 'gallery'} for cam, part in enumerate((a, b)) for r in part if cam or r['pid'] <= 200]
+    rows = []
+    for cam, c in enumerate('ab'):
+        for r in parse_names('prid', folder/f'cam_{c}', r'person_(?P<pid>\d+)\.'):
+            both = r['pid'] <= 200
+            if both or c == 'b': rows.append({**r, 'camid': cam, 'split': 'train' if both else 'gallery'})
     return as_table('prid', rows, folder)
 
-# %% ../nbs/10_datasets.ipynb #87524d19
+# %% ../nbs/10_datasets.ipynb #0b8b4b51
 def grid(
     root, # with `probe`, `gallery` and `features_and_partitions.mat`
 )->pd.DataFrame: # records without a domain
     "QMUL GRID: names `PPPP_C_....jpeg`; identity 0 are the 775 gallery images of nobody."
     folder = find_root('grid', root, ['probe'], ('underground_reid', 'grid'))
-    rows = [r for part in ('probe', 'gallery') for r in parse_names('grid', folder/part, r'(?P<pid>\d+)_(?P<cam>\d+)_')]
+    pattern = r'(?P<pid>\d+)_(?P<cam>\d+)_'
+    rows = [r for part in ('probe', 'gallery') for r in parse_names('grid', folder/part, pattern)]
     return as_table('grid', ({**r, 'split': 'train' if r['pid'] else 'gallery'} for r in rows), folder)
 
-# %% ../nbs/10_datasets.ipynb #618a25cb
+# %% ../nbs/10_datasets.ipynb #aba1671e
 def viper(
     root, # with `cam_a` and `cam_b`
 )->pd.DataFrame: # records without a domain
     "VIPeR: names `NNN_angle.bmp`, numbered from 0 with gaps, so that the identity is the number plus 1."
     folder = find_root('viper', root, ['cam_a'], ('VIPeR', 'VIPeR.v1.0'))
-    rows = [{**r, 'pid': r['pid'] + 1, 'camid': cam} for cam, c in enumerate('ab') for r in parse_names('viper', folder/f'cam_{c}', r'(?P<pid>\d+)_')]
-    return as_table('viper', rows, folder)
+    sides = enumerate(parse_names('viper', folder/f'cam_{c}', r'(?P<pid>\d+)_') for c in 'ab')
+    return as_table('viper', ({**r, 'pid': r['pid'] + 1, 'camid': cam} for cam, rows in sides for r in rows), folder)
 
 # %% ../nbs/10_datasets.ipynb #bdf01564
 def ilids(
@@ -355,18 +399,18 @@ def ilids(
     folder = find_root('ilids', root, ['Persons'], ('i-LIDS_Pedestrian', 'ilids', 'i-LIDS'))
     return as_table('ilids', parse_names('ilids', folder/'Persons', r'(?P<pid>\d{4})\d{3}\.'), folder)
 
-# %% ../nbs/10_datasets.ipynb #6d03f382
+# %% ../nbs/10_datasets.ipynb #b2e1eb15
 def from_folder(
     root, # ROOT/IDENTITY/*.jpg or ROOT/SPLIT/IDENTITY/*.jpg
     camera:str=None, # regular expression searched in the file name; its first group names the camera
     split:str='train', # of a root without split folders
 )->pd.DataFrame: # records without a domain
     "An identity per subfolder; names of identities and cameras are numbered in sorted order."
-    root = Path(root).expanduser()
-    if not root.is_dir(): raise DatasetError(f'folder: {root} is {"a file, not a folder" if root.exists() else "not there"}')
+    root = _need('folder', root)
     parts = {s: root/s for s in SPLITS if (root/s).is_dir()} or {split: root}
-    rows = [dict(path=str(f), pid=d.name, camid=_camera_name(camera, f), split=s) for s, part in parts.items() for d in sorted(part.iterdir()) if d.is_dir() for f in image_files(d)]
-    if not rows: raise DatasetError(f'folder: {root} holds no identity folder with images (expected IDENTITY/*.jpg, or train|query|gallery/IDENTITY/*.jpg)')
+    people = [(s, d) for s, part in parts.items() for d in sorted(part.iterdir()) if d.is_dir()]
+    rows = [dict(path=str(f), pid=d.name, camid=_camera_name(camera, f), split=s) for s, d in people for f in image_files(d)]
+    if not rows: raise _wrong_layout('folder', root, ('IDENTITY/*.jpg', '(train|query|gallery)/IDENTITY/*.jpg'))
     records = pd.DataFrame(rows)
     return records.assign(pid=number_names(records['pid']), camid=number_names(records['camid'], 0))
 
@@ -374,38 +418,41 @@ def _camera_name(camera, file):
     "What the first group of the expression finds in the file name."
     if camera is None: return ''
     m = re.search(camera, file.name)
-    if not m or not m.re.groups: raise DatasetError(f'folder: camera={camera!r} {"needs a group in parentheses" if m else f"finds nothing in {file}"}')
+    if not m: raise DatasetError(f'folder: camera={camera!r} finds nothing in {file}')
+    if not m.re.groups: raise DatasetError(f'folder: camera={camera!r} needs a group in parentheses')
     return m[1]
 
-# %% ../nbs/10_datasets.ipynb #054cb8a5
+# %% ../nbs/10_datasets.ipynb #09f3e10d
 def from_csv(
     root, # the `.csv` file
     split:str='train', # where the table has no such column
 )->pd.DataFrame: # records, with a domain if the table has one
     "A table with `path` and `pid`, and optionally `camid`, `split`, `domain` and more."
-    file = Path(root).expanduser()
-    if not file.is_file(): raise DatasetError(f'csv: {file} is {"a folder, not a file" if file.exists() else "not there"}')
+    file = _need('csv', root, 'file')
     try: table = pd.read_csv(file, encoding='utf-8-sig')
-    except (ValueError, OSError) as e: raise DatasetError(f'csv: {file} cannot be read as a table ({type(e).__name__}: {e})') from None
-    lost = [c for c in ('path', 'pid') if c not in table]
-    if lost: raise DatasetError(f'csv: {file} lacks the column(s) {", ".join(lost)}; found: {", ".join(map(str, table.columns))}')
+    except (ValueError, OSError) as e: raise DatasetError(f'csv: {file} is no table ({type(e).__name__}: {e})') from None
+    lost, found = [c for c in ('path', 'pid') if c not in table], ', '.join(map(str, table.columns))
+    if lost: raise DatasetError(f'csv: {file} lacks the column(s) {", ".join(lost)}; found: {found}')
     table = table.assign(**{c: v for c, v in dict(camid=0, split=split).items() if c not in table})
-    gaps = table[['path', 'pid', 'camid', 'split']].isna().any(axis=1)
-    if gaps.any(): raise DatasetError(f'csv: {file} has {gaps.sum():,} rows with an empty path, pid, camid or split, first: line {int(np.argmax(gaps)) + 2}')
+    gaps = np.flatnonzero(table[['path', 'pid', 'camid', 'split']].isna().any(axis=1))
+    if len(gaps): raise DatasetError(f'csv: {file}: {len(gaps):,} rows lack path, pid, camid or split, first: line {gaps[0] + 2}')
     for c, start in (('pid', 1), ('camid', 0)):
         if not pd.api.types.is_integer_dtype(table[c]): table[c] = number_names(table[c].astype(str), start)
-    return table[table['pid'] >= 0].assign(path=[str(file.parent/p) for p in table.loc[table['pid'] >= 0, 'path']])
+    table = table[table['pid'] >= 0]
+    return table.assign(path=[str(file.parent/p) for p in table['path']])
 
-# %% ../nbs/10_datasets.ipynb #8247b26a
-PARSERS = dict(market1501=market1501, msmt17=msmt17, cuhk02=cuhk02, cuhk03=cuhk03, cuhk_sysu=cuhk_sysu, prid=prid, grid=grid, viper=viper, ilids=ilids, folder=from_folder, csv=from_csv)
+# %% ../nbs/10_datasets.ipynb #ab2966bb
+PARSERS = dict(market1501=market1501, msmt17=msmt17, cuhk02=cuhk02, cuhk03=cuhk03, cuhk_sysu=cuhk_sysu,
+               prid=prid, grid=grid, viper=viper, ilids=ilids, folder=from_folder, csv=from_csv)
 
 def _own_name(name, root):
-    "The domain of a data set: its name, or its folder's where the layout is borrowed."
-    if name not in ('market1501', 'folder', 'csv'): return name
-    own = find_root(name, root, MARKET_FOLDERS.values(), MARKET_NAMES).resolve().name if name == 'market1501' else Path(root).expanduser().resolve().stem
+    "The domain of a data set: its name, or its folder's (its file's) where the layout is borrowed."
+    if name in ('folder', 'csv'): return Path(root).expanduser().resolve().stem
+    if name != 'market1501': return name
+    own = find_root(name, root, MARKET_FOLDERS.values(), MARKET_NAMES).resolve().name
     return name if _plain(own) in {_plain(u) for u in (name, *MARKET_NAMES)} else own
 
-# %% ../nbs/10_datasets.ipynb #f9c002e8
+# %% ../nbs/10_datasets.ipynb #f3e339b7
 def load_dataset(
     name:str, # one of `PARSERS`
     root, # the set's own folder, or one that contains it under a usual name; the file of a `csv`
@@ -416,10 +463,12 @@ def load_dataset(
     "The record table of a data set on the disk, checked; `DatasetError` for an unknown name or a wrong layout."
     if name not in PARSERS:
         near = difflib.get_close_matches(_plain(name), PARSERS, 1, 0.5)
-        raise DatasetError(f'unknown data set {name!r}{f", did you mean {near[0]!r}?" if near else ""} (known: {", ".join(PARSERS)})')
+        hint = f', did you mean {near[0]!r}?' if near else ''
+        raise DatasetError(f'unknown data set {name!r}{hint} (known: {", ".join(PARSERS)})')
     records = PARSERS[name](root, **options)
     if domain or 'domain' not in records: records = records.assign(domain=domain or _own_name(name, root))
-    return check_records(records[COLUMNS + [c for c in records if c not in COLUMNS]].reset_index(drop=True), files=files)
+    more = [c for c in records if c not in COLUMNS]
+    return check_records(records[COLUMNS + more].reset_index(drop=True), files=files)
 
 # %% ../nbs/10_datasets.ipynb #db95a9b9
 def digest_order(
@@ -434,15 +483,16 @@ def _test_half(records, name, partition):
     ids = sorted(set(records.loc[records['split'] == 'train', 'pid']))
     return set(digest_order(ids, name, partition)[:(len(ids) + 1)//2])
 
-# %% ../nbs/10_datasets.ipynb #d71db426
+# %% ../nbs/10_datasets.ipynb #ba5fa8cd
 def _grid_partitions(records):
     "The ten official sets of training identities, from the `.mat` beside the images."
     file = Path(records['path'].iloc[0]).parent.parent/'features_and_partitions.mat'
     mat = _read_mat('grid', file)
     try: return [set(np.asarray(cell[0, 0][2]).ravel().astype(int).tolist()) for cell in mat['trainIdxAll'].ravel()]
-    except (KeyError, IndexError, ValueError, TypeError) as e: raise DatasetError(f'grid: {file} has no list of partitions trainIdxAll ({type(e).__name__})') from None
+    except (KeyError, IndexError, ValueError, TypeError) as e:
+        raise DatasetError(f'grid: {file} has no partitions under the name trainIdxAll ({type(e).__name__})') from None
 
-# %% ../nbs/10_datasets.ipynb #a60143ef
+# %% ../nbs/10_datasets.ipynb #fec54a0c
 def _drawn(
     records:pd.DataFrame, # undrawn
     test:set, # identities of the test half
@@ -453,24 +503,25 @@ def _drawn(
     "One partition: the test half becomes query and gallery, the other half trains."
     mine = records['pid'].isin(test)
     split = np.where(~mine, records['split'], np.where(query, 'query', np.where(gallery, 'gallery', '')))
-    return check_records(records.assign(split=split, partition=partition)[split != ''].reset_index(drop=True), files=False)
+    records = records.assign(split=split, partition=partition)[split != '']
+    return check_records(records.reset_index(drop=True), files=False)
 
-# %% ../nbs/10_datasets.ipynb #8c9b6497
+# %% ../nbs/10_datasets.ipynb #e07c83b4
 def identity_splits(
     name:str, # of the data set
     records:pd.DataFrame, # its table from `load_dataset`
 )->list: # of record tables with a column `partition`; the table itself for a set with a fixed split
     "The partitions of PRID, GRID, VIPeR and i-LIDS: ten tables, for VIPeR twenty (both directions of each)."
     check_records(records, files=False)
-    if 'partition' in records and name in ('prid', 'grid', 'viper', 'ilids'): raise DatasetError(f'identity_splits: this {name} table is already one of its partitions')
-    a, b = records['camid'] == 0, records['camid'] == 1
-    if name == 'prid': return [_drawn(records, _test_half(records, name, i), a, b, i) for i in range(10)]
-    if name == 'viper': return [_drawn(records, _test_half(records, name, i), q, g, i) for i in range(10) for q, g in ((a, b), (b, a))]
+    if name not in ('prid', 'grid', 'viper', 'ilids'): return [records]
+    if 'partition' in records: raise DatasetError(f'identity_splits: this {name} table is already one partition')
     if name == 'ilids': return [_ilids_partition(records, i) for i in range(10)]
     if name == 'grid':
         everybody, probe = set(records['pid']) - {0}, records['path'].map(lambda p: Path(p).parent.name == 'probe')
         return [_drawn(records, everybody - train, probe, ~probe, i) for i, train in enumerate(_grid_partitions(records))]
-    return [records]
+    a, b = records['camid'] == 0, records['camid'] == 1
+    directions = [(a, b), (b, a)] if name == 'viper' else [(a, b)]
+    return [_drawn(records, _test_half(records, name, i), ask, answer, i) for i in range(10) for ask, answer in directions]
 
 # %% ../nbs/10_datasets.ipynb #34468b49
 def _ilids_partition(records, i):
@@ -480,7 +531,7 @@ def _ilids_partition(records, i):
     ask, answer = (base.isin([p[j] for p in pairs if len(p) == 2]) for j in (0, 1))
     return _drawn(records.assign(camid=answer.astype(int)), test, ask, answer, i)
 
-# %% ../nbs/10_datasets.ipynb #06411ffc
+# %% ../nbs/10_datasets.ipynb #2e2abbd0
 def hold_out(
     records:pd.DataFrame, # with training rows
     share:float=0.2, # of the identities that can be found again, in each domain
@@ -493,7 +544,7 @@ def hold_out(
         by = 'camid' if rows['camid'].nunique() > 1 else 'path'
         able = rows.groupby('pid')[by].nunique()
         drawn = digest_order(able.index[able > 1], 'hold out', seed, domain)[:round(share*(able > 1).sum())]
-        if not drawn: raise DatasetError(f'hold_out: {domain} has {int((able > 1).sum()):,} identities with images from two cameras; a share of {share} of them is none')
+        if not drawn: raise DatasetError(f'hold_out: a share of {share} of the {(able > 1).sum():,} identities of {domain} with two images or cameras is none')
         split[rows.index[rows['pid'].isin(drawn)]] = 'gallery'
         for pid in drawn:
             mine = rows.index[rows['pid'] == pid]
@@ -513,7 +564,7 @@ EXPECTED = dict(
     viper=dict(train=(316, 632), query=(316, 316), gallery=(316, 316)),
     ilids=dict(train=(59, None), query=(60, 60), gallery=(60, 60)))
 
-# %% ../nbs/10_datasets.ipynb #0474b164
+# %% ../nbs/10_datasets.ipynb #5dbe983f
 @dataclass
 class DatasetReport:
     "What `check_dataset` found; prints as text."
@@ -529,32 +580,41 @@ class DatasetReport:
     def ok(self): return not (self.missing or self.unreadable)
 
     def __str__(self):
-        lines = [f'{self.name} in {self.root}', self.counts.fillna('').to_string(index=False), '', self.cameras.to_string(index=False), '']
-        lines += [f'warning: {w}' for w in self.warnings]
-        for what, files in (('missing', self.missing), ('unreadable', [f'{f} ({why})' for f, why in self.unreadable])):
-            lines += [f'{len(files):,} {what}:', *(f'  {f}' for f in files[:20]), *([f'  ... and {len(files) - 20:,} more'] if len(files) > 20 else [])] if files else []
+        tables = [t.fillna('').to_string(index=False) for t in (self.counts, self.cameras)]
+        lines = [f'{self.name} in {self.root}', tables[0], '', tables[1], '', *(f'warning: {w}' for w in self.warnings)]
+        broken = [f'{f} ({why})' for f, why in self.unreadable]
+        for what, files in (('missing', self.missing), ('unreadable', broken)):
+            if files: lines += [f'{len(files):,} {what}:', *(f'  {f}' for f in files[:20])]
+            if len(files) > 20: lines.append(f'  ... and {len(files) - 20:,} more')
         return '\n'.join(lines + ['usable' if self.ok else 'not usable before the files above are repaired'])
 
-# %% ../nbs/10_datasets.ipynb #3d80d1fd
-def _identities(pids): return int(pids[pids > 0].nunique())
+# %% ../nbs/10_datasets.ipynb #6dcf884f
+def _identities(pids):
+    "How many people; distractors are nobody."
+    return int(pids[pids > 0].nunique())
 
-def _count_table(tables, expected):
-    "Found against expected, one row a split (a fixed split, or the partitions together where all agree)."
-    rows = []
+def _found(tables, split):
+    "Identities and images of a split; a range as text where the partitions differ."
+    pairs = [(_identities(t['pid']), len(t)) for t in (t[t['split'] == split] for t in tables)]
+    return [min(x) if min(x) == max(x) else f'{min(x)}-{max(x)}' for x in zip(*pairs)]
+
+# %% ../nbs/10_datasets.ipynb #23d5f15a
+def _compare(
+    tables, # the table of a fixed split, or all partitions
+    expected, # an entry of `EXPECTED`, or None
+): # table of counts, and a sentence for every number that differs
+    "Found against expected."
+    rows, notes = [], []
     for s in SPLITS:
-        found = sorted({(_identities(t.loc[t['split'] == s, 'pid']), int((t['split'] == s).sum())) for t in tables})
-        ids, images = ('-'.join(map(str, sorted({f[j] for f in found}))) if len({f[j] for f in found}) > 1 else found[0][j] for j in (0, 1))
-        e = (expected or {}).get(s, (0, 0) if expected else (None, None))
-        rows.append(dict(split=s, identities=ids, expected_identities=e[0], images=images, expected_images=e[1]))
-    return pd.DataFrame(rows).astype({'expected_identities': 'object', 'expected_images': 'object'})
+        wanted = (None, None) if expected is None else expected.get(s, (0, 0))
+        row = dict(split=s)
+        for k, found, want in zip(('identities', 'images'), _found(tables, s), wanted):
+            row |= {k: found, f'expected_{k}': want}
+            if want is not None and found != want: notes.append(f'{s}: {found} {k} found, {want:,} expected')
+        rows.append(row)
+    return pd.DataFrame(rows, dtype=object), notes
 
-# %% ../nbs/10_datasets.ipynb #732ae4cf
-def _count_warnings(counts):
-    "One sentence for each number that differs from the papers'."
-    return [f'{r.split}: {getattr(r, k)} {k} found, {getattr(r, f"expected_{k}"):,} expected' for r in counts.itertuples() for k in ('identities', 'images')
-            if getattr(r, f'expected_{k}') is not None and getattr(r, k) != getattr(r, f'expected_{k}')]
-
-# %% ../nbs/10_datasets.ipynb #83b96581
+# %% ../nbs/10_datasets.ipynb #81856d37
 def unreadable_images(
     paths, # image files
     workers:int=None, # threads; as many as cores by default
@@ -566,22 +626,23 @@ def unreadable_images(
         try:
             with Image.open(p) as image: image.load()
         except Exception as e: return type(e).__name__ + (f': {e}' if str(e) else '')
+    bar = dict(total=len(paths), desc='opening', unit='img', delay=2, disable=not progress)
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as threads:
-        reasons = tqdm(threads.map(why, paths), total=len(paths), desc='opening', unit='img', delay=2, disable=not progress)
-        return [(p, r) for p, r in zip(paths, reasons) if r]
+        return [(p, r) for p, r in zip(paths, tqdm(threads.map(why, paths), **bar)) if r]
 
-# %% ../nbs/10_datasets.ipynb #41799e79
+# %% ../nbs/10_datasets.ipynb #1d2f0566
 def _match_warnings(tables):
     "A query without another camera's image of the same identity can never be found: how many there are."
     alone = set()
     for t in tables:
         q, g = t[t['split'] == 'query'], t[t['split'] == 'gallery']
-        cams = g.groupby('pid')['camid'].agg(set).to_dict()
+        cameras = g.groupby('pid')['camid'].agg(set).to_dict()
         rule = pd.concat([q, g])['camid'].nunique() > 1
-        alone |= {r.path for r in q.itertuples() if not (cams.get(r.pid, set()) - {r.camid} if rule else cams.get(r.pid))}
+        for r in q.itertuples():
+            if not cameras.get(r.pid, set()) - ({r.camid} if rule else set()): alone.add(r.path)
     return [f'{len(alone):,} queries have no match in the gallery, first: {min(alone)}'] if alone else []
 
-# %% ../nbs/10_datasets.ipynb #58b78451
+# %% ../nbs/10_datasets.ipynb #c0f1bde1
 def check_dataset(
     name:str, # of the data set
     root, # its folder
@@ -589,17 +650,17 @@ def check_dataset(
     progress:bool=True, # bars on what takes more than two seconds
     **options, # of the parser
 )->DatasetReport:
-    "Found against expected: identities, images, cameras, missing and unreadable files; `DatasetError` for a wrong layout."
+    "Found against expected, by split and camera; missing and unreadable files; `DatasetError` for a wrong layout."
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         records = load_dataset(name, root, files=False, **options)
         tables = identity_splits(name, records)
     borrowed = records['domain'].iloc[0] != name and 'domain' not in options
-    expected = None if borrowed else EXPECTED.get('cuhk03_detected' if options.get('detected') else name)
-    counts = _count_table(tables, expected)
-    cameras = records.groupby(['split', 'camid'], sort=True).agg(identities=('pid', _identities), images=('path', 'size')).reset_index()
+    key = 'cuhk03_detected' if options.get('detected') else name
+    counts, notes = _compare(tables, None if borrowed else EXPECTED.get(key))
+    cameras = records.groupby(['split', 'camid']).agg(identities=('pid', _identities), images=('path', 'size'))
     there = records['path'].map(os.path.isfile).astype(bool)
-    notes = [str(w.message) for w in said] + _count_warnings(counts) + _match_warnings(tables)
-    if records['camid'].nunique() == 1: notes.append('one camera only: the camera rule cannot be followed, results mean less')
+    notes = [str(w.message) for w in said] + notes + _match_warnings(tables)
+    if records['camid'].nunique() == 1: notes.append('one camera only: the camera rule cannot be followed')
     broken = unreadable_images(sorted(set(records.loc[there, 'path'])), progress=progress) if decode else []
-    return DatasetReport(name, str(root), counts, cameras, records.loc[~there, 'path'].tolist(), broken, notes)
+    return DatasetReport(name, str(root), counts, cameras.reset_index(), records.loc[~there, 'path'].tolist(), broken, notes)

@@ -1,0 +1,142 @@
+"""Samplers, measured: one epoch of PK, GS, DFGS and published DFGS over growing numbers of identities.
+
+    python benchmarks/samplers.py                 # 1,000 to 20,000 identities x 17 images: time, memory, coverage, hardness, growth laws
+    python benchmarks/samplers.py --million       # 1,000,000 identities x 10 images (about 3 minutes, below 8 GB)
+    python benchmarks/samplers.py --learning      # does it learn better? a small network trained with each sampler
+
+Each measurement runs in a process of its own, so that its peak memory is its own.
+`graph` and `plan` are seconds, `memory` is the peak beyond what Python, numpy and torch take; `images` is the share of images in the epoch;
+`hardness` is nearest negative overall / nearest negative in the batch, mean over anchors (1 is the hardest batch there is).
+"""
+import argparse, json, resource, subprocess, sys, time
+import numpy as np, torch
+from clip_dfgs.graph import graph_recall, identity_features, nearest_identities
+from clip_dfgs.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, epoch_report, hardness, refresh_neighbours
+
+KINDS = dict(pk=(PKSampler, 0, {}), gs=(GraphSampler, 15, {}), dfgs=(DepthFirstGraphSampler, 10, {}),
+    paper=(DepthFirstGraphSampler, 10, dict(fair=False)), published=(DepthFirstGraphSampler, 10, dict(published=True)))
+
+
+def crowd(n, width=128, seed=0):
+    "Features of n people, 50 look-alikes to a group: 24 traits, seen through a random nonlinear map, and noise."
+    rng = np.random.default_rng(seed)
+    traits = rng.standard_normal((-(-n // 50), 24), np.float32)[rng.integers(0, -(-n // 50), n)] + .5 * rng.standard_normal((n, 24), np.float32)
+    x = np.tanh(traits @ rng.standard_normal((24, width), np.float32) / 4)
+    return torch.from_numpy(x + .1 * rng.standard_normal((n, width), np.float32))
+
+
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def measure(kind, n, images):
+    "One epoch in this process: a dict of numbers."
+    x, labels = crowd(n), np.repeat(np.arange(n), images)
+    cameras = np.random.default_rng(1).integers(0, 6, len(labels))
+    make, k, options = KINDS[kind]
+    sampler, before, row = make(labels, cameras, **options), peak(), dict(n=n, kind=kind)
+    start = time.perf_counter()
+    if k: sampler.neighbours = nearest_identities(x, k)
+    row["graph"] = time.perf_counter() - start
+    start = time.perf_counter()
+    plan = sampler.plan()
+    row |= dict(plan=time.perf_counter() - start, memory=peak() - before, total_memory=peak(), batches=len(plan))
+    row |= dict(identities=len(np.unique(labels[plan])) / n, images=len(np.unique(plan)) / len(labels))
+    row |= hardness(plan, labels, x, anchors=1024) if len(plan) else {}
+    if k and n > 50_000: row["recall"] = graph_recall(sampler.neighbours, x, sample=512, seed=5)
+    return row
+
+
+def apart(kind, n, images):
+    "`measure` in a process of its own."
+    out = subprocess.run([sys.executable, __file__, "--one", kind, str(n), str(images)], capture_output=True, text=True)
+    if out.returncode: sys.exit(out.stderr)
+    return json.loads(out.stdout.splitlines()[-1])
+
+
+def show(row):
+    print(f"{row['n']:>9,} {row['kind']:>10} {row['graph']:8.2f} {row['plan']:8.2f} {row['memory']:8.2f} {row['batches']:8,} {row['identities']:10.1%} {row['images']:8.1%} {row.get('hardness', np.nan):9.3f}"
+        + (f"   recall {row['recall']:.3f}, peak of the process {row['total_memory']:.1f} GB" if "recall" in row else ""), flush=True)
+
+
+def table(sizes, kinds, images):
+    print(f"{'N':>9} {'sampler':>10} {'graph s':>8} {'plan s':>8} {'GB':>8} {'batches':>8} {'identities':>10} {'images':>8} {'hardness':>9}")
+    rows = []
+    for n in sizes:
+        for kind in kinds:
+            rows.append(apart(kind, n, images))
+            show(rows[-1])
+    return rows
+
+
+def growth(rows):
+    "Exponents of time ~ N^a by least squares on the logarithms, and ratios at the largest N."
+    for kind in KINDS:
+        own = [r for r in rows if r["kind"] == kind and r["n"] >= 2000]
+        law = lambda what: np.polyfit(np.log([r["n"] for r in own]), np.log([r[what] for r in own]), 1)[0]
+        print(f"{kind:>10}: plan ~ N^{law('plan'):.2f}" + (f", graph ~ N^{law('graph'):.2f}" if KINDS[kind][1] else ""))
+    last = {r["kind"]: r for r in rows if r["n"] == rows[-1]["n"]}
+    print(f"at {rows[-1]['n']:,} identities: hardness of dfgs / published {last['dfgs']['hardness'] / last['published']['hardness']:.2f}, dfgs / pk {last['dfgs']['hardness'] / last['pk']['hardness']:.2f}; "
+        f"images of dfgs / published {last['dfgs']['images'] / last['published']['images']:.1f}")
+
+
+def people(seed, groups, each, images):
+    "Images of people in groups of look-alikes: 24 traits, a camera's offset, the image's own circumstances; mixed by one fixed map."
+    rng, fixed = np.random.default_rng(seed), np.random.default_rng(99)
+    n = groups * each
+    traits = np.repeat(rng.normal(size=(groups, 24)), each, 0) + .35 * rng.normal(size=(n, 24))
+    labels = np.repeat(np.arange(n), images)
+    cameras = rng.integers(0, 6, len(labels))
+    mix, offset = fixed.normal(size=(56, 128)) / 4, fixed.normal(size=(6, 24))
+    scene = offset[cameras] + .8 * rng.normal(size=(len(labels), 24))
+    return torch.as_tensor(np.tanh(np.concatenate([traits[labels], scene, rng.normal(size=(len(labels), 8))], 1) @ mix), dtype=torch.float32), labels, cameras
+
+
+def mean_average_precision(x, labels, cameras):
+    same, here = (torch.as_tensor(v[:, None] == v[None]) for v in (labels, cameras))
+    order = torch.cdist(x, x).masked_fill(same & here, torch.inf).argsort(1)
+    good = (same & ~here).gather(1, order).double()
+    total = good.sum(1)
+    ap = (good.cumsum(1) / torch.arange(1, len(x) + 1) * good).sum(1)[total > 0] / total[total > 0]
+    return ap.mean().item()
+
+
+def train(kind, k, seed, steps=1128):
+    "mAP on unseen people after so many steps with the soft-margin batch-hard triplet loss."
+    (x, labels, cameras), test = people(1, 60, 10, 17), people(2, 30, 10, 8)
+    torch.manual_seed(seed)
+    network = torch.nn.Sequential(torch.nn.Linear(128, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64))
+    optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+    make, _, options = KINDS[kind]
+    sampler, done, epoch = make(labels, cameras, seed=seed, **options), 0, 0
+    while done < steps:
+        sampler.set_epoch(epoch)
+        if kind != "pk": refresh_neighbours(sampler, lambda rows: network(x[rows]), k=k, model=network)
+        epoch += 1
+        for rows in list(sampler)[:steps - done]:
+            f, y = network(x[rows]), torch.as_tensor(labels[rows])
+            d, same = torch.cdist(f, f), y[:, None] == y[None]
+            loss = torch.nn.functional.softplus(d.masked_fill(~same, -1).amax(1) - d.masked_fill(same, 1e9).amin(1)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            done += 1
+    with torch.no_grad(): return mean_average_precision(network(test[0]), *test[1:])
+
+
+def learning(seeds=5):
+    print(f"mAP on 300 unseen people after 1,128 steps, {seeds} seeds: mean +- standard error")
+    for kind, k in [("pk", 0), ("gs", 15)] + [(kind, k) for k in (5, 10, 15) for kind in ("published", "paper", "dfgs")]:
+        found = np.array([train(kind, k, seed) for seed in range(seeds)])
+        print(f"{kind:>10} k={k:<3} {found.mean():.3f} +- {found.std(ddof=1) / seeds ** .5:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--million", action="store_true", help="1,000,000 identities x 10 images")
+    parser.add_argument("--learning", action="store_true", help="train a small network with each sampler")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one: print(json.dumps(measure(args.one[0], int(args.one[1]), int(args.one[2]))))
+    elif args.million: table([1_000_000], ["dfgs"], 10)
+    elif args.learning: learning()
+    else: growth(table([1000, 2000, 5000, 10_000, 20_000], list(KINDS), 17))

@@ -103,7 +103,7 @@ def exact_copies(
         if owner != i: later.append(i), first.append(owner)
     return later, first
 
-# %% ../nbs/40_evaluation.ipynb #ffc2b266
+# %% ../nbs/40_evaluation.ipynb #c7e09687
 def distance_blocks(
     query,            # features, shape [Q, D], tensor or array
     gallery,          # features, shape [G, D]
@@ -114,6 +114,7 @@ def distance_blocks(
     if metric not in ("cosine", "euclidean"): raise ValueError(f"metric {metric!r} is unknown: use 'cosine' or 'euclidean'")
     if block < 1: raise ValueError(f"block={block}: at least one query per block")
     query, gallery = _feature_pair(query, gallery)
+    block = min(block, max(1, 2**26 // len(gallery)))  # 256 MB in single precision, however large the gallery
     if metric == "cosine":
         query = torch.nn.functional.normalize(query, dim=1)
         one, scale = gallery.new_ones(1), -torch.linalg.vector_norm(gallery, dim=1).clamp_min(1e-12).reciprocal()

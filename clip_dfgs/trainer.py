@@ -4,24 +4,25 @@
 
 # %% auto #0
 __all__ = ['SMALL', 'FORMAT', 'SAMPLERS', 'GRAPHS', 'STAGES', 'Stage', 'TrainConfig', 'config_dict', 'config_from', 'rate',
-           'stage_groups', 'image_losses', 'scale', 'prompt_losses', 'choose_precision', 'computing', 'embed_images',
-           'evaluate_records', 'results_table', 'TrainError', 'write_checkpoint', 'read_checkpoint', 'pack_optimiser',
-           'unpack_optimiser', 'Trainee', 'Run', 'write_text', 'write_csv', 'open_folder', 'choose', 'check_config',
-           'loop', 'resume_point', 'save_point', 'guard', 'Log', 'adapt', 'learn_prompts', 'finetune', 'make_sampler',
-           'epoch_of', 'describe_epoch', 'set_graph', 'image_data', 'FeatureData', 'shuffled', 'all_text_features',
-           'gathered', 'start', 'saved_model', 'restore', 'fit', 'finish']
+           'stage_groups', 'image_losses', 'scale', 'prompt_losses', 'choose_precision', 'accelerator_for', 'computing',
+           'embed_images', 'evaluate_records', 'results_table', 'TrainError', 'write_checkpoint', 'read_checkpoint',
+           'pack_optimiser', 'unpack_optimiser', 'Trainee', 'Run', 'write_text', 'write_csv', 'open_folder', 'choose',
+           'check_config', 'loop', 'resume_point', 'save_point', 'guard', 'Log', 'adapt', 'learn_prompts', 'finetune',
+           'make_sampler', 'epoch_of', 'describe_epoch', 'set_graph', 'image_data', 'FeatureData', 'shuffled',
+           'all_text_features', 'gathered', 'start', 'saved_model', 'restore', 'fit', 'finish']
 
-# %% ../nbs/50_trainer.ipynb #1d528c9b
+# %% ../nbs/50_trainer.ipynb #86d99013
 import contextlib, difflib, hashlib, json, os, shutil, sys, time
 from dataclasses import dataclass, field, asdict, replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.attention import sdpa_kernel, SDPBackend
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from .datasets import check_records, pool
 from .evaluation import evaluate
 from .graph import nearest_identities
@@ -55,13 +56,13 @@ class Stage:
     normalise:bool=False     # L2-normalise features before L_tri
     triplet_on:tuple=('last', 'pooled', 'projected') # features that L_tri sees
 
-# %% ../nbs/50_trainer.ipynb #4ef681f3
+# %% ../nbs/50_trainer.ipynb #841c41c8
 SMALL = dict(
-    adapt=Stage(steps=150, lr=2e-4, head_lr=2e-3, clip_norm=1., normalise=True, triplet_on=('pooled', 'projected')),
-    prompts=Stage(steps=200, batch=256, lr=3e-3, weight_decay=0.),
-    finetune=Stage(steps=150, lr=1e-4, head_lr=1e-3, clip_norm=1., normalise=True, triplet_on=('pooled', 'projected')))
+    adapt=Stage(steps=150, lr=1e-4, head_lr=5e-3, clip_norm=1., id_weight=.5, normalise=True, triplet_on=('pooled', 'projected')),
+    prompts=Stage(steps=200, batch=256, lr=1e-2, weight_decay=0.),
+    finetune=Stage(steps=150, lr=1e-4, head_lr=2e-3, clip_norm=1., text_weight=.5, normalise=True, triplet_on=('pooled', 'projected')))
 
-# %% ../nbs/50_trainer.ipynb #c137e277
+# %% ../nbs/50_trainer.ipynb #8c7fa98a
 @dataclass(frozen=True)
 class TrainConfig:
     "Everything that decides a run, apart from the images."
@@ -82,8 +83,8 @@ class TrainConfig:
     refresh:int=1                 # epochs between two image graphs
     dual_weight:float=1.          # lambda of the dual distance
     pk_share:float=0.             # share of random batches mixed into dfgs
-    temperature:float=None        # of image-text similarities; None = plain dot products [CLIP-ReID], a number = cosine / temperature
-    augment:Augment=Augment(flip=.5, pad=6, erase=.3) # of training images
+    temperature:float=.05         # of image-text similarities: cosine / temperature; None = plain dot products, as [CLIP-ReID]
+    augment:Augment=Augment(flip=.5, pad=6, erase=0., jitter=.5, strength=(.25, .25, .2, .02)) # of training images
     precision:str='auto'          # no, bf16, fp16; auto = bf16 where the device multiplies it in hardware
     gather:bool=False             # losses over all processes' batches instead of each its own
     workers:int=0                 # processes that load images
@@ -166,13 +167,18 @@ def prompt_losses(image, # image features of a batch [B, D]
     a, b = scale(image, temperature), scale(text, None if temperature is None else 1.)
     return dict(i2t=image_text_contrastive(a, b, labels, labels), t2i=image_text_contrastive(b, a, labels, labels))
 
-# %% ../nbs/50_trainer.ipynb #7fb35f5c
+# %% ../nbs/50_trainer.ipynb #14962c49
 def choose_precision(precision:str)->str: # no, bf16 or fp16
     "What `auto` means on this device."
     if precision not in ('auto', 'no', 'bf16', 'fp16'): raise ValueError(f'precision {precision!r} is not known; choose auto, no, bf16 or fp16')
     if precision != 'auto': return precision
     if torch.cuda.is_available(): return 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
     return 'bf16' if getattr(torch.cpu, '_is_amx_tile_supported', lambda: False)() else 'no'
+
+def accelerator_for(precision:str)->Accelerator:
+    "accelerate's device and processes in this precision, even if an earlier run of this Python had another."
+    AcceleratorState._reset_state()
+    return Accelerator(mixed_precision=choose_precision(precision))
 
 @contextlib.contextmanager
 def computing(accelerator:Accelerator):
@@ -201,7 +207,7 @@ def embed_images(model:ReIDModel, # in any mode; restored afterwards
     finally: model.train(mode)
     return torch.cat(out)
 
-# %% ../nbs/50_trainer.ipynb #efa35993
+# %% ../nbs/50_trainer.ipynb #bd422cf3
 def evaluate_records(model:ReIDModel, # any trained model
                      records:pd.DataFrame, # with query and gallery rows
                      accelerator:Accelerator=None, # for its device and precision
@@ -213,7 +219,7 @@ def evaluate_records(model:ReIDModel, # any trained model
     for domain, rows in records[records['split'] != 'train'].groupby('domain', sort=False):
         pixels = cached_images(rows['path'].tolist(), model.config['image_size'], cache)
         f = embed_images(model, pixels, accelerator=accelerator, progress=f'embed {domain}')
-        q, g = ((rows['split'] == s).to_numpy() for s in ('query', 'gallery')); pid, cam = rows['pid'].to_numpy(), rows['camid'].to_numpy()
+        q, g = ((rows['split'] == s).to_numpy(copy=True) for s in ('query', 'gallery')); pid, cam = rows['pid'].to_numpy(), rows['camid'].to_numpy()
         for mask, what in ((q, 'query'), (g, 'gallery')):
             if not mask.any(): raise ValueError(f'{domain}: no {what} image to evaluate on')
         known = dict(query_cams=cam[q], gallery_cams=cam[g]) if rows['camid'].nunique() > 1 else {}
@@ -475,13 +481,13 @@ def finetune(run:Run):
         return image_losses(f, logits, labels, s, text, c.temperature), (f.projected, labels)
     loop(run, 'finetune', s, data, plan, losses, sampler)
 
-# %% ../nbs/50_trainer.ipynb #5615045b
+# %% ../nbs/50_trainer.ipynb #52cf157c
 def make_sampler(name:str, run:Run, stage:Stage):
     "The sampler of a stage, this process's share of it."
     r, a = run.records, run.accelerator
     kind = dict(pk=PKSampler, gs=GraphSampler, dfgs=DepthFirstGraphSampler)[name]
     options = dict(random_share=run.config.pk_share) if name == 'dfgs' and run.config.pk_share else {}
-    return kind(r['label'].to_numpy(), r['camera'].to_numpy(), batch=stage.batch, instances=stage.instances, seed=run.config.seed, rank=a.process_index, world=a.num_processes, **options)
+    return kind(r['label'].to_numpy(copy=True), r['camera'].to_numpy(copy=True), batch=stage.batch, instances=stage.instances, seed=run.config.seed, rank=a.process_index, world=a.num_processes, **options)
 
 def epoch_of(sampler, epoch:int)->list: # of batches, lists of rows
     "One epoch of a sampler, whole."
@@ -491,14 +497,15 @@ def epoch_of(sampler, epoch:int)->list: # of batches, lists of rows
 def describe_epoch(run:Run, epoch:int, batches):
     "Keep what an epoch covered (sampler.csv) and, of the first, its batches (epoch.csv)."
     r, file = run.records, run.out/'sampler.csv'
-    row = dict(epoch=epoch, **epoch_report(batches, r['label'].to_numpy(), r['camera'].to_numpy()))
+    row = dict(epoch=epoch, **epoch_report(batches, r['label'].to_numpy(copy=True), r['camera'].to_numpy(copy=True)))
     old = pd.read_csv(file) if file.exists() else pd.DataFrame()
     write_csv(pd.concat([old[old['epoch'] < epoch] if len(old) else old, pd.DataFrame([row])], ignore_index=True), file, index=False)
     if epoch == 0: write_csv(pd.DataFrame([(b, i) for b, rows in enumerate(batches) for i in rows], columns=['batch', 'row']), run.out/'epoch.csv', index=False)
 
 def set_graph(run:Run, sampler, epoch:int, text, restored=None):
     "Give the sampler the graph of this epoch."
-    c, k = run.config, dict(k=run.config.neighbours, skip=run.config.skip)
+    c, least = run.config, sampler.ids_per_batch - 1 if run.config.sampler == 'gs' else 1   # GS fills a batch from one anchor's neighbours
+    k = dict(k=max(c.neighbours, least), skip=c.skip)
     if c.graph == 'text' and sampler.neighbours is None: sampler.neighbours = nearest_identities(text.cpu(), **k)
     if c.graph == 'text': return
     if restored is not None: sampler.neighbours = restored; return
@@ -537,7 +544,7 @@ def gathered(run:Run, features, logits, labels):
     join = lambda t: torch.cat(all_gather(t.contiguous()))
     return type(features)(*map(join, features)), None if logits is None else tuple(map(join, logits)), run.accelerator.gather(labels)
 
-# %% ../nbs/50_trainer.ipynb #f5b70b0c
+# %% ../nbs/50_trainer.ipynb #d264d340
 def start(records:pd.DataFrame, # pooled by `pool`, or one record table
           config:TrainConfig, # what to do
           out, # the run folder
@@ -547,7 +554,7 @@ def start(records:pd.DataFrame, # pooled by `pool`, or one record table
     "Check everything, then make the run folder, the model and the decoded images."
     rows = records if 'label' in records else pool([records])
     check_records(rows); check_config(config, rows['label'].nunique()); out = Path(out)
-    accelerator = Accelerator(mixed_precision=choose_precision(config.precision)); main = accelerator.is_main_process
+    accelerator = accelerator_for(config.precision); main = accelerator.is_main_process
     model = saved_model(config.init, rows['label'].nunique()) if config.init else ReIDModel.create(config.clip, config.pretrained, num_ids=int(rows['label'].max()) + 1, image_size=config.image_size, stride=config.stride,
                              cameras=int(rows['camera'].max()) + 1 if config.cameras else 0, normalisation=config.pixels, seed=config.seed)
     if not model.has_text and (config.prompts or config.graph != 'image' and config.sampler != 'pk'): raise ValueError(f'{config.clip} has no text encoder: leave out the prompts stage and use graph="image"')

@@ -8,7 +8,7 @@ __all__ = ['COLOURS', 'HAIR', 'SKIN', 'UPPER', 'LOWER', 'PATTERNS', 'BAGS', 'HAT
            'rotation', 'rasterise', 'paint_upper', 'paint', 'street', 'Camera', 'street_camera', 'everyday_camera',
            'shadow', 'degrade', 'render', 'occlude', 'domain_cast', 'make_domain', 'everyday_pictures']
 
-# %% ../nbs/11_pedestrians.ipynb #5886408f
+# %% ../nbs/11_pedestrians.ipynb #0f9d534b
 import colorsys, os, shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from multiprocessing import get_context
 from pathlib import Path
 import numpy as np, pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from .datasets import load_dataset
 
 # %% ../nbs/11_pedestrians.ipynb #8ad69bda

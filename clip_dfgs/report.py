@@ -33,12 +33,12 @@ def settings(folders)->pd.DataFrame: # a row a setting, a column a run
     t = pd.DataFrame({Path(f).name: pd.json_normalize(json.loads((Path(f)/'config.json').read_text())).iloc[0] for f in folders})
     return t if len(folders) == 1 else t[t.astype(str).nunique(axis=1) > 1]
 
-# %% ../nbs/71_report.ipynb #9c3eacfd
+# %% ../nbs/71_report.ipynb #01c28ff5
 def epochs_of(folders): # (epochs by run, labels)
     "The first epoch of each run's sampler."
     found = {Path(f).name: t.groupby('batch', sort=True)['row'].apply(list).tolist() for f in folders if (t := table(f, 'epoch')) is not None}
     if not found: raise ValueError('none of the runs has an epoch.csv: they have no fine-tuning stage')
-    return found, table(next(f for f in folders if Path(f).name in found), 'records')['label'].to_numpy()
+    return found, table(next(f for f in folders if Path(f).name in found), 'records')['label'].to_numpy(copy=True)
 
 def batch_figure(folder, # run folder
                  number:int=0, # of the batch
@@ -47,19 +47,22 @@ def batch_figure(folder, # run folder
     "One batch of the first epoch, as images."
     records = table(folder, 'records'); rows = table(folder, 'epoch').query('batch == @number')['row'].tolist()
     pixels = cached_images(records['path'].iloc[rows].tolist(), (128, 64), cache or 'off')
-    return plot_batch_images(pixels[list(range(len(rows)))], list(range(len(rows))), records['label'].to_numpy()[rows], records['camid'].to_numpy()[rows])
+    return plot_batch_images(pixels[list(range(len(rows)))], list(range(len(rows))), records['label'].to_numpy(copy=True)[rows], records['camid'].to_numpy()[rows])
 
-# %% ../nbs/71_report.ipynb #4b9da610
+# %% ../nbs/71_report.ipynb #53aa1bcd
 def gallery_figure(folder, # run folder with a model and targets
                    domain:str=None, # which target; None = the first
                    rows=4, # queries shown, a number or positions
                    k:int=8, # gallery images of each
+                   limit:int=2000, # gallery images that are embedded: all of the queried identities, others at random
                    cache=None, # of decoded images
                   ):
     "Queries of a target and what the run's model finds for them."
     model, targets = ReIDModel.load(Path(folder)/'model'), table(folder, 'targets')
     targets = targets[targets['domain'] == (domain or targets['domain'].iloc[0])]; q, g = (targets[targets['split'] == s] for s in ('query', 'gallery'))
     if isinstance(rows, int): rows = [int(i) for i in range(0, len(q), max(1, len(q)//rows))][:rows]
+    q, rows = q.iloc[rows], list(range(len(rows))); sure = g['pid'].isin(q['pid'])
+    if len(g) > limit: g = g[sure | g.index.isin(g[~sure].sample(max(0, min(limit, len(g)) - sure.sum()), random_state=0).index)]
     pixels = {n: cached_images(t['path'].tolist(), model.config['image_size'], cache) for n, t in (('q', q), ('g', g))}
     fq, fg = (embed_images(model, pixels[n]) for n in 'qg')
     return plot_ranked_gallery(fq, fg, q['pid'].to_numpy(), g['pid'].to_numpy(), q['camid'].to_numpy(), g['camid'].to_numpy(), pixels['q'], pixels['g'], rows=rows, k=k)

@@ -16,14 +16,15 @@ from torch import nn, Tensor
 
 from .models import ReIDModel
 
-# %% ../nbs/62_export.ipynb #a2f22211
+# %% ../nbs/62_export.ipynb #7bb91bf0
 class Embedder(nn.Module):
     "uint8 pictures [B,3,H,W] to test features [B,D], as a plain module for other projects."
     def __init__(self, model:ReIDModel, # put into evaluation mode
                  unit:bool=True, # unit length
                 ):
         super().__init__()
-        self.model, self.unit = model.eval(), unit
+        self.model, self.unit = model, unit
+        self.eval()                                                        # of all that is inside, and itself: the exporter puts back what it finds
 
     def forward(self, images:Tensor)->Tensor:
         f = self.model.embed(self.model.normalise(images))

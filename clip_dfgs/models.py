@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PEDESTRIANS', 'OPENAI_PIXELS', 'WEIGHTS', 'new_clip', 'known_architecture', 'read_weights', 'choose_quick_gelu',
-           'fill', 'load_clip', 'resize_grid', 'fit_tower', 'ImageFeatures', 'run_block', 'run_blocks', 'vit_features',
-           'resnet_features', 'timm_features', 'tower_features', 'text_tower', 'text_positions', 'encode_embeddings',
-           'encode_tokens', 'tokenizer_of', 'TimmTower', 'load_timm', 'token_table', 'new_small_clip', 'pack_tokens',
-           'unpack_tokens', 'save_small_clip', 'load_small_clip', 'BNNeck', 'ReIDModel']
+           'fill', 'load_clip', 'resize_grid', 'fit_tower', 'ImageFeatures', 'run_mlp', 'run_block', 'run_blocks',
+           'vit_features', 'resnet_features', 'timm_features', 'tower_features', 'text_tower', 'text_positions',
+           'encode_embeddings', 'encode_tokens', 'tokenizer_of', 'TimmTower', 'load_timm', 'token_table',
+           'new_small_clip', 'pack_tokens', 'unpack_tokens', 'save_small_clip', 'load_small_clip', 'BNNeck',
+           'ReIDModel']
 
 # %% ../nbs/31_models.ipynb #122b9fcf
 import difflib, functools, json, math, os, warnings
@@ -54,13 +55,13 @@ def new_clip(model_cfg:dict, # an open_clip architecture: embed_dim, vision_cfg,
     cfg['vision_cfg']['timm_model_pretrained'] = False                     # weights come from one place only
     with _seeded(seed): return (open_clip.model.CustomTextCLIP if custom else open_clip.CLIP)(**cfg)
 
-# %% ../nbs/31_models.ipynb #d350daf2
+# %% ../nbs/31_models.ipynb #82763bec
 def _bundle(name:str, # "hf-hub:OWNER/REPO" or "local-dir:FOLDER"
            )->Path: # folder with `open_clip_config.json` and weights
     "The folder of a model that brings its own config, fetched if need be; ValueError if there is none."
     kind, _, where = name.partition(':')
     try:
-        if kind == 'hf-hub': return Path(open_clip.download_pretrained_from_hf(where, filename='open_clip_config.json')).parent
+        if kind == 'hf-hub': return Path(open_clip.pretrained.download_pretrained_from_hf(where, filename='open_clip_config.json')).parent
         if kind == 'local-dir' and (Path(where)/'open_clip_config.json').exists(): return Path(where)
     except Exception as e: raise ValueError(f'{name}: could not be fetched ({str(e).splitlines()[0][:120]})') from None
     raise ValueError(f'{name}: no open_clip_config.json there; names with a colon are hf-hub:OWNER/REPO, local-dir:FOLDER or timm:NAME')
@@ -130,12 +131,12 @@ def fill(model:nn.Module, state:dict, # weights by name
     model.load_state_dict(state)
     return model
 
-# %% ../nbs/31_models.ipynb #17d2788a
+# %% ../nbs/31_models.ipynb #75bcd675
 def _weight_file(name:str, pretrained)->Path|None:
     "The file that `pretrained` names, or the one in the folder of a model that brings its own; None for tags and random weights."
     if pretrained and os.path.isfile(pretrained): return Path(pretrained)
     if not pretrained or ':' not in name: return None
-    if name.startswith('hf-hub:'): return Path(open_clip.download_pretrained_from_hf(name[7:]))
+    if name.startswith('hf-hub:'): return Path(open_clip.pretrained.download_pretrained_from_hf(name[7:]))
     for suffix in ('.safetensors', '.bin', '.pt', '.pth'):
         if found := sorted(_bundle(name).glob('*' + suffix)): return found[0]
     raise ValueError(f'{name}: holds no weights (.safetensors, .bin, .pt); pretrained=None makes random ones')
@@ -251,7 +252,17 @@ class ImageFeatures(NamedTuple):
     pooled:Tensor # after the final block and its norm, [B,D2]
     projected:Tensor # in the space shared with text, [B,D3]
 
-# %% ../nbs/31_models.ipynb #18bd7f82
+# %% ../nbs/31_models.ipynb #2fd38635
+def run_mlp(mlp:nn.Module, # `c_fc`, `gelu`, `c_proj` of an open_clip block
+            x:Tensor, # [B,L,W]
+           )->Tensor: # [B,L,W]
+    "A block's MLP; QuickGELU as one silu between two scaled matrix products."
+    if not isinstance(mlp.gelu, open_clip.transformer.QuickGELU): return mlp(x)
+    c, up, down = 1.702, mlp.c_fc, mlp.c_proj
+    h = F.silu(torch.addmm(up.bias, x.flatten(0, 1), up.weight.T, beta=c, alpha=c))
+    return torch.addmm(down.bias, h, down.weight.T, alpha=1 / c).view(x.shape)
+
+# %% ../nbs/31_models.ipynb #3fced8ab
 def run_block(block:nn.Module, # an open_clip residual attention block
               x:Tensor, # tokens, [B,L,W]
               mask:Tensor|None=None, # added to the attention logits, [L,L]
@@ -269,7 +280,7 @@ def run_block(block:nn.Module, # an open_clip residual attention block
         if mask is not None: mask = keep(mask.expand(B, L, L))[:, None]
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype))
     x = keep(x) + block.ls_1(attn.out_proj(out.transpose(1, 2).flatten(2)))
-    return x + block.ls_2(block.mlp(block.ln_2(x)))
+    return x + block.ls_2(run_mlp(block.mlp, block.ln_2(x)))
 
 # %% ../nbs/31_models.ipynb #1f34b607
 def run_blocks(transformer:nn.Module, # open_clip's, with `resblocks`

@@ -336,6 +336,33 @@ def test_a_tower_that_looks_both_ways_is_run_at_full_length():
         assert (encode_tokens(text_tower(clip), ids[:, :20]) - clip.encode_text(ids)).abs().max() > 1e-3
 
 
+def test_tags_and_hub_models_go_through_open_clips_own_download(home, monkeypatch):
+    state = openai_state(**SMALL, half=False); folder = home/'hub'; folder.mkdir(); save_file(state, folder/'open_clip_model.safetensors')
+    record = dict(url='', hf_hub='x/y/', mean=(.1, .2, .3), std=(.4, .5, .6), quick_gelu=True)
+    monkeypatch.setattr(open_clip, 'get_pretrained_cfg', lambda name, tag: record if (name, tag) == ('Small-Test', 'mine') else {})
+    monkeypatch.setattr(open_clip, 'download_pretrained', lambda r: str(folder/'open_clip_model.safetensors') if r is record else 1 / 0)
+    model = ReIDModel.create('Small-Test', pretrained='mine', image_size=(64, 32))
+    assert model.config['model_cfg']['quick_gelu'] and model.config['pixels'] == dict(mean=[.1, .2, .3], std=[.4, .5, .6])
+    (folder/'open_clip_config.json').write_text(json.dumps(dict(model_cfg=CONFIG, preprocess_cfg=dict(mean=[.4] * 3))))
+    monkeypatch.setattr(open_clip.pretrained, 'download_pretrained_from_hf', lambda repo, filename='open_clip_model.safetensors': str(folder/filename))
+    hub = ReIDModel.create('hf-hub:x/y', image_size=(64, 32))
+    assert hub.config['model_cfg'].get('quick_gelu') is False and hub.config['pixels']['mean'] == [.4] * 3
+    assert torch.equal(hub.clip.visual.proj, model.clip.visual.proj)
+    def offline(*args, **kw): raise OSError('no network')
+    monkeypatch.setattr(open_clip, 'download_pretrained', offline); monkeypatch.setattr(open_clip.pretrained, 'download_pretrained_from_hf', offline)
+    with pytest.raises(ValueError, match=r"the weights 'mine' could not be downloaded \(no network\); pass a file"): ReIDModel.create('Small-Test', pretrained='mine')
+    with pytest.raises(ValueError, match='hf-hub:x/y: could not be fetched'): ReIDModel.create('hf-hub:x/y')
+
+
+def test_half_precision_autocast_stays_close():
+    model = ReIDModel.create('pedestrians', pretrained=None, num_ids=4).eval()
+    images = torch.randint(0, 256, (4, 3, 128, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)); labels = torch.arange(4)
+    with torch.inference_mode():
+        exact = [*model.image_features(images), model.text_features(labels)]
+        with torch.autocast('cpu', dtype=torch.bfloat16): rough = [*model.image_features(images), model.text_features(labels)]
+    for a, b in zip(rough, exact): assert (a.float() - b).norm() < .05 * b.norm()
+
+
 # ---------------------------------------------------------------- gradients and memory
 def test_checkpointed_blocks_have_the_same_gradients():
     clip = new_small_clip(); x = torch.randn(2, 3, 128, 64, generator=torch.Generator().manual_seed(0)); grads = []
@@ -346,8 +373,9 @@ def test_checkpointed_blocks_have_the_same_gradients():
     for a, b in zip(*grads): close(a, b, 1e-4)
 
 
-def test_gradients_are_those_of_open_clips_blocks():
-    t = new_small_clip().visual.transformer.double(); x = torch.randn(2, 9, 192, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+@pytest.mark.parametrize('quick', [False, True])
+def test_gradients_are_those_of_open_clips_blocks(quick):
+    t = new_clip(PEDESTRIANS['model_cfg'] | dict(quick_gelu=quick)).visual.transformer.double(); x = torch.randn(2, 9, 192, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     grads = []
     for f in (lambda: t(x)[:, 0], lambda: run_blocks(t, x, take=lambda y: y[:, :1])[1][:, 0]):
         t.zero_grad(); f().pow(3).sum().backward(); grads.append([p.grad.clone() for p in t.parameters()])

@@ -66,6 +66,14 @@ def test_cache_is_used_and_follows_the_files(tmp_path, paths, monkeypatch):
     cached_images(paths, (8, 16), cache=tmp_path/'c')
     assert len(decoded) == 20 and len(list((tmp_path/'c').glob('*.npy'))) == 3
 
+def test_the_key_is_path_length_time_and_size(paths):
+    from clip_dfgs.images import cache_key
+    keys = [cache_key(paths, (16, 8)), cache_key(paths, (8, 16)), cache_key(paths[::-1], (16, 8))]
+    os.utime(paths[4], ns=(1, 1)); keys.append(cache_key(paths, (16, 8)))
+    with open(paths[4], 'ab') as f: f.write(b'0')
+    os.utime(paths[4], ns=(1, 1)); keys.append(cache_key(paths, (16, 8)))
+    assert len(set(keys)) == 5 and cache_key(paths, [16, 8]) == keys[-1]
+
 def test_default_folder_comes_from_the_environment(tmp_path, paths, monkeypatch):
     monkeypatch.setenv('CLIP_DFGS_CACHE', str(tmp_path/'elsewhere'))
     assert Path(cached_images(paths, (16, 8)).filename).parent == tmp_path/'elsewhere'
@@ -117,26 +125,29 @@ def test_a_large_cache_is_announced_before_it_is_made(tmp_path, paths, capsys, m
     assert not list((tmp_path/'c').glob('*.npy')) + list((tmp_path/'c').glob('*.part'))
 
 WRITER = '''
-import sys, hashlib
+import sys, hashlib, time
 from clip_dfgs import images as I
 plain, n = I.load_image, []
-def counted(p, s): n.append(p); return plain(p, s)
+def counted(p, s): n.append(p); time.sleep(.01); return plain(p, s)
 I.load_image = counted
+print('ready', flush=True); input()
 pixels = I.cached_images(sys.argv[2:], (64, 32), cache=sys.argv[1], workers=2)
 print(hashlib.sha256(pixels.tobytes()).hexdigest(), len(n))
 '''
 
 def test_several_writers_share_one_decoding(tmp_path, paths):
     many = [str(picture(tmp_path/'many'/f'{i}.jpg', i, (64, 128))) for i in range(60)]
-    jobs = [subprocess.Popen([sys.executable, '-c', WRITER, str(tmp_path/'c'), *many], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    got = [j.communicate(timeout=60)[0].split() for j in jobs]
+    jobs = [subprocess.Popen([sys.executable, '-c', WRITER, str(tmp_path/'c'), *many], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for j in jobs: assert j.stdout.readline() == 'ready\n'
+    for j in jobs: j.stdin.write('\n'); j.stdin.flush()  # both start at the same moment
+    got = [j.communicate(timeout=300)[0].split() for j in jobs]
     assert len({g[0] for g in got}) == 1 and sorted(int(g[1]) for g in got) == [0, 60]
     assert len(list((tmp_path/'c').glob('*.npy'))) == 1 and not list((tmp_path/'c').glob('*.part'))
 
 def test_a_killed_writer_does_not_block_the_next(tmp_path, paths):
-    slow = WRITER.replace('n.append(p);', 'n.append(p); import time; print("started", flush=True); time.sleep(60);')
+    slow = WRITER.replace('time.sleep(.01)', 'print("started", flush=True); time.sleep(60)').replace('input()', '')
     job = subprocess.Popen([sys.executable, '-c', slow, str(tmp_path/'c'), *paths], stdout=subprocess.PIPE, text=True)
-    assert job.stdout.readline() == 'started\n'
+    assert [job.stdout.readline() for _ in range(2)] == ['ready\n', 'started\n']
     job.kill(); job.wait()
     assert list((tmp_path/'c').glob('*.part'))
     pixels = cached_images(paths, (64, 32), cache=tmp_path/'c')

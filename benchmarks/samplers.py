@@ -5,7 +5,8 @@
     python benchmarks/samplers.py --learning      # does it learn better? a small network trained with each sampler
 
 Each measurement runs in a process of its own, so that its peak memory is its own.
-`graph` and `plan` are seconds, `memory` is the peak beyond what Python, numpy and torch take; `images` is the share of images in the epoch;
+`graph` and `plan` are seconds of processor time, which other work on the machine does not change (all cores together; `wall` in the last
+column is what a clock shows), `memory` is the peak beyond what Python, numpy and torch take; `images` is the share of images in the epoch;
 `hardness` is nearest negative overall / nearest negative in the batch, mean over anchors (1 is the hardest batch there is).
 """
 import argparse, json, resource, subprocess, sys, time
@@ -34,12 +35,12 @@ def measure(kind, n, images):
     cameras = np.random.default_rng(1).integers(0, 6, len(labels))
     make, k, options = KINDS[kind]
     sampler, before, row = make(labels, cameras, **options), peak(), dict(n=n, kind=kind)
-    start = time.perf_counter()
+    clock, start = time.perf_counter(), time.process_time()
     if k: sampler.neighbours = nearest_identities(x, k)
-    row["graph"] = time.perf_counter() - start
-    start = time.perf_counter()
+    row["graph"] = time.process_time() - start
+    start = time.process_time()
     plan = sampler.plan()
-    row |= dict(plan=time.perf_counter() - start, memory=peak() - before, total_memory=peak(), batches=len(plan))
+    row |= dict(plan=time.process_time() - start, wall=time.perf_counter() - clock, memory=peak() - before, total_memory=peak(), batches=len(plan))
     row |= dict(identities=len(np.unique(labels[plan])) / n, images=len(np.unique(plan)) / len(labels))
     row |= hardness(plan, labels, x, anchors=1024) if len(plan) else {}
     if k and n > 50_000: row["recall"] = graph_recall(sampler.neighbours, x, sample=512, seed=5)
@@ -54,12 +55,12 @@ def apart(kind, n, images):
 
 
 def show(row):
-    print(f"{row['n']:>9,} {row['kind']:>10} {row['graph']:8.2f} {row['plan']:8.2f} {row['memory']:8.2f} {row['batches']:8,} {row['identities']:10.1%} {row['images']:8.1%} {row.get('hardness', np.nan):9.3f}"
+    print(f"{row['n']:>9,} {row['kind']:>10} {row['graph']:8.2f} {row['plan']:8.2f} {row['memory']:8.2f} {row['batches']:8,} {row['identities']:10.1%} {row['images']:8.1%} {row.get('hardness', np.nan):9.3f} {row['wall']:8.2f}"
         + (f"   recall {row['recall']:.3f}, peak of the process {row['total_memory']:.1f} GB" if "recall" in row else ""), flush=True)
 
 
 def table(sizes, kinds, images):
-    print(f"{'N':>9} {'sampler':>10} {'graph s':>8} {'plan s':>8} {'GB':>8} {'batches':>8} {'identities':>10} {'images':>8} {'hardness':>9}")
+    print(f"{'N':>9} {'sampler':>10} {'graph s':>8} {'plan s':>8} {'GB':>8} {'batches':>8} {'identities':>10} {'images':>8} {'hardness':>9} {'wall s':>8}")
     rows = []
     for n in sizes:
         for kind in kinds:

@@ -57,7 +57,8 @@ def identity_features(
 def _views(features, metric, second=None, weight=1.):
     "[(features[N,D] float32, ready for squared distances; weight)], for one view or two."
     if metric not in ("euclidean", "cosine"): raise ValueError(f'metric={metric!r}; it can be "euclidean" or "cosine"')
-    views = [(torch.as_tensor(features), 1.)] + ([] if second is None else [(torch.as_tensor(second), float(weight))])
+    features = torch.as_tensor(features)
+    views = [(features, 1.)] + ([] if second is None else [(torch.as_tensor(second).to(features.device), float(weight))])
     if len({len(x) for x, _ in views}) > 1: raise ValueError(f"the two views have {len(views[0][0])} and {len(views[1][0])} identities")
     for x, _ in views:
         if x.ndim != 2: raise ValueError(f"features have shape {list(x.shape)}; [N, D] is needed")
@@ -94,7 +95,7 @@ def _doubt(views, distance, metric):
 
 def _nearest(views, rows, cols, count, metric, block=1024, spare=8):
     "The `count` nearest of `cols` for each of `rows` (index tensors), itself excepted: LongTensor[rows, count]."
-    found = [torch.empty(0, count, dtype=torch.long)]
+    found = [torch.empty(0, count, dtype=torch.long, device=rows.device)]
     for part in rows.split(block):
         rough = _block(views, part, cols, metric)
         rough[part[:, None] == cols[None]] = torch.inf
@@ -115,7 +116,7 @@ def graph_recall(
     seed:int=0, # which ones
 )->float: # share of the true neighbours that are in the graph, 0..1
     "Recall of an approximate graph, measured on a sample against the exact one."
-    views = _views(features, metric, second, weight)
+    views = _views(torch.as_tensor(features).cpu(), metric, second, weight)
     n, k = neighbours.shape
     rows = torch.as_tensor(np.random.default_rng(seed).choice(n, min(sample, n), replace=False))
     true = _nearest(views, rows, torch.arange(n), k + skip, metric, block=64)[:, skip:]
@@ -210,7 +211,7 @@ def domain_neighbours(
 )->torch.Tensor: # LongTensor [N, k]
     "Nearest identities under a rule about domains; exact. ValueError if a domain is too small for k."
     if how not in ("within", "across", "balanced"): raise ValueError(f'domain_neighbours: how={how!r}; it can be "within", "across" or "balanced"')
-    views, domains = _views(features, metric), torch.as_tensor(np.unique(np.asarray(domains), return_inverse=True)[1])
+    views, domains = _views(torch.as_tensor(features).cpu(), metric), torch.as_tensor(np.unique(np.asarray(domains), return_inverse=True)[1])
     found = torch.empty(len(domains), k, dtype=torch.long)
     values = range(int(domains.max()) + 1)
     for a in values:

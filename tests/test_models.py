@@ -465,3 +465,16 @@ def test_another_small_architecture_can_be_shipped(tmp_path):
     save_small_clip(new_small_clip(config, seed=1), config, path=tmp_path/'s')
     model = ReIDModel.create('pedestrians', pretrained=tmp_path/'s')
     assert model.embed(torch.zeros(1, 3, 64, 32)).shape == (1, 64 + 128)
+
+
+def test_the_shipped_weights_are_small_and_know_their_words():
+    file = models.WEIGHTS.with_suffix('.safetensors')
+    assert file.stat().st_size < 16e6
+    model = ReIDModel.create('ViT-B-16', pretrained='pedestrians', num_ids=2).eval()
+    assert model.config['clip'] == 'pedestrians' and len(load_file(file)['token_rows']) < 1000
+    from clip_dfgs.pedestrians import everyday_pictures
+    people, captions = everyday_pictures(40, seed=77, size=tuple(model.config['image_size']), workers=1, progress=False)
+    with torch.inference_mode():
+        image = F.normalize(model.image_features(torch.from_numpy(people).permute(0, 3, 1, 2)).projected, dim=1)
+        cosines = F.normalize(model.encode_captions(captions), dim=1) @ image.T
+    assert (cosines.argmax(1) == torch.arange(40)).float().mean() > .3      # chance is 0.025

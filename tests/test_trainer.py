@@ -1,97 +1,213 @@
 "The trainer from outside: whole runs, kills, damage, several processes, and mistakes on the command line."
-import json, os, re, signal, subprocess, sys, time
+import contextlib, io, json, multiprocessing, os, re, resource, shutil, signal, socket, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from safetensors.torch import load_file
+from clip_dfgs import trainer
+from clip_dfgs.cli import main
 from clip_dfgs.datasets import load_dataset, pool
-from clip_dfgs.trainer import Stage, TrainConfig, TrainError, config_dict, fit, read_checkpoint
+from clip_dfgs.images import Augment
+from clip_dfgs.trainer import Stage, TrainConfig, TrainError, config_dict, fit, read_checkpoint, read_history
 
 SHORT = dict(checkpoint_steps=2, log_steps=1, precision='no')
 
 def config(**more):
-    c = TrainConfig(pretrained=None, **SHORT)
+    c = TrainConfig(pretrained=None, **SHORT | more)
     cut = dict(batch=16, instances=4)
-    return replace(c, adapt=replace(c.adapt, steps=5, **cut), prompts=replace(c.prompts, steps=5, batch=24), finetune=replace(c.finetune, steps=7, **cut), **more)
+    return replace(c, adapt=replace(c.adapt, steps=5, **cut), prompts=replace(c.prompts, steps=5, batch=24), finetune=replace(c.finetune, steps=7, **cut))
 
+def rows_of(world): return pool(load_dataset('market1501', world))
 def weights(out): return load_file(Path(out)/'model'/'model.safetensors')
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
-TRAIN = '''
-import sys, json
-from clip_dfgs.datasets import load_dataset, pool
-from clip_dfgs.trainer import config_from, fit
-world, out, config, resume = sys.argv[1:]
-fit(pool(load_dataset('market1501', world)), config_from(json.loads(config)), out, resume=resume == 'resume')
-'''
-def process(world, out, c, resume=''):
-    return subprocess.Popen([sys.executable, '-c', TRAIN, str(world), str(out), json.dumps(config_dict(c)), resume], stderr=subprocess.PIPE, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
+# Processes are forked from a server that has imported everything and computed nothing: real processes, without a new interpreter for each.
+processes = multiprocessing.get_context('forkserver')
+processes.set_forkserver_preload(['clip_dfgs.trainer', 'clip_dfgs.cli'])
 
-def cli(*args, **env):
-    r = subprocess.run([sys.executable, '-m', 'clip_dfgs.cli', *map(str, args)], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1', **env))
-    return r.returncode, r.stdout, r.stderr
+def job(world, out, c, resume=False, err=None, env={}, largest=None, pairs=False):
+    os.environ.update(env); torch.set_num_threads(1)
+    if err: os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    if largest: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))  # no file may grow beyond: a disk that fills up
+    if pairs:  # two neighbouring batches as one
+        plan = trainer.epoch_of
+        def pairs_of(sampler, epoch): batches = plan(sampler, epoch); return [a + b for a, b in zip(batches[::2], batches[1::2])]
+        trainer.epoch_of = pairs_of
+    try: fit(rows_of(world), c, out, resume=resume)
+    except (ValueError, TrainError) as e: print(f'{type(e).__name__}: {e}', file=sys.stderr, flush=True); os._exit(2)
+
+def started(*args, **options):
+    p = processes.Process(target=job, args=args, kwargs=options); p.start()
+    return p
+
+def ended(p, seconds=120):
+    p.join(seconds); code = p.exitcode; p.kill(); p.join()
+    return code
+
+def said(*args): # command line -> (exit code, stdout, stderr)
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try: main(list(map(str, args)))
+        except SystemExit as e: code = e.code
+    return code, out.getvalue(), err.getvalue()
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread_one_cache(tmp_path_factory):
+    before, threads = os.environ.get('CLIP_DFGS_CACHE'), torch.get_num_threads()
+    os.environ['CLIP_DFGS_CACHE'] = str(tmp_path_factory.mktemp('cache')); torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    if before is None: del os.environ['CLIP_DFGS_CACHE']
+    else: os.environ['CLIP_DFGS_CACHE'] = before
 
 @pytest.fixture(scope='module')
 def whole(world, tmp_path_factory):
-    "An uninterrupted run in a process of its own."
-    out = tmp_path_factory.mktemp('runs')/'whole'; p = process(world, out, config()); p.communicate()
-    assert p.returncode == 0
+    "An uninterrupted run."
+    out = tmp_path_factory.mktemp('runs')/'whole'; before = torch.get_rng_state(); fit(rows_of(world), config(), out)
+    assert torch.equal(before, torch.get_rng_state())     # the caller's random stream is where it was
     return out
 
 def test_run_folder(whole):
-    assert {'config.json', 'records.csv', 'history.csv', 'sampler.csv', 'epoch.csv', 'checkpoint', 'model'} <= {p.name for p in whole.iterdir()}
+    assert {'config.json', 'records.csv', 'history.csv', 'sampler.csv', 'epoch.csv', 'checkpoint', 'model'} == {p.name for p in whole.iterdir()}
     h = pd.read_csv(whole/'history.csv')
-    assert h.groupby('stage', sort=False).step.max().to_dict() == dict(adapt=5, prompts=5, finetune=7) and np.isfinite(h.loss).all()
+    assert h.groupby('stage', sort=False).step.max().to_dict() == dict(adapt=5, prompts=5, finetune=7) and len(h) == 17
+    assert np.allclose(h[['id', 'triplet', 'image_to_text', 'i2t', 't2i']].sum(axis=1), h.loss, atol=1e-5)
     assert pd.read_csv(whole/'sampler.csv').images.eq(1).all()
     assert len(list((whole/'checkpoint').iterdir())) == 2
 
-# one moment in each stage, in the middle of an epoch, and during the writing of a checkpoint
+# one moment in each stage (all in the middle of an epoch), and one during the writing of a checkpoint
 @pytest.mark.parametrize('moment', ['adapt 3', 'prompts 3', 'finetune 5', 'part'])
-def test_killed_run_ends_in_the_same_weights(world, whole, tmp_path, moment):
-    out = tmp_path/'run'; p = process(world, out, config()); deadline = time.time() + 120
+def test_killed_run_ends_in_the_same_weights(world, whole, tmp_path, moment, capfd):
+    out = tmp_path/'run'; p = started(world, out, config()); deadline = time.monotonic() + 120
     def reached():
         if moment == 'part': return any((out/'checkpoint').glob('.part*')) and any((out/'checkpoint').glob('[0-9]*'))
         stage, step = moment.split()
-        try: h = pd.read_csv(out/'history.csv')
-        except (OSError, pd.errors.EmptyDataError): return False
-        return ((h.stage == stage) & (h.step >= int(step))).any()
-    while p.poll() is None and time.time() < deadline and not reached(): time.sleep(.002)
-    killed = p.poll() is None; p.send_signal(signal.SIGKILL); p.communicate()
-    assert killed and not (out/'model').exists()
-    p = process(world, out, config(), 'resume'); err = p.communicate()[1]
-    assert p.returncode == 0, err
-    assert same(weights(out), weights(whole))
-    a, b = (pd.read_csv(d/'history.csv')[['stage', 'step', 'loss']] for d in (out, whole))
+        return any(r['stage'] == stage and r['step'] >= int(step) for r in read_history(out/'history.csv'))
+    while p.is_alive() and time.monotonic() < deadline:
+        time.sleep(.002)
+        if not reached(): continue
+        os.kill(p.pid, signal.SIGSTOP)                  # hold still, so that what we saw is still so
+        if reached(): break
+        os.kill(p.pid, signal.SIGCONT)
+    assert reached(); p.kill(); p.join()
+    assert p.exitcode == -signal.SIGKILL and not (out/'model').exists()
+    if moment == 'part': assert any((out/'checkpoint').glob('.part*'))
+    fit(rows_of(world), config(), out, resume=True)
+    assert same(weights(out), weights(whole)) and not any(out.rglob('.*'))
+    a, b = (pd.read_csv(d/'history.csv')[['stage', 'epoch', 'step', 'loss', 'spread']] for d in (out, whole))
     pd.testing.assert_frame_equal(a, b)
 
-def test_damaged_checkpoint_falls_back_and_says_so(world, whole, tmp_path, capsys):
-    import shutil
-    out = tmp_path/'run'; shutil.copytree(whole, out); shutil.rmtree(out/'model')
-    newest = sorted((out/'checkpoint').iterdir())[-1]/'tensors.safetensors'; newest.write_bytes(newest.read_bytes()[:1000])
-    before = read_checkpoint(out/'checkpoint')
-    assert before[1]['stage'] == 'finetune' and before[1]['step'] == 6 and not before[1]['done']
-    assert 'is damaged' in capsys.readouterr().err
-    p = process(world, out, config(), 'resume'); err = p.communicate()[1]
-    assert p.returncode == 0 and 'falling back' in err and same(weights(out), weights(whole))
+@pytest.mark.parametrize('sampler', ['gs', 'pk'])
+def test_stopped_in_a_later_epoch(world, tmp_path, sampler, monkeypatch):
+    "GS carries pointers across epochs; they are in the checkpoint."
+    c = config(sampler=sampler); c = replace(c, adapt=None, prompts=None, finetune=replace(c.finetune, steps=16)); rows = rows_of(world)
+    straight = fit(rows, c, tmp_path/'straight')
+    assert straight.history.epoch.max() >= 1
+    def stop(run, name, step, *_):
+        if step == 15: raise KeyboardInterrupt
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt): m.setattr(trainer, 'guard', stop); fit(rows, c, tmp_path/'run')
+    fit(rows, c, tmp_path/'run', resume=True)
+    assert same(weights(tmp_path/'run'), weights(tmp_path/'straight'))
 
-def test_resume_refuses_another_config(world, whole):
-    rows = pool(load_dataset('market1501', world))
+def test_history_with_a_torn_line(tmp_path):
+    f = tmp_path/'history.csv'; f.write_text('stage,epoch,step,loss,id\nadapt,0,1,0.5,0.25\nadapt,0,2,1.5,\nadapt,0,3,0.7')
+    assert read_history(f) == [dict(stage='adapt', epoch=0, step=1, loss=.5, id=.25), dict(stage='adapt', epoch=0, step=2, loss=1.5)]
+    assert read_history(tmp_path/'none') == []
+
+@pytest.mark.parametrize('damage', ['cut', 'flip', 'state', 'gone'])
+def test_damaged_checkpoint_falls_back_and_says_so(world, whole, tmp_path, capsys, damage):
+    out = tmp_path/'run'; shutil.copytree(whole, out); shutil.rmtree(out/'model')
+    folder = sorted((out/'checkpoint').iterdir())[-1]; f = folder/('state.json' if damage == 'state' else 'tensors.safetensors'); raw = f.read_bytes()
+    if damage == 'gone': f.unlink()
+    else: f.write_bytes(raw[:1000] + (bytes([raw[1000] ^ 1]) + raw[1001:] if damage == 'flip' else b'') if damage != 'state' else raw[:20])
+    state = read_checkpoint(out/'checkpoint')[1]
+    assert state['stage'] == 'finetune' and state['step'] == 6 and not state['done']
+    assert re.search(r'checkpoint \S+ is damaged \(.*falling back', capsys.readouterr().err)
+    if damage != 'cut': return
+    fit(rows_of(world), config(), out, resume=True)
+    assert same(weights(out), weights(whole))
+
+def test_nothing_but_damage_starts_over(world, whole, tmp_path, capsys):
+    out = tmp_path/'checkpoint'; shutil.copytree(whole/'checkpoint', out)
+    for p in out.iterdir(): (p/'state.json').write_text('[]')
+    assert read_checkpoint(out) is None and 'starting over' in capsys.readouterr().err
+    newest = trainer.checkpoints(whole/'checkpoint')[0]; shutil.rmtree(out); shutil.copytree(whole/'checkpoint', out)
+    f = out/newest.name/'state.json'; f.write_text(json.dumps(json.loads(f.read_text()) | dict(format=99)))
+    with pytest.raises(TrainError, match='format 99'): read_checkpoint(out)
+
+def test_resume_refuses_another_run(world, whole, tmp_path):
+    rows = rows_of(world); files = {p: p.read_bytes() for p in whole.rglob('*') if p.is_file()}
     with pytest.raises(ValueError, match='another sampler'): fit(rows, config(sampler='gs'), whole, resume=True)
     with pytest.raises(ValueError, match='not empty'): fit(rows, config(), whole)
+    with pytest.raises(ValueError, match='other images'): fit(rows[rows.label < 11].reset_index(drop=True), config(), whole, resume=True)
+    (tmp_path/'mine').write_text('precious')
+    for how in ('resume', 'overwrite'):
+        with pytest.raises(ValueError, match='holds no run'): fit(rows, config(), tmp_path, **{how: True})
+    assert files == {p: p.read_bytes() for p in whole.rglob('*') if p.is_file()} and (tmp_path/'mine').exists()
+
+def test_folder_of_an_older_version_goes_on(world, whole, tmp_path):
+    "A setting that did not exist yet had its default."
+    out = tmp_path/'run'; shutil.copytree(whole, out); old = json.loads((out/'config.json').read_text()); del old['track'], old['recompute']
+    (out/'config.json').write_text(json.dumps(old)); assert trainer.check_folder(out, config(), True, False)
+    (out/'config.json').write_text('{'); pytest.raises(ValueError, trainer.check_folder, out, config(), True, False).match('cannot be read')
 
 def test_nan_stops_with_the_place(world, tmp_path):
-    c = config(); c = replace(c, adapt=replace(c.adapt, lr=1e30, clip_norm=0.), prompts=None, finetune=None)
-    with pytest.raises(TrainError, match=r'adapt, step \d+: the loss is .*town.*last good checkpoint'): fit(pool(load_dataset('market1501', world)), c, tmp_path/'run')
+    c = config(); c = replace(c, adapt=replace(c.adapt, lr=1e30, head_lr=1e30, clip_norm=0.), prompts=None, finetune=None)
+    with pytest.raises(TrainError, match=r'adapt, step \d+: the loss is .*town.*last good checkpoint'): fit(rows_of(world), c, tmp_path/'run')
+
+def test_full_disk(world, tmp_path):
+    out, err = tmp_path/'run', tmp_path/'err'
+    assert ended(started(world, out, config(), err=err, largest=20_000_000)) == 2
+    last = err.read_text().strip().splitlines()[-1]
+    assert re.search(r'TrainError: checkpoint in \S+ could not be written \(.*File too large.*\); the last good one is none', last)
+    assert not list((out/'checkpoint').iterdir())        # nothing half-written
+    with pytest.raises(TrainError, match='history.csv could not be written'): trainer.write_text('x', tmp_path/'nowhere'/'history.csv')
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_image_lost_on_the_way(world, tmp_path, workers):
+    "Nothing is cached, and an image goes away while the run goes on."
+    town = tmp_path/'town'; shutil.copytree(world, town); rows = rows_of(town)
+    c = config(cache='off', workers=workers); c = replace(c, prompts=None, finetune=None)
+    run = trainer.start(rows, c, tmp_path/'run')
+    for p in rows['path']: Path(p).unlink()
+    with pytest.raises(trainer.ImageError, match=r'^image \S+\.jpg is missing$'): trainer.adapt(run)
+
+def test_worker_that_dies(world, tmp_path):
+    def die(index): os.kill(os.getpid(), signal.SIGKILL)
+    run = trainer.start(rows_of(world), replace(config(workers=1), prompts=None, finetune=None), tmp_path/'run'); data = trainer.image_data(run)
+    data.__class__ = type('Dying', (type(data),), dict(__getitems__=lambda self, index: die(index)))
+    with pytest.raises(TrainError, match='a process that loads images ended'): list(trainer.loaded(data, [[0, 1]], 1))
+
+def test_scaler_is_in_the_checkpoint(world, tmp_path):
+    "fp16's loss scale survives; a scaler on the CPU stands in for a GPU's."
+    run = trainer.start(rows_of(world), config(), tmp_path/'run'); run.accelerator.scaler = torch.amp.GradScaler('cpu', init_scale=512.)
+    trainer.save_point(run, 'adapt', 1, 0, 1); run.restored = read_checkpoint(tmp_path/'run'/'checkpoint')
+    assert trainer.resume_point(run, 'adapt')['scaler']['scale'] == 512.
+    run.accelerator.scaler = None
+
+def test_less_memory_same_numbers(world, tmp_path):
+    def losses(name, **more):
+        c = config(**more); c = replace(c, adapt=replace(c.adapt, steps=2), prompts=replace(c.prompts, steps=1), finetune=None)
+        return fit(rows_of(world), c, tmp_path/name).history.loss
+    assert np.allclose(losses('kept'), losses('again', recompute=True), rtol=1e-5)
+
+def test_tensorboard(world, tmp_path):
+    c = replace(config(track='tensorboard'), prompts=None, finetune=None); pytest.importorskip('tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    run = fit(rows_of(world), c, tmp_path/'run'); files = [p for p in (tmp_path/'run').rglob('events*') if 'hparams' not in str(p)]
+    found = [e.value for f in files for a in [EventAccumulator(str(f))] if a.Reload() and 'adapt/loss' in a.Tags()['scalars'] for e in a.Scalars('adapt/loss')]
+    assert np.allclose(found, run.history.loss)
 
 @pytest.mark.parametrize('change, words', [
-    (dict(sampler='dfg'), "did you mean 'dfgs'"), (dict(graph='txt'), "did you mean 'text'"), (dict(precision='half'), 'bf16'),
-    (dict(adapt=Stage(steps=1, batch=10, instances=4)), 'multiple'), (dict(adapt=Stage(steps=1, batch=64)), '12'), (dict(clip='ViT-B-61', pretrained=None), 'ViT-B-16')])
+    (dict(sampler='dfg'), "did you mean 'dfgs'"), (dict(graph='txt'), "did you mean 'text'"), (dict(precision='half'), 'bf16'), (dict(log_steps=0), 'log_steps is 0'), (dict(track='wand'), "did you mean 'wandb'"),
+    (dict(adapt=Stage(steps=1, batch=10, instances=4)), 'multiple'), (dict(adapt=Stage(steps=1, batch=64)), '12'), (dict(adapt=Stage()), 'neither steps nor epochs'),
+    (dict(adapt=Stage(steps=1, batch=16, triplet_on=('pool',))), "did you mean 'pooled'"), (dict(clip='ViT-B-61', pretrained='openai'), 'ViT-B-16')])
 def test_impossible_settings(world, tmp_path, change, words):
-    with pytest.raises(ValueError, match=words): fit(pool(load_dataset('market1501', world)), replace(config(), **change), tmp_path/'run')
+    with pytest.raises(ValueError, match=words): fit(rows_of(world), replace(config(), **change), tmp_path/'run')
     assert not (tmp_path/'run').exists()
 
 def test_one_camera_and_timm(world, tmp_path):
-    rows = pool(load_dataset('market1501', world)); rows = rows[rows.camera == 0].reset_index(drop=True)
+    rows = rows_of(world); rows = rows[rows.camera == 0].reset_index(drop=True)
     c = replace(config(clip='timm:resnet18', image_size=(64, 32)), prompts=None); c = replace(c, adapt=replace(c.adapt, steps=1), finetune=replace(c.finetune, steps=1))
     assert len(fit(rows, c, tmp_path/'run').history) == 2
     with pytest.raises(ValueError, match='no text encoder'): fit(rows, replace(c, graph='text', prompts=config().prompts), tmp_path/'no')
@@ -100,20 +216,32 @@ def test_one_camera_and_timm(world, tmp_path):
 @pytest.mark.parametrize('sampler', ['gs', 'dfgs'])
 def test_every_graph(world, tmp_path, graph, sampler):
     c = config(graph=graph, sampler=sampler); c = replace(c, adapt=None, prompts=replace(c.prompts, steps=2), finetune=replace(c.finetune, steps=2))
-    run = fit(pool(load_dataset('market1501', world)), c, tmp_path/'run')
+    run = fit(rows_of(world), c, tmp_path/'run')
     assert run.history.stage.tolist() == ['prompts']*2 + ['finetune']*2
+
+def two(world, out, c, **options): # exit codes of both
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = str(s.getsockname()[1])
+    env = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port, ACCELERATE_USE_CPU='true')
+    return [ended(p) for p in [started(world, out, c, err=out.with_name(f'{out.name}{r}'), env=env | dict(RANK=str(r), LOCAL_RANK=str(r)), **options) for r in range(2)]]
 
 def test_two_processes_learn_what_one_learns_with_twice_the_batch(world, tmp_path):
     "Losses over the gathered batch, no batch norm in the way: the same numbers but for rounding."
-    script = tmp_path/'job.py'; script.write_text(TRAIN)
-    def run(name, batch, launch):
-        c = config(gather=True, sampler='pk'); c = replace(c, adapt=replace(c.adapt, steps=4, batch=batch, id_weight=0.), prompts=None, finetune=None, augment=replace(c.augment, erase=0.))
-        r = subprocess.run([*launch, str(script), str(world), str(tmp_path/name), json.dumps(config_dict(c)), ''], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
-        assert r.returncode == 0, r.stderr[-2000:]
-        return pd.read_csv(tmp_path/name/'history.csv').loss.to_numpy()
-    one = run('one', 16, [sys.executable])
-    two = run('two', 8, [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--num_cpu_threads_per_process', '1'])
-    assert len(one) == len(two) == 4 and np.allclose(one, two, atol=2e-4)
+    c = config(gather=True, augment=Augment(flip=0, pad=0, erase=0)); bare = dict(id_weight=0., batch=8)
+    c = replace(c, adapt=replace(c.adapt, steps=3, **bare), prompts=replace(c.prompts, steps=3, batch=12), finetune=replace(c.finetune, steps=3, **bare)); out = tmp_path/'two'
+    assert two(world, out, c) == [0, 0], [(tmp_path/f'two{r}').read_text()[-1500:] for r in range(2)]
+    one = replace(c, gather=False, prompts=replace(c.prompts, batch=24))
+    assert ended(started(world, tmp_path/'one', one, pairs=True)) == 0
+    a, b = (pd.read_csv(tmp_path/n/'history.csv') for n in ('one', 'two'))
+    assert len(a) == len(b) == 9 and np.allclose(a[['loss', 'spread']], b[['loss', 'spread']], atol=1e-3, equal_nan=True)
+    a, b = weights(tmp_path/'one'), weights(out)
+    assert all(torch.allclose(a[k].float(), b[k].float(), atol=2e-3) for k in a if 'neck' not in k)
+    assert pd.read_csv(out/'sampler.csv').images.eq(1).all() and not any(out.rglob('.*'))
+    # the folder exists now: both processes are refused, neither waits for the other
+    contents = lambda: {p: p.read_bytes() for p in out.rglob('*') if p.is_file()}
+    before = contents()
+    assert two(world, out, c) == [2, 2] and all('not empty' in (tmp_path/f'two{r}').read_text() for r in range(2))
+    assert ended(started(world, out, c, resume=True, err=tmp_path/'alone')) == 2 and 'trained by 2 processes, not 1' in (tmp_path/'alone').read_text()
+    assert before == contents()
 
 @pytest.mark.parametrize('args, words', [
     (['train', '--source', 'market1501:nowhere', '--out', 'RUN'], 'nowhere'), (['train', '--source', 'nowhere', '--out', 'RUN'], 'name:folder'),
@@ -124,23 +252,25 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(world, tmp_pat
 def test_mistakes_on_the_command_line(world, tmp_path, args, words):
     (tmp_path/'empty').mkdir(); names = dict(WORLD=str(world), RUN=str(tmp_path/'run'), EMPTY=str(tmp_path/'empty'))
     put = lambda s: re.sub('WORLD|RUN|EMPTY', lambda m: names[m[0]], s); before = sorted(world.rglob('*'))
-    code, out, err = cli(*map(put, args))
-    assert code == 2 and put(words) in err and len(err.strip().splitlines()) == 1 and 'Traceback' not in err, err
+    code, out, err = said(*map(put, args))
+    assert code == 2 and put(words) in err and len(err.strip().splitlines()) == 1, err
     assert not (tmp_path/'run').exists() and sorted(world.rglob('*')) == before
 
+def test_mistake_in_a_shell():
+    r = subprocess.run([sys.executable, '-m', 'clip_dfgs.cli', 'train', '--source', 'market1501:nowhere', '--out', 'run'], capture_output=True, text=True)
+    assert r.returncode == 2 and r.stderr.startswith('clip-dfgs: ') and len(r.stderr.splitlines()) == 1 and not r.stdout
+
 def test_truncated_image_is_named(world, tmp_path):
-    import shutil
     bad = tmp_path/'bad'; shutil.copytree(world, bad); f = sorted((bad/'bounding_box_train').iterdir())[3]; f.write_bytes(f.read_bytes()[:200])
-    code, _, err = cli('train', '--source', f'market1501:{bad}', '--out', tmp_path/'run', '--batch', '16', CLIP_DFGS_CACHE=str(tmp_path/'cache'))
+    code, _, err = said('train', '--source', f'market1501:{bad}', '--out', tmp_path/'run', '--batch', '16')
     assert code == 2 and f.name in err and len(err.strip().splitlines()) == 1 and not (tmp_path/'run').exists()
 
-def test_render_train_test(tmp_path):
-    env = dict(CLIP_DFGS_CACHE=str(tmp_path/'cache'))
-    assert cli('render', tmp_path/'a', '--seed', '7', '--identities', '20', '--cameras', '2', **env)[0] == 0
-    code, out, err = cli('train', '--source', f'market1501:{tmp_path/"a"}', '--target', f'market1501:{tmp_path/"a"}', '--out', tmp_path/'run', '--batch', '16', '--steps', '3', '--adapt-steps', '2', '--prompt-steps', '2', **env)
+def test_train_and_test(world, tmp_path):
+    there = f'market1501:{world}'
+    code, out, err = said('train', '--source', there, '--target', there, '--out', tmp_path/'run', '--batch', '16', '--steps', '3', '--adapt-steps', '2', '--prompt-steps', '2')
     assert code == 0 and 'mAP' in out, err
-    code, out, err = cli('test', tmp_path/'run', '--target', f'market1501:{tmp_path/"a"}', **env)
-    assert code == 0 and 'mean' in out, err
+    trained = out.splitlines(); code, out, err = said('test', tmp_path/'run', '--target', there)
+    assert code == 0 and out.splitlines() == trained[:len(out.splitlines())]        # the saved model is the one that was tested
 
 def test_help_needs_no_torch():
     code = "import sys\nfrom clip_dfgs.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'open_clip' not in sys.modules"

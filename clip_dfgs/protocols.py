@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'PROTOCOLS', 'PUBLISHED', 'recipe_table', 'Setting', 'read_sets', 'folder_of', 'protocol_sets', 'run_name',
-           'setting_data', 'evaluate_partitions', 'with_spread', 'protocol_table', 'run_protocol', 'run_setting']
+           'setting_data', 'evaluate_partitions', 'with_spread', 'protocol_table', 'run_protocol', 'is_main',
+           'check_jobs', 'run_setting', 'one_step', 'time_stage', 'measure', 'peak_memory', 'count_steps', 'estimate',
+           'Plan', 'plan_protocol', 'train_matrix', 'plot_matrix']
 
-# %% ../nbs/51_protocols.ipynb #23317bb2
+# %% ../nbs/51_protocols.ipynb #3a694f44
 import itertools, os, sys, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,8 +17,8 @@ from .datasets import DatasetError, check_dataset, identity_splits, load_dataset
 from .evaluation import evaluate
 from .images import Augment, ImageDataset, LazyImages, cached_images
 from .models import ReIDModel
-from .trainer import (Run, Stage, Trainee, TrainConfig, accelerator_for, check_config, choose, computing, embed_images, epoch_of, fit, image_losses,
-                               make_sampler, open_folder, prompt_losses, stage_groups, write_csv)
+from .trainer import (STAGES, Run, Stage, Trainee, TrainConfig, accelerator_for, check_config, check_folder, choose, computing, embed_images, epoch_of, fit, image_losses,
+                               make_sampler, new_model, prompt_losses, stage_groups, write_csv)
 
 # %% ../nbs/51_protocols.ipynb #cea0ed89
 _prompts = Stage(epochs=120, batch=64, lr=3.5e-4, weight_decay=1e-4, decoupled=False, warmup=5/120, start=1e-5/3.5e-4, floor=1e-6/3.5e-4)
@@ -110,14 +112,15 @@ def evaluate_partitions(model:ReIDModel, # trained
         rows.append(dict(split=int(t['partition'].iloc[0]) if 'partition' in t else 0, **100*r.summary(), queries=r.queries, unmatched=r.unmatched))
     return pd.DataFrame(rows).groupby('split', as_index=False).mean()
 
-# %% ../nbs/51_protocols.ipynb #f6b0278a
+# %% ../nbs/51_protocols.ipynb #a9d3bee6
 def with_spread(splits:pd.DataFrame, # columns target, split, scores
                )->pd.DataFrame: # the same rows, after each target two more: split `mean` and `std`
     "Results by split, with mean and standard deviation below them."
     out = []
     for t, rows in splits.groupby('target', sort=False):
-        numbers = rows.drop(columns=['target', 'split']); more = pd.DataFrame([numbers.mean(), numbers.std(ddof=1)])
-        out += [rows, more.assign(target=t, split=['mean', 'std'])]
+        numbers = rows.drop(columns='split').select_dtypes('number')
+        more = pd.DataFrame([numbers.mean(), numbers.std(ddof=1)]).assign(target=t, split=['mean', 'std'])
+        out += [rows, more]
     return pd.concat(out, ignore_index=True)
 
 # %% ../nbs/51_protocols.ipynb #b8d5dd41
@@ -134,7 +137,7 @@ def protocol_table(name:str, # p1, p2, p3
     columns = pd.MultiIndex.from_product([targets + ['average'], ['mAP', 'R1']])
     return pd.DataFrame.from_dict(rows, orient='index').reindex(columns=columns).fillna('')
 
-# %% ../nbs/51_protocols.ipynb #8746274c
+# %% ../nbs/51_protocols.ipynb #27e17c43
 def run_protocol(name:str, # p1, p2, p3
                  data, # folder of all data sets, or a mapping from names to folders
                  out, # folder; one run folder in it for each setting
@@ -144,26 +147,173 @@ def run_protocol(name:str, # p1, p2, p3
                 )->pd.DataFrame: # columns run, target, split, mAP, R1, ...; a row a split
     "Train and test everything in a protocol; writes results.csv and table.csv."
     out = Path(out); tables = read_sets(protocol_sets(name), data); jobs = {run_name(name, s): setting_data(s, tables) for s in PROTOCOLS[name]}
-    for n, (rows, _) in jobs.items():
-        check_config(config, rows['label'].nunique())
-        if not (resume or overwrite) and (out/n).exists(): raise ValueError(f'{out/n} exists; go on with --resume, replace it with --overwrite, or choose another folder')
+    check_jobs({n: rows for n, (rows, _) in jobs.items()}, config, out, resume, overwrite)
     results = pd.concat([run_setting(out/n, rows, targets, config, resume, overwrite).assign(run=n) for n, (rows, targets) in jobs.items()], ignore_index=True)
-    write_csv(with_spread(results), out/'results.csv', index=False); write_csv(protocol_table(name, results), out/'table.csv')
+    if is_main(): write_csv(with_spread(results), out/'results.csv', index=False); write_csv(protocol_table(name, results), out/'table.csv')
     return results
 
-# %% ../nbs/51_protocols.ipynb #0b6057fc
+# %% ../nbs/51_protocols.ipynb #2eb7c624
+def is_main()->bool: return int(os.environ.get('RANK', 0)) == 0
+
+def check_jobs(jobs:dict, # name of a run folder -> its training rows
+               config:TrainConfig, out:Path, resume:bool, overwrite:bool, # see `run_protocol`
+              ):
+    "ValueError for what cannot work, before the first of several runs has begun."
+    for n, rows in jobs.items():
+        check_config(config, rows['label'].nunique())
+        if is_main(): check_folder(out/n, config, resume, overwrite)
+
+# %% ../nbs/51_protocols.ipynb #311b175b
 def run_setting(out:Path, # the run folder
                 rows:pd.DataFrame, # pooled training rows
                 targets:dict, # name -> partitions
                 config:TrainConfig, resume:bool, overwrite:bool, # see `run_protocol`
                )->pd.DataFrame: # columns target, split, scores
     "One run of a protocol; what its results.csv already has is kept."
-    done, file = pd.DataFrame(), out/'results.csv'; there = resume and out.exists()
-    if there and open_folder(out, config, True, False) and file.exists(): done = pd.read_csv(file); done = done[~done['split'].isin(['mean', 'std'])].astype(dict(split=int))
+    done, file = pd.DataFrame(), out/'results.csv'
+    if resume and file.exists() and check_folder(out, config, True, False): done = pd.read_csv(file); done = done[~done['split'].isin(['mean', 'std'])].astype(dict(split=int))
     left = [t for t in targets if not len(done) or t not in set(done['target'])]
     if not left: return done
-    run = fit(rows, config, out, resume=there, overwrite=overwrite)
+    run = fit(rows, config, out, resume, overwrite)
     for t in left:
         done = pd.concat([done, evaluate_partitions(run.model, targets[t], run.accelerator, config.cache).assign(target=t)], ignore_index=True)
         if run.accelerator.is_main_process: write_csv(with_spread(done), file, index=False)
     return done
+
+# %% ../nbs/51_protocols.ipynb #60768004
+def one_step(run:Run, # with a model, rows, an accelerator, and images
+             name:str, # adapt, prompts or finetune
+            ): # function () -> loss [scalar]
+    "The loss of one batch of a stage, ready to be repeated."
+    c, model, stage, device = run.config, run.model, getattr(run.config, name), run.accelerator.device
+    rows = np.arange(len(run.records))[:stage.batch] if name == 'prompts' else epoch_of(make_sampler('pk', run, stage), 0)[0]
+    data = ImageDataset(run.pixels[rows], run.records['label'].to_numpy()[rows], run.records['camera'].to_numpy()[rows], c.augment, c.seed)
+    batch = lambda: [t.to(device) for t in data.__getitems__(range(len(rows)))]
+    features = embed_images(model, data.pixels, part='projected', accelerator=run.accelerator).to(device); net = Trainee(model, c)
+    text = torch.ones(int(run.records['label'].max()) + 1, features.shape[1], device=device) if name == 'finetune' and (c.prompts or c.init) else None
+    def prompts():
+        labels = data.labels.to(device); who, place = labels.unique(return_inverse=True)
+        return sum(prompt_losses(features, net(labels=who).float()[place], labels, c.temperature).values())
+    def images():
+        x, labels, cameras, _ = batch(); f, logits = net(model.normalise(x), cameras if c.cameras else None)
+        return sum(image_losses(f, logits, labels, stage, text, c.temperature).values())
+    return prompts if name == 'prompts' else images
+
+# %% ../nbs/51_protocols.ipynb #d180747b
+def time_stage(run:Run, name:str, # as in `one_step`
+               steps:int=10, # measured, after two that warm up
+              )->float: # seconds a step
+    "Time of a step of one stage, backward pass and optimiser included."
+    stage = getattr(run.config, name); loss_of = one_step(run, name)
+    optimiser = (torch.optim.AdamW if stage.decoupled else torch.optim.Adam)(stage_groups(run.model, name, stage), lr=0.)
+    run.model.train()
+    for i in range(steps + 2):
+        if i == 2: t = time.perf_counter()
+        with computing(run.accelerator): loss = loss_of()
+        optimiser.zero_grad(); run.accelerator.backward(loss); optimiser.step(); loss.item()
+    return (time.perf_counter() - t)/steps
+
+# %% ../nbs/51_protocols.ipynb #442a5265
+def measure(rows:pd.DataFrame, # pooled training rows
+            config:TrainConfig, # how they would be trained
+            steps:int=10, # measured in each stage
+           )->dict: # seconds: a step by stage, `decode` and `embed` an image; `memory`: peak in GB
+    "What one run costs, by piece."
+    a = accelerator_for(config.precision)
+    model = new_model(rows, config).to(a.device)
+    run = Run(None, config, rows, model, LazyImages(rows['path'].tolist(), model.config['image_size']), a); some = np.linspace(0, len(rows) - 1, min(64, len(rows))).astype(int)
+    t = time.perf_counter(); pixels = run.pixels[some]; cost = dict(decode=(time.perf_counter() - t)/len(some))
+    embed_images(model, pixels[:8], accelerator=a); t = time.perf_counter(); embed_images(model, pixels, accelerator=a); cost['embed'] = (time.perf_counter() - t)/len(some)
+    cost |= {n: time_stage(run, n, steps) for n in STAGES if getattr(config, n)}
+    return cost | dict(memory=peak_memory(a.device), image_bytes=int(np.prod(model.config['image_size']))*3)
+
+def peak_memory(device)->float: # GB
+    "Most memory this process has had, on the GPU if it computes there."
+    if torch.device(device).type == 'cuda': return torch.cuda.max_memory_allocated(device)/1e9
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == 'darwin' else 1024)/1e9
+
+# %% ../nbs/51_protocols.ipynb #49758b9c
+def count_steps(rows:pd.DataFrame, # pooled training rows
+                config:TrainConfig, # with its stages
+               )->dict: # stage -> (steps, epochs)
+    "Optimiser steps of every stage on one process; GS has one batch an identity, so its epochs are its own."
+    found, a = {}, accelerator_for('no'); run = Run(None, config, rows, None, None, a)
+    for n in STAGES:
+        if (stage := getattr(config, n)) is None: continue
+        length = len(rows)//min(stage.batch, len(rows)) if n == 'prompts' else len(make_sampler(config.sampler if n == 'finetune' else 'pk', run, stage))
+        steps = stage.steps or stage.epochs*length
+        found[n] = steps, -(-steps//length)
+    return found
+
+# %% ../nbs/51_protocols.ipynb #3191df49
+def estimate(rows:pd.DataFrame, # pooled training rows
+             targets:dict, # name -> partitions
+             config:TrainConfig, cost:dict, # of `measure`
+            )->dict: # counts, steps by stage, hours, GB
+    "Size and time of one run: steps, passes over images for prompts and graphs, decoding once, testing."
+    steps = count_steps(rows, config); tests = len(set().union(*(p.loc[p['split'] != 'train', 'path'] for parts in targets.values() for p in parts)))
+    passes = len(rows)*bool(config.prompts)
+    if config.finetune and config.sampler != 'pk' and config.graph != 'text': passes += -(-steps['finetune'][1]//config.refresh)*len(rows.drop_duplicates(['label', 'camera']))
+    seconds = sum(n*cost[s] for s, (n, _) in steps.items()) + cost['embed']*(passes + tests) + cost['decode']*(len(rows) + tests)
+    return dict(identities=rows['label'].nunique(), images=len(rows), cameras=rows['camera'].nunique(), **{f'{s} steps': n for s, (n, _) in steps.items()}, test_images=tests,
+                hours=seconds/3600, memory_GB=cost['memory'], cache_GB=(len(rows) + tests)*cost['image_bytes']/1e9)
+
+# %% ../nbs/51_protocols.ipynb #5a1c9508
+@dataclass
+class Plan:
+    "What a protocol would do; prints as text."
+    name:str            # of the protocol
+    sets:pd.DataFrame   # a row a data set: identities and images by split, found and expected
+    runs:pd.DataFrame   # a row a run: identities, images, steps, hours, GB
+    cost:dict           # of `measure`
+    warnings:list       # about the data, sentences
+
+    def __str__(self):
+        pieces = ', '.join(f'{s} {1000*self.cost[s]:.0f} ms a step' for s in STAGES if s in self.cost)
+        return '\n'.join([f'protocol {self.name}: data', self.sets.to_string(), '', *(f'warning: {w}' for w in self.warnings), '', f'protocol {self.name}: runs', self.runs.T.to_string(float_format='{:,.2f}'.format), '',
+                          f'measured here: {pieces}, {1000*self.cost["embed"]:.1f} ms to embed and {1000*self.cost["decode"]:.1f} ms to decode an image; {self.runs["hours"].sum():,.2f} hours in all', 'Nothing was trained.'])
+
+# %% ../nbs/51_protocols.ipynb #e7e77d63
+def plan_protocol(name:str, data, # as in `run_protocol`
+                  config:TrainConfig=RECIPES['clip_reid'], # how it would be trained
+                  steps:int=10, # measured in each stage
+                 )->Plan:
+    "Check all data and estimate every run of a protocol, without training."
+    names = protocol_sets(name); tables = read_sets(names, data); reports = {n: check_dataset(n, folder_of(n, data), progress=False, domain=n) for n in names}
+    both = lambda found, want: f'{found:,}' if isinstance(found, int) and (want is None or found == want) else f'{found} of {want:,}' if want is not None else str(found)
+    sets = {n: {f'{c["split"]} {k}': both(c[k], c[f'expected_{k}']) for _, c in r.counts.iterrows() for k in ('identities', 'images')} for n, r in reports.items()}
+    jobs = {run_name(name, s): setting_data(s, tables) for s in PROTOCOLS[name]}
+    for rows, _ in jobs.values(): check_config(config, rows['label'].nunique())
+    cost = measure(max((rows for rows, _ in jobs.values()), key=lambda r: r['label'].nunique()), config, steps)
+    runs = pd.DataFrame({n: estimate(*job, config, cost) for n, job in jobs.items()}).T
+    return Plan(name, pd.DataFrame(sets).T, runs, cost, [f'{n}: {w}' for n, r in reports.items() for w in r.warnings])
+
+# %% ../nbs/51_protocols.ipynb #257e1617
+def train_matrix(sources, # record tables, each of its own domain
+                 targets, # record tables with query and gallery
+                 config:TrainConfig, # how to train
+                 out, # folder; a run folder in it for each source
+                 resume:bool=False, # keep the runs that are finished
+                 overwrite:bool=False, # replace runs that exist
+                )->dict: # 'mAP' and 'R1' -> table in percent, a row a source, a column a target
+    "Train on each source, test on each target; writes matrix.csv."
+    out = Path(out); sources, targets = ({t['domain'].iloc[0]: t for t in tables} for tables in (sources, targets)); rows = {n: pool([t]) for n, t in sources.items()}
+    check_jobs(rows, config, out, resume, overwrite)
+    long = pd.concat([run_setting(out/n, r, {t: [x] for t, x in targets.items()}, config, resume, overwrite).assign(source=n) for n, r in rows.items()], ignore_index=True)
+    if is_main(): write_csv(long, out/'matrix.csv', index=False)
+    return {k: long.pivot(index='source', columns='target', values=k).loc[list(sources), list(targets)] for k in ('mAP', 'R1')}
+
+# %% ../nbs/51_protocols.ipynb #83bba0fb
+def plot_matrix(tables:dict, # of `train_matrix`
+               ): # Figure
+    "Heat maps with the numbers in them, one for each score."
+    rows, columns = next(iter(tables.values())).shape
+    fig, axes = plt.subplots(1, len(tables), figsize=(len(tables)*(1.2 + .62*columns), 1.1 + .42*rows), dpi=72, layout='constrained', squeeze=False)
+    plt.close(fig)
+    for ax, (name, t) in zip(axes[0], tables.items()):
+        ax.imshow(t, cmap='cividis', vmin=0, vmax=100, aspect='auto')
+        ax.set(title=f'{name}, %', xlabel='tested on', ylabel='trained on')
+        ax.set_xticks(range(columns), t.columns, fontsize=8); ax.set_yticks(range(rows), t.index, fontsize=8)
+        for i, j in itertools.product(range(rows), range(columns)): ax.text(j, i, f'{t.iloc[i, j]:.1f}', ha='center', va='center', fontsize=9, color='black' if t.iloc[i, j] > 55 else 'white')
+    return fig

@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 STAMP := .venv/.ready
 
-.PHONY: demo test setup readme export bench clean
+.PHONY: demo test setup readme export clean
 setup: $(STAMP)
 $(STAMP): settings.ini setup.py
 	test -x $(PY) || python3 -m venv .venv
@@ -22,7 +22,7 @@ export: setup
 	.venv/bin/nbdev_export
 
 readme: setup
-	$(PY) -m nbconvert --to markdown --output-dir . --output README --NbConvertApp.output_files_dir=nbs/images --log-level WARN nbs/index.ipynb
+	$(PY) tests/in_step.py --readme
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -15,8 +15,8 @@ demo: setup
 
 test: setup
 	$(PY) tests/in_step.py
-	OMP_NUM_THREADS=1 .venv/bin/nbdev_test --n_workers 2 --timing --path nbs
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q tests
+	export OMP_NUM_THREADS=1 CLIP_DFGS_CACHE=$$(mktemp -d) && trap 'rm -rf "$$CLIP_DFGS_CACHE"' EXIT && \
+	.venv/bin/nbdev_test --n_workers 2 --timing --path nbs && $(PY) -m pytest -q tests
 
 export: setup
 	.venv/bin/nbdev_export

@@ -65,7 +65,7 @@ def demo_config(seed:int=0, steps:int=150)->TrainConfig:
     c = TrainConfig(seed=seed)
     return replace(c, adapt=replace(c.adapt, steps=steps), finetune=replace(c.finetune, steps=steps))
 
-# %% ../nbs/72_demo.ipynb #c2b5d3f6
+# %% ../nbs/72_demo.ipynb #4643383a
 def run_demo(out, # the folder to write
              seed:int=0, # decides everything random
              identities:int=150, # in each source domain
@@ -80,7 +80,7 @@ def run_demo(out, # the folder to write
         shutil.rmtree(out)
     rows, targets = demo_world(out/'data', seed, identities)
     print(f'sources {", ".join(SOURCES)}: {len(rows):,} images of {rows.label.nunique()} identities; unseen {", ".join(TARGETS)}: {len(targets):,} images')
-    table = compare_from_one_start(rows, targets, demo_config(seed, steps), out, {s: dict(sampler=s) for s in ('pk', 'gs', 'dfgs')})
+    table = compare_from_one_start(rows, targets, replace(demo_config(seed, steps), cache=str(out/'cache')), out, {s: dict(sampler=s) for s in ('pk', 'gs', 'dfgs')})
     write_csv(table, out/'results.csv'); shown = table.map(lambda v: '' if pd.isna(v) else f'{v:.2f}' if v < 1 else f'{v:.1f}'); print(shown.to_string())
     print(f'Highest mean mAP on the unseen domains: {table["mean mAP"].iloc[2:].idxmax()}. This is one seed; nbs/paper/samplers_compared.ipynb has several.')
     if report: print(f'report: {write_report(out, "The demo")}')

@@ -49,7 +49,7 @@ def batch_figure(folder, # run folder
     pixels = cached_images(records['path'].iloc[rows].tolist(), (128, 64), cache or 'off')
     return plot_batch_images(pixels[list(range(len(rows)))], list(range(len(rows))), records['label'].to_numpy(copy=True)[rows], records['camid'].to_numpy()[rows])
 
-# %% ../nbs/71_report.ipynb #53aa1bcd
+# %% ../nbs/71_report.ipynb #0795a604
 def gallery_figure(folder, # run folder with a model and targets
                    domain:str=None, # which target; None = the first
                    rows=4, # queries shown, a number or positions
@@ -63,6 +63,7 @@ def gallery_figure(folder, # run folder with a model and targets
     if isinstance(rows, int): rows = [int(i) for i in range(0, len(q), max(1, len(q)//rows))][:rows]
     q, rows = q.iloc[rows], list(range(len(rows))); sure = g['pid'].isin(q['pid'])
     if len(g) > limit: g = g[sure | g.index.isin(g[~sure].sample(max(0, min(limit, len(g)) - sure.sum()), random_state=0).index)]
+    cache = cache or json.loads((Path(folder)/'config.json').read_text())['cache']
     pixels = {n: cached_images(t['path'].tolist(), model.config['image_size'], cache) for n, t in (('q', q), ('g', g))}
     fq, fg = (embed_images(model, pixels[n]) for n in 'qg')
     return plot_ranked_gallery(fq, fg, q['pid'].to_numpy(), g['pid'].to_numpy(), q['camid'].to_numpy(), g['camid'].to_numpy(), pixels['q'], pixels['g'], rows=rows, k=k)

@@ -40,7 +40,7 @@ def started(*args, **options):
     p = processes.Process(target=job, args=args, kwargs=options); p.start()
     return p
 
-def ended(p, seconds=120):
+def ended(p, seconds=600):
     p.join(seconds); code = p.exitcode; p.kill(); p.join()
     return code
 
@@ -78,7 +78,7 @@ def test_run_folder(whole):
 # one moment in each stage (all in the middle of an epoch), and one during the writing of a checkpoint
 @pytest.mark.parametrize('moment', ['adapt 3', 'prompts 3', 'finetune 5', 'part'])
 def test_killed_run_ends_in_the_same_weights(world, whole, tmp_path, moment, capfd):
-    out = tmp_path/'run'; p = started(world, out, config()); deadline = time.monotonic() + 120
+    out = tmp_path/'run'; p = started(world, out, config()); deadline = time.monotonic() + 600
     def reached():
         if moment == 'part': return any((out/'checkpoint').glob('.part*')) and any((out/'checkpoint').glob('[0-9]*'))
         stage, step = moment.split()

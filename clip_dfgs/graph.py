@@ -53,7 +53,7 @@ def identity_features(
     total = torch.zeros(n, features.shape[1], dtype=torch.float64, device=features.device)
     return (total.index_add_(0, labels[rows], features[rows].double()) / count[:, None]).to(features.dtype)
 
-# %% ../nbs/20_graph.ipynb #a3f35164
+# %% ../nbs/20_graph.ipynb #d3381de5
 def _views(features, metric, second=None, weight=1.):
     "[(features[N,D] float32, ready for squared distances; weight)], for one view or two."
     if metric not in ("euclidean", "cosine"): raise ValueError(f'metric={metric!r}; it can be "euclidean" or "cosine"')
@@ -86,7 +86,7 @@ def _rerank(views, rows, candidates, count, metric):
     exact[candidates == rows[:, None]] = torch.inf              # never the identity itself
     return candidates.gather(1, exact.argsort(dim=1, stable=True)[:, :count])
 
-# %% ../nbs/20_graph.ipynb #77255425
+# %% ../nbs/20_graph.ipynb #baba44f3
 def _doubt(views, distance, metric):
     "How far the product formula can be off at a distance: a few units in the last place of the largest squared norm."
     error = [(w, 4e-6 * x.square().sum(1).max()) for x, w in views]
@@ -107,7 +107,7 @@ def _nearest(views, rows, cols, count, metric, block=1024, spare=8):
         found.append(best)
     return torch.cat(found)
 
-# %% ../nbs/20_graph.ipynb #3c64d1d2
+# %% ../nbs/20_graph.ipynb #0772db2f
 def graph_recall(
     neighbours, # the graph to be judged, [N, k]
     features, # [N, D], with the remaining arguments as in `nearest_identities`
@@ -201,7 +201,7 @@ def load_graph(path)->tuple: # (LongTensor[N, k], dict of parameters)
         if isinstance(e, FileNotFoundError): raise
         raise ValueError(f"{path}: not a graph written by save_graph ({e})") from None
 
-# %% ../nbs/20_graph.ipynb #f537c364
+# %% ../nbs/20_graph.ipynb #0365c93a
 def domain_neighbours(
     features, # one feature for each identity, shape [N, D]
     domains, # domain of each identity, shape [N]

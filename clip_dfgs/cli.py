@@ -58,7 +58,7 @@ def recipe_with(recipe:str, seed:int, quick:int=None, **given): # a TrainConfig
     c = replace(RECIPES[choose('recipe', recipe, tuple(RECIPES))], seed=seed, **{k: v for k, v in given.items() if v is not None})
     return c if quick is None else replace(c, **{k: replace(getattr(c, k), steps=quick, epochs=0) for k in ('adapt', 'prompts', 'finetune') if getattr(c, k)})
 
-# %% ../nbs/70_cli.ipynb #675cbd42
+# %% ../nbs/70_cli.ipynb #d11548f8
 @helped
 def train(source:tuple[str, ...], # data to train on, name:folder
           out:Path, # the run folder
@@ -78,6 +78,9 @@ def train(source:tuple[str, ...], # data to train on, name:folder
           lr:float|None=None, # of the last stage
           sharpness:float|None=None, # triplet loss over all pairs, weighted this sharply; else the hardest pair alone
           precision:str|None=None, # auto, no, bf16 or fp16
+          recompute:bool=False, # activations once more in the backward pass: less memory, more time
+          gather:bool=False, # losses over all processes' batches
+          track:str|None=None, # tensorboard or wandb
           workers:int|None=None, # processes that load images
           cache:str|None=None, # folder of decoded images, or off
           checkpoint_steps:int|None=None, # steps between checkpoints
@@ -91,7 +94,7 @@ def train(source:tuple[str, ...], # data to train on, name:folder
     from clip_dfgs.datasets import pool
     from clip_dfgs.trainer import fit, results_table
     import pandas as pd
-    c = recipe_with(recipe, seed, sampler=sampler, graph=graph, neighbours=neighbours, skip=skip, clip=clip, pretrained=pretrained, init=init, precision=precision, workers=workers, cache=cache, checkpoint_steps=checkpoint_steps)
+    c = recipe_with(recipe, seed, sampler=sampler, graph=graph, neighbours=neighbours, skip=skip, clip=clip, pretrained=pretrained, init=init, precision=precision, recompute=recompute, gather=gather, track=track, workers=workers, cache=cache, checkpoint_steps=checkpoint_steps)
     if batch: c = replace(c, **{k: replace(getattr(c, k), batch=batch) for k in ('adapt', 'finetune') if getattr(c, k)})
     if lr: c = replace(c, finetune=replace(c.finetune, lr=lr))
     if sharpness: c = replace(c, **{k: replace(getattr(c, k), sharpness=sharpness) for k in ('adapt', 'finetune') if getattr(c, k)})
@@ -105,19 +108,20 @@ def train(source:tuple[str, ...], # data to train on, name:folder
         print(f'report: {write_report(out)}')
     if run.accelerator.is_main_process: print(f'run folder: {out}')
 
-# %% ../nbs/70_cli.ipynb #9aa1120b
+# %% ../nbs/70_cli.ipynb #3ccab070
 @helped
 def test(model:Positional[Path], # a saved model, RUN/model or RUN
          target:tuple[str, ...], # data to test on, name:folder
          rerank:bool=False, # by k-reciprocal neighbours
+         precision:str='auto', # auto, no, bf16 or fp16
          bootstrap:int=0, # resamples for confidence intervals
         ):
     "Test a saved model."
     import pandas as pd
     from clip_dfgs.models import ReIDModel
-    from clip_dfgs.trainer import evaluate_records, results_table
+    from clip_dfgs.trainer import accelerator_for, evaluate_records, results_table
     folder = model/'model' if (model/'model').is_dir() else model
-    results = evaluate_records(ReIDModel.load(folder), pd.concat(load_named(target)), rerank=rerank, bootstrap=bootstrap)
+    results = evaluate_records(ReIDModel.load(folder), pd.concat(load_named(target)), accelerator_for(precision), rerank=rerank, bootstrap=bootstrap)
     print(results_table(results).round(1).to_string())
     for d, r in results.items():
         if bootstrap: print(d, r)

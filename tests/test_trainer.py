@@ -269,7 +269,7 @@ def test_train_and_test(world, tmp_path):
     there = f'market1501:{world}'
     code, out, err = said('train', '--source', there, '--target', there, '--out', tmp_path/'run', '--batch', '16', '--steps', '3', '--adapt-steps', '2', '--prompt-steps', '2', '--precision', 'no')
     assert code == 0 and 'mAP' in out, err
-    trained = out.splitlines(); code, out, err = said('test', tmp_path/'run', '--target', there)
+    trained = out.splitlines(); code, out, err = said('test', tmp_path/'run', '--target', there, '--precision', 'no')
     assert code == 0 and out.splitlines() == trained[:len(out.splitlines())]        # the saved model is the one that was tested
 
 def test_help_needs_no_torch():

@@ -175,3 +175,31 @@ def test_matrix(data, tmp_path, monkeypatch):
     again = train_matrix(sources, targets, c, tmp_path/'m', resume=True)
     pd.testing.assert_frame_equal(again['mAP'], m['mAP'])
     with pytest.raises(ValueError, match='--resume'): train_matrix(sources, targets, c, tmp_path/'m')
+
+# ---- from the command line to a table
+
+def command(*args):
+    import os, subprocess, sys
+    r = subprocess.run([sys.executable, '-m', 'clip_dfgs.cli', *map(str, args)], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
+    return r.returncode, r.stdout, r.stderr
+
+def test_protocol_command(data, tmp_path):
+    quick = ['--data', data, '--recipe', 'small', '--quick', '1', '--out', tmp_path/'p2']
+    code, out, err = command('protocol', 'p2', *quick, '--dry-run')
+    assert code == 0 and 'market1501' in out and not (tmp_path/'p2').exists(), err
+    code, out, err = command('protocol', 'p2', *quick)
+    assert code == 0 and 'CLIP-DFGS' in out and '53.7' in out and (tmp_path/'p2'/'table.csv').exists(), err
+    code, _, err = command('protocol', 'p4', *quick)
+    assert code == 2 and 'p2' in err and len(err.strip().splitlines()) == 1
+
+def test_matrix_command(data, tmp_path):
+    from clip_dfgs.pedestrians import make_domain
+    for n, seed in (('a', 1), ('b', 2)): make_domain(tmp_path/n, seed, identities=36, cameras=2, progress=False)
+    both = [f'market1501:{tmp_path/n}' for n in 'ab']
+    code, out, err = command('matrix', '--source', *both, '--target', *both, '--quick', '1', '--out', tmp_path/'runs')
+    assert code == 0 and 'mAP' in out and (tmp_path/'runs'/'matrix.png').exists(), err
+
+def test_check_data_command(data, tmp_path):
+    code, out, err = command('check-data', 'market1501', data, '--decode', '--sheet', tmp_path/'sheet.png')
+    assert code == 0 and '751' in out and (tmp_path/'sheet.png').exists(), err
+    assert command('check-data', 'viper', tmp_path)[0] == 2

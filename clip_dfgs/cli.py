@@ -13,9 +13,9 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-# %% ../nbs/70_cli.ipynb #25c0f0f3
+# %% ../nbs/70_cli.ipynb #18dd7246
 def load_named(specs, # `name:folder`, several
-               **options, # of `load_dataset`
+               camera:str=None, # where the camera stands in a file name, a regular expression; for `folder` sets
               )->list: # record tables, each with a domain of its own
     "Read data sets given as `name:folder`."
     from clip_dfgs.datasets import load_dataset
@@ -25,6 +25,7 @@ def load_named(specs, # `name:folder`, several
         if not colon or not folder: raise ValueError(f'{spec!r} does not name a data set; write name:folder, for example market1501:{spec}')
         domain = name if sum(s.partition(':')[0] == name for s in specs) == 1 else Path(folder).resolve().name
         while domain in taken: domain += "'"
+        options = dict(camera=camera) if name == 'folder' and camera else {}
         taken.add(domain); tables.append(load_dataset(name, folder, domain=domain, **options))
     return tables
 
@@ -58,7 +59,7 @@ def recipe_with(recipe:str, seed:int, quick:int=None, **given): # a TrainConfig
     c = replace(RECIPES[choose('recipe', recipe, tuple(RECIPES))], seed=seed, **{k: v for k, v in given.items() if v is not None})
     return c if quick is None else replace(c, **{k: replace(getattr(c, k), steps=quick, epochs=0) for k in ('adapt', 'prompts', 'finetune') if getattr(c, k)})
 
-# %% ../nbs/70_cli.ipynb #d11548f8
+# %% ../nbs/70_cli.ipynb #6ad75f2e
 @helped
 def train(source:tuple[str, ...], # data to train on, name:folder
           out:Path, # the run folder
@@ -85,6 +86,7 @@ def train(source:tuple[str, ...], # data to train on, name:folder
           cache:str|None=None, # folder of decoded images, or off
           checkpoint_steps:int|None=None, # steps between checkpoints
           include_test:bool=False, # train on the sources' test images too
+          camera:str|None=None, # of folder sets: where the camera stands in a file name, a regular expression
           page:bool=False, # write report.html as well
           seed:int=0, # decides everything random
           resume:bool=False, # go on with a run that stopped
@@ -100,7 +102,7 @@ def train(source:tuple[str, ...], # data to train on, name:folder
     if sharpness: c = replace(c, **{k: replace(getattr(c, k), sharpness=sharpness) for k in ('adapt', 'finetune') if getattr(c, k)})
     for name, n in (('adapt', adapt_steps), ('prompts', prompt_steps), ('finetune', steps)):
         if n is not None: c = replace(c, **{name: replace(getattr(c, name), steps=n) if n else None})
-    rows, targets = pool(load_named(source), include_test=include_test), load_named(target)
+    rows, targets = pool(load_named(source, camera), include_test=include_test), load_named(target, camera)
     run = fit(rows, c, out, resume, overwrite)
     if targets and run.accelerator.is_main_process: print(results_table(run.evaluate(pd.concat(targets))).round(1).to_string())
     if page and run.accelerator.is_main_process:

@@ -1,7 +1,7 @@
 """Samplers, measured: one epoch of PK, GS, DFGS and published DFGS over growing numbers of identities.
 
     python benchmarks/samplers.py                 # 1,000 to 20,000 identities x 17 images: time, memory, coverage, hardness, growth laws
-    python benchmarks/samplers.py --million       # 1,000,000 identities x 10 images (about 3 minutes, below 8 GB)
+    python benchmarks/samplers.py --million       # 1,000,000 identities x 10 images (about 3 minutes, below 8 GB; asks faiss for recall 0.7, the library's default 0.95 takes longer)
     python benchmarks/samplers.py --learning      # does it learn better? a small network trained with each sampler
 
 Each measurement runs in a process of its own, so that its peak memory is its own.

@@ -11,7 +11,7 @@ __all__ = ['COLOURS', 'HAIR', 'SKIN', 'UPPER', 'LOWER', 'PATTERNS', 'BAGS', 'HAT
 # %% ../nbs/11_pedestrians.ipynb #0f9d534b
 import colorsys, os, shutil
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 import numpy as np, pandas as pd

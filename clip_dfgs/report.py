@@ -74,7 +74,7 @@ def report_cells(folder, title:str)->list: # of (kind, text)
     runs = runs_in(folder); many = len(runs) > 1; cells = [('markdown', f'# {title}'),
         ('code', f'from clip_dfgs import report\nfolder = {str(Path(folder).resolve())!r}\nruns = report.runs_in(folder)')]
     say = lambda text, code: cells.extend([('markdown', text), ('code', code)])
-    if (t := table(folder, 'results')) is not None: say('## Results\nOn cameras that no image of the training came from; in percent.', "report.table(folder, 'results').round(1)")
+    if table(folder, 'results') is not None: say('## Results\nOn cameras that no image of the training came from; in percent.', "report.table(folder, 'results').round(1)")
     say('## Settings' + ('\nWhere the runs differ.' if many else ''), 'report.settings(runs)')
     for r in runs:
         if (r/'history.csv').exists(): say(f'## Training{": " + r.name if many else ""}', f"report.plot_history(report.table({str(r.resolve())!r}, 'history'))")

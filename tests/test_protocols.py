@@ -183,13 +183,16 @@ def command(*args):
     r = subprocess.run([sys.executable, '-m', 'clip_dfgs.cli', *map(str, args)], capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
     return r.returncode, r.stdout, r.stderr
 
-def test_protocol_command(data, tmp_path):
-    quick = ['--data', data, '--recipe', 'small', '--quick', '1', '--out', tmp_path/'p2']
-    code, out, err = command('protocol', 'p2', *quick, '--dry-run')
-    assert code == 0 and 'market1501' in out and not (tmp_path/'p2').exists(), err
-    code, out, err = command('protocol', 'p2', *quick)
-    assert code == 0 and 'CLIP-DFGS' in out and '53.7' in out and (tmp_path/'p2'/'table.csv').exists(), err
-    code, _, err = command('protocol', 'p4', *quick)
+@pytest.mark.parametrize('name', ['p1', 'p2', 'p3'])
+def test_protocol_command(data, tmp_path, name):
+    quick = ['--data', data, '--recipe', 'small', '--quick', '1', '--out', tmp_path/name]
+    code, out, err = command('protocol', name, *quick, '--dry-run')
+    assert code == 0 and 'market1501' in out and not (tmp_path/name).exists(), err
+    code, out, err = command('protocol', name, *quick)
+    assert code == 0 and 'CLIP-DFGS' in out and str(PUBLISHED['CLIP-DFGS'][name][0]) in out and (tmp_path/name/'table.csv').exists(), err
+
+def test_unknown_protocol_command(data, tmp_path):
+    code, _, err = command('protocol', 'p4', '--data', data, '--out', tmp_path/'p4')
     assert code == 2 and 'p2' in err and len(err.strip().splitlines()) == 1
 
 def test_matrix_command(data, tmp_path):
@@ -203,3 +206,9 @@ def test_check_data_command(data, tmp_path):
     code, out, err = command('check-data', 'market1501', data, '--decode', '--sheet', tmp_path/'sheet.png')
     assert code == 0 and '751' in out and (tmp_path/'sheet.png').exists(), err
     assert command('check-data', 'viper', tmp_path)[0] == 2
+
+@pytest.mark.parametrize('name', protocol_sets('p1') + ['msmt17', 'folder', 'csv'])
+def test_check_data_of_every_set(name, tmp_path, capsys):
+    from clip_dfgs.cli import main
+    main(['check-data', name, str(make_tree(name, tmp_path))])
+    assert name in capsys.readouterr().out

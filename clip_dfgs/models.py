@@ -265,19 +265,21 @@ def run_mlp(mlp:nn.Module, # `c_fc`, `gelu`, `c_proj` of an open_clip block
 # %% ../nbs/31_models.ipynb #3fced8ab
 def run_block(block:nn.Module, # an open_clip residual attention block
               x:Tensor, # tokens, [B,L,W]
-              mask:Tensor|None=None, # added to the attention logits, [L,L]
+              mask:Tensor|None=None, # added to the attention logits, [L,A+L]
               take=None, # function of [B,L,...] that keeps the wanted tokens, [B,M,...]
+              front:Tensor|None=None, # tokens ahead of those of every row, looked at and not changed, [1,A,W]
              )->Tensor: # [B,L,W], or [B,M,W]
     "One pre-norm transformer block by fused attention, for all tokens or for some."
     keep = take or (lambda t: t)
     if not isinstance(block, open_clip.transformer.ResidualAttentionBlock): return keep(block(x, attn_mask=mask))
     attn = block.attn; B, L, W = x.shape
-    def heads(t): return t.view(B, t.shape[1], -1, attn.num_heads, W // attn.num_heads).permute(2, 0, 3, 1, 4)
+    def heads(t): return t.view(len(t), t.shape[1], -1, attn.num_heads, W // attn.num_heads).permute(2, 0, 3, 1, 4)
     h, weight, bias = block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias
     if take is None: q, k, v = heads(F.linear(h, weight, bias))
     else:
         (q,), (k, v) = heads(F.linear(keep(h), weight[:W], bias[:W])), heads(F.linear(h, weight[W:], bias[W:]))
-        if mask is not None: mask = keep(mask.expand(B, L, L))[:, None]
+        if mask is not None: mask = keep(mask.expand(B, *mask.shape))[:, None]
+    if front is not None: k, v = (torch.cat([a.expand(B, -1, -1, -1), b], 2) for a, b in zip(heads(F.linear(block.ln_1(front), weight[W:], bias[W:])), (k, v)))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask.to(q.dtype))
     x = keep(x) + block.ls_1(attn.out_proj(out.transpose(1, 2).flatten(2)))
     return x + block.ls_2(run_mlp(block.mlp, block.ln_2(x)))
@@ -285,15 +287,18 @@ def run_block(block:nn.Module, # an open_clip residual attention block
 # %% ../nbs/31_models.ipynb #1f34b607
 def run_blocks(transformer:nn.Module, # open_clip's, with `resblocks`
                x:Tensor, # [B,L,W]
-               mask:Tensor|None=None, # [L,L]
+               mask:Tensor|None=None, # [A+L,A+L]
                take=None, # tokens wanted of the final block
+               front:Tensor|None=None, # tokens ahead of those of every row, which see only each other, [1,A,W]
               )->tuple[Tensor,Tensor]: # before the final block [B,L,W], after it [B,M,W]
     "All blocks; activations are computed again in the backward pass if `transformer.grad_checkpointing`."
-    *first, final = transformer.resblocks
+    *first, final = transformer.resblocks; A = 0 if front is None else front.shape[1]
     again = transformer.grad_checkpointing and torch.is_grad_enabled()
-    def run(block, x, take=None): return checkpoint(run_block, block, x, mask, take, use_reentrant=False) if again else run_block(block, x, mask, take)
-    for block in first: x = run(block, x)
-    return x, run(final, x, take)
+    own = mask if mask is None else mask[A:]
+    def run(block, x, front, take=None): return checkpoint(run_block, block, x, own, take, front, use_reentrant=False) if again else run_block(block, x, own, take, front)
+    for block in first: x, front = run(block, x, front), None if front is None else run_block(block, front, mask[:A, :A])
+    return x, run(final, x, front, take)
+
 
 # %% ../nbs/31_models.ipynb #0faff49a
 def vit_features(visual, x:Tensor, # [B,3,H,W], normalised
@@ -350,14 +355,18 @@ def text_positions(tower:nn.Module, # of `text_tower`
 def encode_embeddings(tower:nn.Module, # of `text_tower`
                       x:Tensor, # token embeddings without positions, [B,L,W]
                       at:Tensor, # position of each text's feature, [B]
+                      front:Tensor|None=None, # embeddings that all texts begin with, [A,W]; `x` goes on behind them
                      )->Tensor: # [B,D]
     "Projected text features at positions `at`; with a causal tower, L need only reach the last of them."
-    x = x + tower.positional_embedding[:x.shape[1]].to(x.dtype)
-    mask = None if tower.attn_mask is None else tower.attn_mask[:x.shape[1], :x.shape[1]]
+    shared = front is not None and tower.attn_mask is not None and all(isinstance(b, open_clip.transformer.ResidualAttentionBlock) for b in tower.transformer.resblocks)
+    if front is not None and not shared: x, front = torch.cat([front.expand(len(x), -1, -1), x], 1), None
+    A = len(front) if shared else 0; L = A + x.shape[1]; positions = tower.positional_embedding[:L].to(x.dtype)
+    mask = None if tower.attn_mask is None else tower.attn_mask[:L, :L]
     rows = torch.arange(len(x), device=x.device)
-    _, x = run_blocks(tower.transformer, x, mask, take=lambda t: t[rows, at][:, None])
+    _, x = run_blocks(tower.transformer, x + positions[A:], mask, lambda t: t[rows, at - A][:, None], (front + positions[:A])[None] if shared else None)
     x, proj = tower.ln_final(x[:, 0]), tower.text_projection
     return x if proj is None else proj(x) if isinstance(proj, nn.Module) else x @ proj
+
 
 # %% ../nbs/31_models.ipynb #f75f795f
 def encode_tokens(tower:nn.Module, # of `text_tower`
@@ -573,7 +582,8 @@ class ReIDModel(nn.Module):
         "Projected text features [B,D] of the learned prompts of `labels`."
         _need_text(self)
         once, where = labels.unique(return_inverse=True)                   # K images of an identity need its text but once
-        return encode_embeddings(text_tower(self.clip), self.prompts(once), self.prompts.at.expand(len(once)))[where]
+        front = self.prompts.prefix; x = self.prompts(once)[:, len(front):]
+        return encode_embeddings(text_tower(self.clip), x, self.prompts.at.expand(len(once)), front)[where]
 
     @torch.no_grad()
     def encode_captions(self, texts:list, block:int=256)->Tensor:

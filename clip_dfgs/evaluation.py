@@ -38,7 +38,6 @@ def match_ranks(
             ranks[j] = 1 + np.count_nonzero(ahead)
     return ranks
 
-
 # %% ../nbs/40_evaluation.ipynb #7c719764
 def _ranges(
     starts:np.ndarray, lengths:np.ndarray, # of the ranges, shape [n] each

@@ -8,7 +8,7 @@ __all__ = ['CACHE_FORMAT', 'ImageError', 'load_image', 'cache_key', 'cached_imag
            'jitter_colours', 'augmix', 'Augment', 'ImageDataset', 'make_loader', 'normalise']
 
 # %% ../nbs/12_images.ipynb #cd6dbf3c
-import contextlib, hashlib, os, shutil, sys
+import contextlib, hashlib, os, re, shutil, sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,19 +40,39 @@ def load_image(
         raise ImageError(f'image {path} cannot be read ({type(e).__name__}: {why})') from None
 
 # %% ../nbs/12_images.ipynb #2133a374
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 
 def cache_key(
     paths, # image files
     size, # (H, W)
 )->str: # 24 hex digits
-    "A digest of what the cache must hold: paths, lengths in bytes, times of change, image size."
+    "A digest of what the cache must hold: contents of the files in their order, image size."
+    def one(p):
+        try: return hashlib.sha256(Path(p).read_bytes()).digest()
+        except FileNotFoundError: raise ImageError(f'image {p} is missing') from None
+        except OSError as e: raise ImageError(f'image {p} cannot be read ({e.strerror})') from None
+    digest = hashlib.sha256(f'{CACHE_FORMAT} {tuple(size)}'.encode())
+    with ThreadPoolExecutor(8) as threads:
+        for d in threads.map(one, paths): digest.update(d)
+    return digest.hexdigest()[:24]
+
+def _stamp(paths, size)->str: # 24 hex digits
+    "A digest of paths, lengths in bytes, times of change, and image size."
     digest = hashlib.sha256(f'{CACHE_FORMAT} {tuple(size)}'.encode())
     for p in paths:
         try: s = os.stat(p)
         except OSError: raise ImageError(f'image {p} is missing') from None
         digest.update(f'{os.path.abspath(p)}\0{s.st_size}\0{s.st_mtime_ns}\n'.encode())
     return digest.hexdigest()[:24]
+
+def _noted(note:Path)->str|None:
+    "The key that a note holds."
+    with contextlib.suppress(OSError, ValueError): return key if re.fullmatch('[0-9a-f]{24}', key := note.read_text()) else None
+
+def _note(note:Path, key:str):
+    "Note a key, where that is allowed."
+    part = note.with_suffix(f'.{os.getpid()}.part')
+    with contextlib.suppress(OSError): part.write_text(key); os.replace(part, note)
 
 # %% ../nbs/12_images.ipynb #a8637ff6
 @contextlib.contextmanager
@@ -89,7 +109,7 @@ def _write_cache(file, paths, size, workers, progress):
     shape = (len(paths), *size, 3)
     need, free = int(np.prod(shape)), shutil.disk_usage(file.parent).free
     if need > free: raise OSError(f'it needs {need/1e9:.2f} GB and the disk has {free/1e9:.2f} GB free')
-    if need > 3e8:
+    if need > 1e8:
         print(f'caching {len(paths):,} images at {size[0]}x{size[1]}: {need/1e9:.2f} GB in {file.parent}', file=sys.stderr)
     # the lock is ours: what lies here was left by a writer that was killed
     for old in file.parent.glob(f'{file.stem}.*.part'): old.unlink(missing_ok=True)
@@ -117,16 +137,16 @@ def cached_images(
     if not paths: raise ImageError('no image to load: the list of paths is empty')
     if cache == 'off': return LazyImages(paths, size)
     folder, shape = cache_folder(cache), (len(paths), *size, 3)
-    file = folder/f'{cache_key(paths, size)}.npy'
-    pixels = _open_cache(file, shape)
-    if pixels is not None: return pixels
+    note = folder/f'{_stamp(paths, size)}.key'; known = _noted(note); key = known or cache_key(paths, size); file = folder/f'{key}.npy'
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(file.with_suffix('.lock')):
-            if _open_cache(file, shape) is None: _write_cache(file, paths, size, workers, progress)
+        if _open_cache(file, shape) is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _locked(file.with_suffix('.lock')):
+                if _open_cache(file, shape) is None: _write_cache(file, paths, size, workers, progress)
     except OSError as e:
         way_out = 'choose another folder (CLIP_DFGS_CACHE) or cache="off"'
         raise ImageError(f'image cache {folder} cannot be written ({e.strerror or e}); {way_out}') from None
+    if not known: _note(note, key)
     return _open_cache(file, shape)
 
 # %% ../nbs/12_images.ipynb #85167c6d

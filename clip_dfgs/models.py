@@ -299,7 +299,6 @@ def run_blocks(transformer:nn.Module, # open_clip's, with `resblocks`
     for block in first: x, front = run(block, x, front), None if front is None else run_block(block, front, mask[:A, :A])
     return x, run(final, x, front, take)
 
-
 # %% ../nbs/31_models.ipynb #0faff49a
 def vit_features(visual, x:Tensor, # [B,3,H,W], normalised
                  camera:Tensor|None=None, # added to every token, [B,W]
@@ -366,7 +365,6 @@ def encode_embeddings(tower:nn.Module, # of `text_tower`
     _, x = run_blocks(tower.transformer, x + positions[A:], mask, lambda t: t[rows, at - A][:, None], (front + positions[:A])[None] if shared else None)
     x, proj = tower.ln_final(x[:, 0]), tower.text_projection
     return x if proj is None else proj(x) if isinstance(proj, nn.Module) else x @ proj
-
 
 # %% ../nbs/31_models.ipynb #f75f795f
 def encode_tokens(tower:nn.Module, # of `text_tower`

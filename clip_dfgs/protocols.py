@@ -17,7 +17,7 @@ from .datasets import DatasetError, check_dataset, identity_splits, load_dataset
 from .evaluation import evaluate
 from .images import Augment, ImageDataset, LazyImages, cached_images
 from .models import ReIDModel
-from .trainer import (STAGES, Run, Stage, Trainee, TrainConfig, accelerator_for, check_config, check_folder, choose, computing, embed_images, epoch_of, fit, image_losses,
+from .trainer import (STAGES, Run, Stage, Trainee, TrainConfig, accelerator_for, check_config, check_folder, choose, computing, embed_images, embed_together, epoch_of, fit, image_losses,
                                make_sampler, new_model, prompt_losses, stage_groups, write_csv)
 
 # %% ../nbs/51_protocols.ipynb #cea0ed89
@@ -104,7 +104,7 @@ def evaluate_partitions(model:ReIDModel, # trained
                        )->pd.DataFrame: # a row a partition: mAP, R1, R5, R10, mINP in percent, queries, unmatched
     "Rank each partition's gallery for its queries; tables of the same partition are averaged."
     tests = [p[p['split'] != 'train'] for p in parts]; paths = sorted(set().union(*(t['path'] for t in tests))); place = {p: i for i, p in enumerate(paths)}
-    f, rows = embed_images(model, cached_images(paths, model.config['image_size'], cache), accelerator=accelerator, progress='embed targets'), []
+    f, rows = embed_together(model, cached_images(paths, model.config['image_size'], cache), accelerator, progress='embed targets'), []
     for t in tests:
         q, g = t[t['split'] == 'query'], t[t['split'] == 'gallery']
         known = dict(query_cams=q['camid'].to_numpy(), gallery_cams=g['camid'].to_numpy()) if t['camid'].nunique() > 1 else {}

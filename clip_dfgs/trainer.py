@@ -9,9 +9,10 @@ __all__ = ['SMALL', 'FORMAT', 'COLUMNS', 'FREE', 'STAGES', 'SAMPLERS', 'GRAPHS',
            'results_table', 'TrainError', 'writing', 'sync', 'checkpoints', 'write_checkpoint', 'read_checkpoint',
            'pack_optimiser', 'unpack_optimiser', 'Trainee', 'recompute', 'Run', 'write_text', 'write_csv',
            'check_folder', 'open_folder', 'keep_records', 'on_main', 'choose', 'check_config', 'loop', 'seed_step',
-           'loaded', 'resume_point', 'save_point', 'guard', 'Log', 'read_history', 'adapt', 'learn_prompts', 'finetune',
-           'make_sampler', 'epoch_of', 'keep', 'put_back', 'describe_epoch', 'set_graph', 'image_data', 'FeatureData',
-           'shuffled', 'joined', 'start', 'new_model', 'saved_model', 'restore', 'fit', 'finish']
+           'loaded', 'resume_point', 'save_point', 'guard', 'last_good', 'Log', 'read_history', 'adapt',
+           'learn_prompts', 'finetune', 'make_sampler', 'epoch_of', 'keep', 'put_back', 'describe_epoch', 'set_graph',
+           'image_data', 'FeatureData', 'shuffled', 'joined', 'start', 'new_model', 'saved_model', 'restore', 'fit',
+           'finish']
 
 # %% ../nbs/50_trainer.ipynb #b4511c17
 import contextlib, difflib, hashlib, importlib.util, io, json, os, shutil, sys, time
@@ -183,7 +184,7 @@ def choose_precision(precision:str)->str: # no, bf16 or fp16
     if precision == 'fp16' and not (torch.cuda.is_available() or torch.backends.mps.is_available()): raise ValueError('precision fp16 needs a GPU; choose bf16 or no')
     if precision != 'auto': return precision
     if torch.cuda.is_available(): return 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
-    return 'bf16' if getattr(torch.cpu, '_is_amx_tile_supported', lambda: False)() else 'no'
+    return 'bf16' if any(getattr(torch.cpu, f'_is_{unit}_supported', lambda: False)() for unit in ('amx_tile', 'avx512_bf16')) else 'no'
 
 def accelerator_for(precision:str, # see `choose_precision`
                     track:str=None, # see `TrainConfig`
@@ -221,19 +222,25 @@ def embed_images(model:ReIDModel, # in any mode; restored afterwards
     return torch.cat(out)
 
 # %% ../nbs/50_trainer.ipynb #ba005e0a
-def embed_together(model:ReIDModel, pixels, accelerator:Accelerator, **options, # as in `embed_images`
+def embed_together(model:ReIDModel, pixels, # as in `embed_images`
+                   accelerator:Accelerator=None, # None = alone
+                   batch:int=256, # images at a time
+                   **options, # of `embed_images`
                   )->torch.Tensor: # [n, D], float32, on the CPU of every process
     "Features of all images, the work shared by all processes; every process must call it."
-    n, world = len(pixels), accelerator.num_processes
-    if world == 1: return embed_images(model, pixels, accelerator=accelerator, **options)
-    mine = np.resize(np.arange(n), -(-n//world)*world)[accelerator.process_index::world]
-    f = accelerator.gather(embed_images(model, pixels, mine, accelerator=accelerator, **options).to(accelerator.device))
-    return f.view(world, len(mine), -1).transpose(0, 1).flatten(0, 1)[:n].cpu()
+    n, a = len(pixels), accelerator
+    if a is None or a.num_processes == 1: return embed_images(model, pixels, batch=batch, accelerator=a, **options)
+    owner = np.arange(n)//batch % a.num_processes; shares = [np.flatnonzero(owner == r) for r in range(a.num_processes)]
+    mine = shares[a.process_index] if len(shares[a.process_index]) else [0]   # fewer batches than processes
+    f = embed_images(model, pixels, mine, batch=batch, accelerator=a, **options).to(a.device)
+    parts = a.gather(a.pad_across_processes(f)).view(a.num_processes, -1, f.shape[1]).cpu(); out = torch.empty(n, f.shape[1])
+    for rows, part in zip(shares, parts): out[rows] = part[:len(rows)]
+    return out
 
 # %% ../nbs/50_trainer.ipynb #bd422cf3
 def evaluate_records(model:ReIDModel, # any trained model
                      records:pd.DataFrame, # with query and gallery rows
-                     accelerator:Accelerator=None, # for its device and precision
+                     accelerator:Accelerator=None, # for its device, precision and processes, which must all call
                      cache=None, # folder of decoded images
                      **options, # of `evaluate`: rerank, bootstrap, ranks
                     )->dict: # domain -> RetrievalResult
@@ -241,7 +248,8 @@ def evaluate_records(model:ReIDModel, # any trained model
     results = {}
     for domain, rows in records[records['split'] != 'train'].groupby('domain', sort=False):
         pixels = cached_images(rows['path'].tolist(), model.config['image_size'], cache)
-        f = embed_images(model, pixels, accelerator=accelerator, progress=f'embed {domain}')
+        f = embed_together(model, pixels, accelerator, progress=f'embed {domain}' if accelerator is None or accelerator.is_main_process else None)
+        if accelerator: f = f.to(accelerator.device)                       # a GPU also ranks
         q, g = ((rows['split'] == s).to_numpy(copy=True) for s in ('query', 'gallery')); pid, cam = rows['pid'].to_numpy(), rows['camid'].to_numpy()
         for mask, what in ((q, 'query'), (g, 'gallery')):
             if not mask.any(): raise ValueError(f'{domain}: no {what} image to evaluate on')
@@ -368,7 +376,7 @@ class Run:
         return pd.DataFrame(self.rows, columns=COLUMNS).dropna(axis=1, how='all')
 
     def evaluate(self, records, **options): # domain -> RetrievalResult
-        "Rank the query and gallery rows of `records`, domain by domain; also written to results.csv."
+        "Rank the query and gallery rows of `records`, domain by domain; also written to results.csv. All processes must call it."
         results = evaluate_records(self.model, records, self.accelerator, self.config.cache, **options)
         if self.accelerator.is_main_process: write_csv(results_table(results), self.out/'results.csv'); write_csv(records, self.out/'targets.csv', index=False)
         return results
@@ -471,7 +479,7 @@ def loop(run:Run, # what is trained
     at = resume_point(run, name)
     if at is None: return
     run.restored = None                                                    # used up: its memory can go
-    optimiser = (torch.optim.AdamW if stage.decoupled else torch.optim.Adam)(stage_groups(model, name, stage), lr=0.)
+    optimiser = (torch.optim.AdamW if stage.decoupled else torch.optim.Adam)(stage_groups(model, name, stage), lr=0., fused=True)
     unpack_optimiser(optimiser, at['tensors'])
     net, optimiser = a.prepare(Trainee(model, config), optimiser)
     if at['scaler']: a.scaler.load_state_dict(at['scaler'])
@@ -483,7 +491,7 @@ def loop(run:Run, # what is trained
             if step >= steps: break
             r = rate(stage, step, steps); seed_step(run, name, step)
             for g in optimiser.param_groups: g['lr'] = g['base']*r
-            with computing(a): parts, watch = losses(net, [t.to(a.device) for t in batch])
+            with computing(a): parts, watch = losses(net, [t.to(a.device, non_blocking=True) for t in batch])
             loss = sum(parts.values()); guard(run, name, step, loss, rows)
             optimiser.zero_grad(); a.backward(loss)
             if stage.clip_norm: a.clip_grad_norm_(model.parameters(), stage.clip_norm)
@@ -520,16 +528,22 @@ def save_point(run:Run, name:str, step, epoch, position, optimiser=None, kept={}
     a = run.accelerator
     if not a.is_main_process: return
     tensors = {f'model.{k}': v for k, v in run.model.state_dict().items()} | {f'kept.{k}': v for k, v in kept.items()}
+    if lost := [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]:
+        raise TrainError(f'{name}, step {step}: {len(lost)} tensors are no longer finite, first {lost[0]}, and are not saved; {last_good(run)}; try a lower learning rate')
     if optimiser: tensors |= pack_optimiser(optimiser)
     scaler = a.scaler.state_dict() if a.scaler and not done else None
-    write_checkpoint(run.out/'checkpoint', tensors, dict(stage=name, step=step, epoch=epoch, position=position, done=done, scaler=scaler, processes=a.num_processes))
+    write_checkpoint(run.out/'checkpoint', tensors, dict(stage=name, step=step, epoch=epoch, position=position, done=done, scaler=scaler, processes=a.num_processes, config=config_dict(run.config)))
 
 # %% ../nbs/50_trainer.ipynb #92441725
 def guard(run:Run, name:str, step:int, loss, rows):
-    "Stop at a loss that is not a number, and say where."
+    "Stop at a loss that is not a number, and say where; the batch's images are listed in `bad_batch.csv`."
     if torch.isfinite(loss): return
-    paths = run.records['path'].iloc[list(rows)].tolist(); last = checkpoints(run.out/'checkpoint')
-    raise TrainError(f'{name}, step {step}: the loss is {loss.item()}; batch of {len(paths)} images, first {", ".join(paths[:2])}; last good checkpoint: {last[0] if last else "none"}; try a lower learning rate')
+    file = run.out/'bad_batch.csv'; write_csv(run.records.iloc[list(rows)], file)
+    raise TrainError(f'{name}, step {step}: the loss is {loss.item()}; batch of {len(rows)} images, first {run.records["path"].iloc[rows[0]]}, all in {file}; {last_good(run)}; try a lower learning rate')
+
+def last_good(run:Run)->str:
+    "Words that name the newest checkpoint."
+    return f'last good checkpoint: {next(iter(checkpoints(run.out/"checkpoint")), "none")}'
 
 # %% ../nbs/50_trainer.ipynb #3229310d
 class Log:

@@ -1,5 +1,5 @@
 """Decoding, the cache with several writers and with accidents, augmentation that belongs to the image, loaders."""
-import os, subprocess, sys, tarfile, time, warnings
+import os, shutil, subprocess, sys, tarfile, time, warnings
 from pathlib import Path
 import numpy as np
 import pytest
@@ -66,13 +66,26 @@ def test_cache_is_used_and_follows_the_files(tmp_path, paths, monkeypatch):
     cached_images(paths, (8, 16), cache=tmp_path/'c')
     assert len(decoded) == 20 and len(list((tmp_path/'c').glob('*.npy'))) == 3
 
-def test_the_key_is_path_length_time_and_size(paths):
+def test_the_key_is_content_order_and_size(tmp_path, paths):
     from clip_dfgs.images import cache_key
     keys = [cache_key(paths, (16, 8)), cache_key(paths, (8, 16)), cache_key(paths[::-1], (16, 8))]
-    os.utime(paths[4], ns=(1, 1)); keys.append(cache_key(paths, (16, 8)))
-    with open(paths[4], 'ab') as f: f.write(b'0')
-    os.utime(paths[4], ns=(1, 1)); keys.append(cache_key(paths, (16, 8)))
-    assert len(set(keys)) == 5 and cache_key(paths, [16, 8]) == keys[-1]
+    assert cache_key(paths, [16, 8]) == keys[0]
+    moved = [str(shutil.copy(p, tmp_path)) for p in paths]; os.utime(moved[4], ns=(1, 1))
+    assert cache_key(moved, (16, 8)) == keys[0]
+    with open(moved[4], 'ab') as f: f.write(b'0')
+    assert len({*keys, cache_key(moved, (16, 8))}) == 4
+
+def test_files_are_read_again_only_when_they_may_have_changed(tmp_path, paths, monkeypatch):
+    keys = []; real = I.cache_key
+    monkeypatch.setattr(I, 'cache_key', lambda *a: keys.append(real(*a)) or keys[-1])
+    load = lambda some: np.array(cached_images(some, (16, 8), cache=tmp_path/'c'))
+    first = load(paths); load(paths)
+    assert len(keys) == 1
+    (tmp_path/'moved').mkdir(); moved = [str(shutil.copy(p, tmp_path/'moved')) for p in paths]
+    assert (load(moved) == first).all() and len(keys) == 2 and keys[0] == keys[1]
+    assert len(list((tmp_path/'c').glob('*.npy'))) == 1                   # one cache serves both
+    note = next((tmp_path/'c').glob('*.key')); note.write_text('../../elsewhere'); load(paths); load(moved)
+    assert len(keys) == 3 and not (tmp_path/'elsewhere.npy').exists()
 
 def test_default_folder_comes_from_the_environment(tmp_path, paths, monkeypatch):
     monkeypatch.setenv('CLIP_DFGS_CACHE', str(tmp_path/'elsewhere'))
@@ -145,7 +158,7 @@ def test_several_writers_share_one_decoding(tmp_path, paths):
     assert len(list((tmp_path/'c').glob('*.npy'))) == 1 and not list((tmp_path/'c').glob('*.part'))
 
 def test_a_killed_writer_does_not_block_the_next(tmp_path, paths):
-    slow = WRITER.replace('time.sleep(.01)', 'print("started", flush=True); time.sleep(60)').replace('input()', '')
+    slow = WRITER.replace('time.sleep(.01)', 'import os; os.write(1, b"started\\n"); time.sleep(60)').replace('input()', '')
     job = subprocess.Popen([sys.executable, '-c', slow, str(tmp_path/'c'), *paths], stdout=subprocess.PIPE, text=True)
     assert [job.stdout.readline() for _ in range(2)] == ['ready\n', 'started\n']
     job.kill(); job.wait()

@@ -452,6 +452,7 @@ def check_config(config:TrainConfig, identities:int):
     "ValueError for what cannot work, before anything is made."
     choose('sampler', config.sampler, SAMPLERS); choose('graph', config.graph, GRAPHS); choose_precision(config.precision)
     if config.track and not importlib.util.find_spec(choose('tracker', config.track, TRACKERS)): raise ValueError(f'track {config.track!r} needs a package: pip install {config.track}')
+    if config.compile and not any(map(shutil.which, filter(None, (os.environ.get('CXX'), 'g++', 'clang++')))): raise ValueError('compile needs a C++ compiler, such as g++; install one or leave compile out')
     for k, least in dict(neighbours=1, skip=0, refresh=1, log_steps=1, checkpoint_steps=0, workers=0, seed=0).items():
         if getattr(config, k) < least: raise ValueError(f'{k} is {getattr(config, k)}; it must be at least {least}')
     for name in STAGES:
@@ -494,10 +495,11 @@ def loop(run:Run, # what is trained
             with computing(a): parts, watch = losses(net, [t.to(a.device, non_blocking=True) for t in batch])
             loss = sum(parts.values()); guard(run, name, step, loss, rows)
             optimiser.zero_grad(); a.backward(loss)
-            if stage.clip_norm: a.clip_grad_norm_(model.parameters(), stage.clip_norm)
+            if stage.clip_norm: a.clip_grad_norm_([p for g in optimiser.param_groups for p in g['params']], stage.clip_norm)
             optimiser.step(); step += 1; position += 1; log(step, steps, epoch, loss, parts, stage.lr*r, watch, len(rows))
             if config.checkpoint_steps and step % config.checkpoint_steps == 0 and step < steps: save_point(run, name, step, epoch, position, optimiser, kept)
         if position >= len(batches): epoch, position = epoch + 1, 0
+    optimiser.zero_grad()                                                  # no gradient outlives its stage
     log.close(); a.free_memory(); model.eval(); save_point(run, name, step, epoch, position, done=True)
 
 # %% ../nbs/50_trainer.ipynb #8f6cdd1b
@@ -705,7 +707,7 @@ def start(records:pd.DataFrame, # pooled by `pool`, or one record table
     model = new_model(rows, config)
     pixels = cached_images(rows['path'].tolist(), model.config['image_size'], config.cache, progress=a.is_main_process)
     on_main(a, lambda: keep_records(out, rows, open_folder(out, config, resume, overwrite)))
-    if config.track: a.init_trackers('clip_dfgs', {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in config_dict(config).items()})
+    if config.track: a.init_trackers('clip_dfgs', {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in config_dict(config).items()}, dict(wandb=dict(dir=str(out), name=out.name)))
     run = Run(out, config, rows, model.to(a.device), pixels, a)
     return restore(run) if resume else run
 

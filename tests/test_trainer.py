@@ -1,5 +1,6 @@
 "The trainer from outside: whole runs, kills, damage, several processes, and mistakes on the command line."
-import contextlib, io, json, multiprocessing, os, re, resource, shutil, signal, socket, subprocess, sys, time
+import contextlib, io, json, multiprocessing, os, re, resource, shutil, signal, socket, subprocess, sys, threading, time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
@@ -8,7 +9,8 @@ from clip_dfgs import trainer
 from clip_dfgs.cli import main
 from clip_dfgs.datasets import load_dataset, pool
 from clip_dfgs.images import Augment
-from clip_dfgs.trainer import Stage, TrainConfig, TrainError, config_dict, fit, read_checkpoint, read_history
+from clip_dfgs.models import ReIDModel
+from clip_dfgs.trainer import Stage, TrainConfig, TrainError, config_dict, config_from, evaluate_records, fit, read_checkpoint, read_history, results_table
 
 SHORT = dict(checkpoint_steps=2, log_steps=1, precision='no')
 
@@ -25,7 +27,7 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for 
 processes = multiprocessing.get_context('forkserver')
 processes.set_forkserver_preload(['clip_dfgs.trainer', 'clip_dfgs.cli'])
 
-def job(world, out, c, resume=False, err=None, env={}, largest=None, pairs=False):
+def job(world, out, c, resume=False, err=None, env={}, largest=None, pairs=False, test=False):
     os.environ.update(env); torch.set_num_threads(1)
     if err: os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     if largest: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))  # no file may grow beyond: a disk that fills up
@@ -33,7 +35,9 @@ def job(world, out, c, resume=False, err=None, env={}, largest=None, pairs=False
         plan = trainer.epoch_of
         def pairs_of(sampler, epoch): batches = plan(sampler, epoch); return [a + b for a, b in zip(batches[::2], batches[1::2])]
         trainer.epoch_of = pairs_of
-    try: fit(rows_of(world), c, out, resume=resume)
+    try:
+        run = fit(rows_of(world), c, out, resume=resume)
+        if test: results_table(run.evaluate(load_dataset('market1501', world), ranks=(1, 5))).to_csv(out.with_name(f'{out.name}.{os.environ["RANK"]}.csv'))
     except (ValueError, TrainError) as e: print(f'{type(e).__name__}: {e}', file=sys.stderr, flush=True); os._exit(2)
 
 def started(*args, **options):
@@ -76,7 +80,7 @@ def test_run_folder(whole):
     assert len(list((whole/'checkpoint').iterdir())) == 2
 
 # one moment in each stage (all in the middle of an epoch), and one during the writing of a checkpoint
-@pytest.mark.parametrize('moment', ['adapt 3', 'prompts 3', 'finetune 5', 'part'])
+@pytest.mark.parametrize('moment', ['adapt 3', 'prompts 3', 'finetune 3', 'finetune 5', 'part'])
 def test_killed_run_ends_in_the_same_weights(world, whole, tmp_path, moment, capfd):
     out = tmp_path/'run'; p = started(world, out, config()); deadline = time.monotonic() + 600
     def reached():
@@ -155,6 +159,24 @@ def test_nan_stops_with_the_place(world, tmp_path):
     c = config(); c = replace(c, adapt=replace(c.adapt, lr=1e30, head_lr=1e30, clip_norm=0.), prompts=None, finetune=None)
     with pytest.raises(TrainError, match=r'adapt, step \d+: the loss is .*town.*last good checkpoint'): fit(rows_of(world), c, tmp_path/'run')
 
+def test_a_bad_batch_is_listed_in_full(world, tmp_path):
+    run = trainer.start(rows_of(world), config(), tmp_path/'run'); rows = [3, 7, 3, 11]
+    trainer.save_point(run, 'adapt', 1, 0, 1)
+    with pytest.raises(TrainError, match=r'^finetune, step 4: the loss is nan; batch of 4 images, first \S+, all in \S+bad_batch.csv; last good checkpoint: \S+000000;') as e: trainer.guard(run, 'finetune', 4, torch.tensor(float('nan')), rows)
+    assert '\n' not in str(e.value) and pd.read_csv(run.out/'bad_batch.csv').path.tolist() == run.records.path.iloc[rows].tolist()
+    trainer.guard(run, 'finetune', 4, torch.tensor(1.), rows)
+
+def test_weights_that_are_not_finite_are_never_saved(world, tmp_path):
+    run = trainer.start(rows_of(world), config(), tmp_path/'run'); trainer.save_point(run, 'adapt', 1, 0, 1)
+    with torch.no_grad(): run.model.clip.visual.proj[0, 0] = float('inf')
+    with pytest.raises(TrainError, match=r'adapt, step 2: 1 tensors are no longer finite, first model.clip.visual.proj, and are not saved; last good checkpoint: \S+000000'): trainer.save_point(run, 'adapt', 2, 0, 2)
+    assert read_checkpoint(tmp_path/'run'/'checkpoint')[1]['step'] == 1
+
+def test_a_checkpoint_says_how_it_was_made(whole):
+    for p in (whole/'checkpoint').iterdir():
+        state = json.loads((p/'state.json').read_text())
+        assert config_from(state['config']) == config() and state['format'] == trainer.FORMAT and set(p.iterdir()) == {p/'state.json', p/'tensors.safetensors'}
+
 def test_full_disk(world, tmp_path):
     out, err = tmp_path/'run', tmp_path/'err'
     assert ended(started(world, out, config(), err=err, largest=20_000_000)) == 2
@@ -198,6 +220,21 @@ def test_tensorboard(world, tmp_path):
     found = [e.value for f in files for a in [EventAccumulator(str(f))] if a.Reload() and 'adapt/loss' in a.Tags()['scalars'] for e in a.Scalars('adapt/loss')]
     assert np.allclose(found, run.history.loss)
 
+def test_weights_and_biases(world, tmp_path, monkeypatch):
+    pytest.importorskip('wandb'); monkeypatch.setenv('WANDB_MODE', 'offline'); monkeypatch.chdir(tmp_path)
+    c = config(track='wandb'); c = replace(c, adapt=replace(c.adapt, steps=2), prompts=None, finetune=None); fit(rows_of(world), c, tmp_path/'run')
+    logs = list((tmp_path/'run').rglob('*.wandb'))
+    assert len(logs) == 1 and b'adapt/loss' in logs[0].read_bytes() and not (tmp_path/'wandb').exists()
+
+def test_compiled_gives_the_same_losses(world, tmp_path, monkeypatch):
+    def losses(name, **more):
+        c = config(**more); c = replace(c, adapt=replace(c.adapt, steps=3), prompts=None, finetune=None)
+        return fit(rows_of(world), c, tmp_path/name).history.loss
+    assert np.allclose(losses('eager'), losses('compiled', compile=True), rtol=1e-5)
+    monkeypatch.setenv('PATH', str(tmp_path)); monkeypatch.delenv('CXX', raising=False)
+    with pytest.raises(ValueError, match=r'compile needs a C\+\+ compiler'): losses('none', compile=True)
+    assert not (tmp_path/'none').exists()
+
 @pytest.mark.parametrize('change, words', [
     (dict(sampler='dfg'), "did you mean 'dfgs'"), (dict(graph='txt'), "did you mean 'text'"), (dict(precision='half'), 'bf16'), (dict(log_steps=0), 'log_steps is 0'), (dict(track='wand'), "did you mean 'wandb'"),
     (dict(adapt=Stage(steps=1, batch=10, instances=4)), 'multiple'), (dict(adapt=Stage(steps=1, batch=64)), '12'), (dict(adapt=Stage()), 'neither steps nor epochs'),
@@ -219,10 +256,44 @@ def test_every_graph(world, tmp_path, graph, sampler):
     run = fit(rows_of(world), c, tmp_path/'run')
     assert run.history.stage.tolist() == ['prompts']*2 + ['finetune']*2
 
-def two(world, out, c, **options): # exit codes of both
+def begin_two(world, out, c, **options): # both processes
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = str(s.getsockname()[1])
     env = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port, ACCELERATE_USE_CPU='true')
-    return [ended(p) for p in [started(world, out, c, err=out.with_name(f'{out.name}{r}'), env=env | dict(RANK=str(r), LOCAL_RANK=str(r)), **options) for r in range(2)]]
+    return [started(world, out, c, err=out.with_name(f'{out.name}{r}'), env=env | dict(RANK=str(r), LOCAL_RANK=str(r)), **options) for r in range(2)]
+
+def two(world, out, c, **options): # exit codes of both
+    return [ended(p) for p in begin_two(world, out, c, **options)]
+
+def test_two_processes_killed_go_on_and_test_like_one(world, tmp_path):
+    c, whole, out = config(), tmp_path/'whole', tmp_path/'run'
+    assert two(world, whole, c, test=True) == [0, 0], [(tmp_path/f'whole{r}').read_text()[-1500:] for r in range(2)]
+    # features are embedded by both; every process has the results that one has alone, to the bit
+    alone = results_table(evaluate_records(ReIDModel.load(whole/'model'), load_dataset('market1501', world), ranks=(1, 5)))
+    for r in range(2): pd.testing.assert_frame_equal(pd.read_csv(tmp_path/f'whole.{r}.csv', index_col='domain'), alone, check_exact=False, rtol=1e-12)
+    both = begin_two(world, out, c)
+    while not any(r['stage'] == 'finetune' and r['step'] >= 3 for r in read_history(out/'history.csv')): assert all(p.is_alive() for p in both); time.sleep(.002)
+    for p in both: p.kill(); p.join()
+    assert not (out/'model').exists()
+    assert two(world, out, c, resume=True) == [0, 0], [(tmp_path/f'run{r}').read_text()[-1500:] for r in range(2)]
+    assert same(weights(out), weights(whole))
+
+@pytest.mark.parametrize('n, batch, world', [(10, 4, 2), (10, 4, 3), (3, 4, 2), (8, 4, 2), (9, 2, 4)])
+def test_images_are_embedded_once_and_come_back_in_order(n, batch, world, monkeypatch):
+    "Threads stand in for processes; each batch holds the images it would hold alone."
+    seen, sent, meet = {}, {}, threading.Barrier(world)
+    def embed(model, pixels, rows, batch, accelerator): seen[accelerator.process_index] = list(rows); return torch.tensor(np.asarray(rows))[:, None].float()
+    monkeypatch.setattr(trainer, 'embed_images', embed)
+    class Peer:
+        num_processes, device = world, 'cpu'
+        def __init__(self, r): self.process_index = r
+        def exchanged(self, f): sent[self.process_index] = f; meet.wait(60); parts = [sent[r] for r in range(world)]; meet.wait(60); return parts
+        def pad_across_processes(self, f): return torch.cat([f, torch.zeros(max(map(len, self.exchanged(f))) - len(f), 1)])
+        def gather(self, f): return torch.cat(self.exchanged(f))
+    with ThreadPoolExecutor(world) as peers: found = list(peers.map(lambda r: trainer.embed_together(None, range(n), Peer(r), batch=batch)[:, 0].tolist(), range(world)))
+    assert found == [list(range(n))]*world
+    shares = [s for r, s in seen.items() if r < -(-n//batch)]              # processes without a batch embed one image for nothing
+    assert sorted(i for s in shares for i in s) == list(range(n)) and all(s == [0] for r, s in seen.items() if r >= -(-n//batch))
+    assert {tuple(s[i:i + batch]) for s in shares for i in range(0, len(s), batch)} == {tuple(range(i, min(i + batch, n))) for i in range(0, n, batch)}
 
 def test_two_processes_learn_what_one_learns_with_twice_the_batch(world, tmp_path):
     "Losses over the gathered batch, no batch norm in the way: the same numbers but for rounding."

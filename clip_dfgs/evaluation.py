@@ -124,7 +124,8 @@ def distance_blocks(
         one, scale = gallery.new_ones(1), -torch.linalg.vector_norm(gallery, dim=1).clamp_min(1e-12).reciprocal()
     else: squares = torch.einsum("gd,gd->g", gallery, gallery)  # no root to square again: whole numbers, and their ties, stay exact
     buffer, (later, first) = gallery.new_empty(min(block, len(query)), len(gallery)), exact_copies(gallery)
-    tiles = [slice(g, g + 1024) for g in range(0, len(gallery), 1024)]  # a product this wide stays in a processor's cache
+    last = max(0, len(gallery) - 1024)  # tiles of one width (a narrow one adds up in another order), which stay in a processor's cache
+    tiles = [slice(g, g + 1024) for g in (*range(0, last, 1024), last)]
     for start in range(0, len(query), block):
         q = query[start:start + block]
         out = buffer[:len(q)]

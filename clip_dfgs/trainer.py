@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SMALL', 'FORMAT', 'COLUMNS', 'FREE', 'STAGES', 'SAMPLERS', 'GRAPHS', 'TRACKERS', 'Stage', 'TrainConfig',
            'config_dict', 'config_from', 'rate', 'stage_groups', 'image_losses', 'scale', 'prompt_losses',
-           'choose_precision', 'accelerator_for', 'computing', 'embed_images', 'embed_together', 'evaluate_records',
-           'results_table', 'TrainError', 'writing', 'sync', 'checkpoints', 'write_checkpoint', 'read_checkpoint',
-           'pack_optimiser', 'unpack_optimiser', 'Trainee', 'recompute', 'Run', 'write_text', 'write_csv',
-           'check_folder', 'open_folder', 'keep_records', 'on_main', 'choose', 'check_config', 'loop', 'seed_step',
-           'loaded', 'resume_point', 'save_point', 'guard', 'last_good', 'Log', 'read_history', 'adapt',
+           'choose_precision', 'accelerator_for', 'computing', 'attending', 'embed_images', 'embed_together',
+           'evaluate_records', 'results_table', 'TrainError', 'writing', 'sync', 'checkpoints', 'write_checkpoint',
+           'read_checkpoint', 'pack_optimiser', 'unpack_optimiser', 'Trainee', 'recompute', 'Run', 'write_text',
+           'write_csv', 'check_folder', 'open_folder', 'keep_records', 'on_main', 'choose', 'check_config', 'loop',
+           'seed_step', 'loaded', 'resume_point', 'save_point', 'guard', 'last_good', 'Log', 'read_history', 'adapt',
            'learn_prompts', 'finetune', 'make_sampler', 'epoch_of', 'keep', 'put_back', 'describe_epoch', 'set_graph',
            'image_data', 'FeatureData', 'shuffled', 'joined', 'start', 'new_model', 'saved_model', 'restore', 'fit',
            'finish']
@@ -197,8 +197,12 @@ def accelerator_for(precision:str, # see `choose_precision`
 @contextlib.contextmanager
 def computing(accelerator:Accelerator):
     "Autocast as the run wants it, with the attention kernel that is fast in it."
+    with accelerator.autocast(), attending(accelerator): yield
+
+def attending(accelerator:Accelerator): # a context; activations that are computed again in the backward pass need it there too
+    "The attention kernel that is fast in the run's precision."
     plain = accelerator.device.type == 'cpu' and accelerator.mixed_precision != 'no'
-    with accelerator.autocast(), sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext(): yield
+    return sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
 
 # %% ../nbs/50_trainer.ipynb #ee79f2d7
 def embed_images(model:ReIDModel, # in any mode; restored afterwards
@@ -494,7 +498,8 @@ def loop(run:Run, # what is trained
             for g in optimiser.param_groups: g['lr'] = g['base']*r
             with computing(a): parts, watch = losses(net, [t.to(a.device, non_blocking=True) for t in batch])
             loss = sum(parts.values()); guard(run, name, step, loss, rows)
-            optimiser.zero_grad(); a.backward(loss)
+            optimiser.zero_grad()
+            with attending(a): a.backward(loss)
             if stage.clip_norm: a.clip_grad_norm_([p for g in optimiser.param_groups for p in g['params']], stage.clip_norm)
             optimiser.step(); step += 1; position += 1; log(step, steps, epoch, loss, parts, stage.lr*r, watch, len(rows))
             if config.checkpoint_steps and step % config.checkpoint_steps == 0 and step < steps: save_point(run, name, step, epoch, position, optimiser, kept)

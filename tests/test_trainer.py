@@ -212,6 +212,7 @@ def test_less_memory_same_numbers(world, tmp_path):
         c = config(**more); c = replace(c, adapt=replace(c.adapt, steps=2), prompts=replace(c.prompts, steps=1), finetune=None)
         return fit(rows_of(world), c, tmp_path/name).history.loss
     assert np.allclose(losses('kept'), losses('again', recompute=True), rtol=1e-5)
+    assert np.allclose(losses('kept16', precision='bf16'), losses('again16', recompute=True, precision='bf16'), rtol=1e-2)
 
 def test_tensorboard(world, tmp_path):
     c = replace(config(track='tensorboard'), prompts=None, finetune=None); pytest.importorskip('tensorboard')

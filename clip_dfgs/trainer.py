@@ -9,10 +9,10 @@ __all__ = ['SMALL', 'FORMAT', 'COLUMNS', 'FREE', 'STAGES', 'SAMPLERS', 'GRAPHS',
            'evaluate_records', 'results_table', 'TrainError', 'writing', 'sync', 'checkpoints', 'write_checkpoint',
            'read_checkpoint', 'pack_optimiser', 'unpack_optimiser', 'Trainee', 'recompute', 'Run', 'write_text',
            'write_csv', 'check_folder', 'open_folder', 'keep_records', 'on_main', 'choose', 'check_config', 'loop',
-           'seed_step', 'loaded', 'resume_point', 'save_point', 'guard', 'last_good', 'Log', 'read_history', 'adapt',
-           'learn_prompts', 'finetune', 'make_sampler', 'epoch_of', 'keep', 'put_back', 'describe_epoch', 'set_graph',
-           'image_data', 'FeatureData', 'shuffled', 'joined', 'start', 'new_model', 'saved_model', 'restore', 'fit',
-           'finish']
+           'seed_step', 'agree', 'loaded', 'resume_point', 'save_point', 'guard', 'last_good', 'Log', 'read_history',
+           'adapt', 'learn_prompts', 'finetune', 'make_sampler', 'epoch_of', 'keep', 'put_back', 'describe_epoch',
+           'set_graph', 'image_data', 'FeatureData', 'shuffled', 'joined', 'start', 'new_model', 'saved_model',
+           'restore', 'fit', 'finish']
 
 # %% ../nbs/50_trainer.ipynb #b4511c17
 import contextlib, difflib, hashlib, importlib.util, io, json, os, shutil, sys, time
@@ -490,7 +490,7 @@ def loop(run:Run, # what is trained
     if at['scaler']: a.scaler.load_state_dict(at['scaler'])
     model.train(); step, epoch, position, restored = at['step'], at['epoch'], at['position'], at['kept']; steps = stage.steps; log = Log(run, name, step)
     while not steps or step < steps:
-        (batches, kept), restored = plan(epoch, restored), {}; data.set_epoch(epoch)
+        agree(run); (batches, kept), restored = plan(epoch, restored), {}; data.set_epoch(epoch)
         if not steps: steps = stage.epochs*len(batches)
         for rows, batch in zip(batches[position:], loaded(data, batches[position:], config.workers)):
             if step >= steps: break
@@ -505,12 +505,17 @@ def loop(run:Run, # what is trained
             if config.checkpoint_steps and step % config.checkpoint_steps == 0 and step < steps: save_point(run, name, step, epoch, position, optimiser, kept)
         if position >= len(batches): epoch, position = epoch + 1, 0
     optimiser.zero_grad()                                                  # no gradient outlives its stage
-    log.close(); a.free_memory(); model.eval(); save_point(run, name, step, epoch, position, done=True)
+    log.close(); a.free_memory(); model.eval(); agree(run); save_point(run, name, step, epoch, position, done=True)
 
 # %% ../nbs/50_trainer.ipynb #8f6cdd1b
 def seed_step(run:Run, name:str, step:int):
     "Set torch's global stream for one step."
     torch.manual_seed(int(np.random.SeedSequence([run.config.seed, STAGES.index(name), step, run.accelerator.process_index]).generate_state(1)[0]))
+
+def agree(run:Run):
+    "Give all processes the main one's batch-norm statistics, so that they embed alike."
+    if run.accelerator.num_processes > 1:
+        for b in run.model.buffers(): torch.distributed.broadcast(b, 0)
 
 def loaded(data, batches, workers:int): # yields batches
     "Batches from the loader; what goes wrong in its workers in one line."

@@ -273,7 +273,7 @@ def run_block(block:nn.Module, # an open_clip residual attention block
     keep = take or (lambda t: t)
     if not isinstance(block, open_clip.transformer.ResidualAttentionBlock): return keep(block(x, attn_mask=mask))
     attn = block.attn; B, L, W = x.shape
-    def heads(t): return t.view(len(t), t.shape[1], -1, attn.num_heads, W // attn.num_heads).permute(2, 0, 3, 1, 4)
+    def heads(t): return t.unflatten(2, (-1, attn.num_heads, W // attn.num_heads)).permute(2, 0, 3, 1, 4)
     h, weight, bias = block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias
     if take is None: q, k, v = heads(F.linear(h, weight, bias))
     else:

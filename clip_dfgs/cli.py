@@ -16,9 +16,11 @@ from tyro.conf import Positional
 # %% ../nbs/70_cli.ipynb #18dd7246
 def load_named(specs, # `name:folder`, several
                camera:str=None, # where the camera stands in a file name, a regular expression; for `folder` sets
+               needed:str=None, # option that has to name one at least
               )->list: # record tables, each with a domain of its own
     "Read data sets given as `name:folder`."
     from clip_dfgs.datasets import load_dataset
+    if needed and not specs: raise ValueError(f'--{needed} names no data set; write --{needed} name:folder')
     tables, taken = [], set()
     for spec in specs:
         name, colon, folder = spec.partition(':')
@@ -98,12 +100,12 @@ def train(source:tuple[str, ...], # data to train on, name:folder
     from clip_dfgs.trainer import fit, results_table
     import pandas as pd
     c = recipe_with(recipe, seed, sampler=sampler, graph=graph, neighbours=neighbours, skip=skip, clip=clip, pretrained=pretrained, init=init, precision=precision, recompute=recompute, compile=compile, gather=gather, track=track, workers=workers, cache=cache, checkpoint_steps=checkpoint_steps)
-    if batch: c = replace(c, **{k: replace(getattr(c, k), batch=batch) for k in ('adapt', 'finetune') if getattr(c, k)})
-    if lr: c = replace(c, finetune=replace(c.finetune, lr=lr))
-    if sharpness: c = replace(c, **{k: replace(getattr(c, k), sharpness=sharpness) for k in ('adapt', 'finetune') if getattr(c, k)})
+    if batch is not None: c = replace(c, **{k: replace(getattr(c, k), batch=batch) for k in ('adapt', 'finetune') if getattr(c, k)})
+    if lr is not None: c = replace(c, finetune=replace(c.finetune, lr=lr))
+    if sharpness is not None: c = replace(c, **{k: replace(getattr(c, k), sharpness=sharpness) for k in ('adapt', 'finetune') if getattr(c, k)})
     for name, n in (('adapt', adapt_steps), ('prompts', prompt_steps), ('finetune', steps)):
         if n is not None: c = replace(c, **{name: replace(getattr(c, name), steps=n) if n else None})
-    rows, targets = pool(load_named(source, camera), include_test=include_test), load_named(target, camera)
+    rows, targets = pool(load_named(source, camera, 'source'), include_test=include_test), load_named(target, camera)
     run = fit(rows, c, out, resume, overwrite)
     results = run.evaluate(pd.concat(targets)) if targets else None       # by all processes together
     if not run.accelerator.is_main_process: return
@@ -121,7 +123,7 @@ def tested(models, # folders of saved models, RUN/model or RUN
     import pandas as pd
     from clip_dfgs.models import ReIDModel
     from clip_dfgs.trainer import accelerator_for, evaluate_records
-    a, records = accelerator_for(precision), pd.concat(load_named(target))
+    a, records = accelerator_for(precision), pd.concat(load_named(target, needed='target'))
     models = [ReIDModel.load(m/'model' if (m/'model').is_dir() else m).to(a.device) for m in models]
     results = [evaluate_records(m, records, a, **options) for m in models]
     return results if a.is_main_process else []
@@ -135,6 +137,7 @@ def test(model:Positional[Path], # a saved model, RUN/model or RUN
         ):
     "Test a saved model."
     from clip_dfgs.trainer import results_table
+    if bootstrap < 0: raise ValueError(f'bootstrap is {bootstrap}; write the number of resamples, 0 for no intervals')
     for results in tested([model], target, precision, rerank=rerank, bootstrap=bootstrap):
         print(results_table(results).round(1).to_string())
         for d, r in results.items():
@@ -215,7 +218,7 @@ def matrix(source:tuple[str, ...], # data to train on, one run each, name:folder
           ):
     "Train on each source, test on each target; prints the tables and draws them."
     from clip_dfgs.protocols import plot_matrix, train_matrix
-    tables = train_matrix(load_named(source), load_named(target), recipe_with(recipe, seed, quick, sampler=sampler, cache=cache), out, resume=resume, overwrite=overwrite)
+    tables = train_matrix(load_named(source, needed='source'), load_named(target, needed='target'), recipe_with(recipe, seed, quick, sampler=sampler, cache=cache), out, resume=resume, overwrite=overwrite)
     for k, t in tables.items(): print(f'{k}, %'); print(t.round(1).to_string())
     plot_matrix(tables).savefig(out/'matrix.png'); print(f'heat map: {out/"matrix.png"}')
 

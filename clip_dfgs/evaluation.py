@@ -248,6 +248,7 @@ def evaluate(
 ) -> RetrievalResult:       # averages as fractions 0..1 and the per-query table
     "Exact CMC, mAP and mINP (Market-1501 form), never holding the whole distance matrix"
     if not len(ranks) or min(ranks) < 1: raise ValueError(f"ranks={ranks}: give at least one, counting from 1")
+    if bootstrap < 0: raise ValueError(f"bootstrap={bootstrap}: give the number of resamples, 0 for no intervals")
     query, gallery = _feature_pair(query, gallery)
     query_ids, gallery_ids = _label_pair(query_ids, gallery_ids, len(query), len(gallery), "ids")
     matches, junk = matches_and_junk(query_ids, gallery_ids, query_cams, gallery_cams)
@@ -266,6 +267,7 @@ def bootstrap_means(
     seed:int=0,            # decides every draw
 ) -> np.ndarray:           # average scores of each resample, shape [resamples, m]
     "Means over queries under resampling of whole identities"
+    if resamples < 1: raise ValueError(f"resamples={resamples}: intervals need at least 1, better 1000")
     names, of = np.unique(np.asarray(identities), return_inverse=True)
     sums = np.stack([np.bincount(of, column) for column in np.asarray(values, dtype=float).T], 1)
     counts = np.bincount(of)

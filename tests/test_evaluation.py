@@ -288,3 +288,8 @@ def test_memory_stays_far_below_the_matrix():
     """)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 150, "MB; the matrix would be 640 MB"
+
+@pytest.mark.parametrize('bootstrap', [-1, -1000])
+def test_negative_bootstrap_is_refused(bootstrap):
+    with pytest.raises(ValueError, match=f'bootstrap={bootstrap}: give the number'): evaluate(np.eye(2), np.eye(2), [0, 1], [0, 1], bootstrap=bootstrap)
+    with pytest.raises(ValueError, match='resamples=0: intervals need at least 1'): bootstrap_means(np.ones((2, 1)), [0, 1], 0)

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from clip_dfgs import trainer
 from clip_dfgs.cli import main
 from clip_dfgs.datasets import load_dataset, pool
@@ -37,7 +37,7 @@ def job(world, out, c, resume=False, err=None, env={}, largest=None, pairs=False
         trainer.epoch_of = pairs_of
     try:
         run = fit(rows_of(world), c, out, resume=resume)
-        if test: results_table(run.evaluate(load_dataset('market1501', world), ranks=(1, 5))).to_csv(out.with_name(f'{out.name}.{os.environ["RANK"]}.csv'))
+        if test: save_file(run.model.state_dict(), out.with_name(f'{out.name}.{os.environ["RANK"]}.safetensors')); results_table(run.evaluate(load_dataset('market1501', world), ranks=(1, 5))).to_csv(out.with_name(f'{out.name}.{os.environ["RANK"]}.csv'))
     except (ValueError, TrainError) as e: print(f'{type(e).__name__}: {e}', file=sys.stderr, flush=True); os._exit(2)
 
 def started(*args, **options):
@@ -126,10 +126,21 @@ def test_damaged_checkpoint_falls_back_and_says_so(world, whole, tmp_path, capsy
     else: f.write_bytes(raw[:1000] + (bytes([raw[1000] ^ 1]) + raw[1001:] if damage == 'flip' else b'') if damage != 'state' else raw[:20])
     state = read_checkpoint(out/'checkpoint')[1]
     assert state['stage'] == 'finetune' and state['step'] == 6 and not state['done']
-    assert re.search(r'checkpoint \S+ is damaged \(.*falling back', capsys.readouterr().err)
+    assert len(re.findall(r'checkpoint \S+ is damaged \(.*falling back', capsys.readouterr().err)) == 1
+    assert not folder.exists() and read_checkpoint(out/'checkpoint')[1] == state and not capsys.readouterr().err   # set aside, and not counted any more
     if damage != 'cut': return
+    run = trainer.start(rows_of(world), config(), out, resume=True); assert trainer.last_good(run).endswith(f'{int(folder.name) - 1:06d}')
     fit(rows_of(world), config(), out, resume=True)
-    assert same(weights(out), weights(whole))
+    assert same(weights(out), weights(whole)) and sorted(p.name for p in (out/'checkpoint').iterdir()) == [f'{int(folder.name) - 1:06d}', folder.name, 'damaged']
+
+def test_every_process_reads_the_checkpoint_the_main_one_found(world, tmp_path):
+    run = trainer.start(rows_of(world), config(), tmp_path/'run'); folder = tmp_path/'run'/'checkpoint'
+    for step in (1, 2): trainer.save_point(run, 'adapt', step, 0, step)
+    first, second = (json.loads((folder/n/'state.json').read_text()) for n in ('000000', '000001'))
+    assert first['sha256'] == second['sha256']     # nothing was trained: one content, two states
+    for state in (first, second): assert read_checkpoint(folder, state)[1] == state
+    (folder/'000001'/'tensors.safetensors').write_bytes(b'')
+    assert read_checkpoint(folder, second) is None and (folder/'000001').exists() and read_checkpoint(folder, first)[1] == first
 
 def test_nothing_but_damage_starts_over(world, whole, tmp_path, capsys):
     out = tmp_path/'checkpoint'; shutil.copytree(whole/'checkpoint', out)
@@ -154,6 +165,24 @@ def test_folder_of_an_older_version_goes_on(world, whole, tmp_path):
     out = tmp_path/'run'; shutil.copytree(whole, out); old = json.loads((out/'config.json').read_text()); del old['track'], old['recompute']
     (out/'config.json').write_text(json.dumps(old)); assert trainer.check_folder(out, config(), True, False)
     (out/'config.json').write_text('{'); pytest.raises(ValueError, trainer.check_folder, out, config(), True, False).match('cannot be read')
+
+def test_killed_while_the_folder_is_made(world, tmp_path):
+    "What is left can be started again: without a config it counts as empty, and config.json is the last to go."
+    out = tmp_path/'run'; out.mkdir(); (out/'.config.json.123').write_text('{'); rows = rows_of(world)
+    assert trainer.start(rows, config(), out).out == out and not list(out.glob('.*'))
+    (out/'records.csv').unlink(); trainer.start(rows, config(), out, resume=True); assert (out/'records.csv').exists()   # killed before the records were written
+    (out/'checkpoint').mkdir(); (out/'checkpoint'/'x').write_text('x'); (tmp_path/'elsewhere').mkdir(); (tmp_path/'elsewhere'/'precious').write_text(''); (out/'link').symlink_to(tmp_path/'elsewhere')
+    order = []; unlink = Path.unlink
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(Path, 'unlink', lambda p, **o: (order.append(p.name), unlink(p, **o))[1])
+        trainer.start(rows, config(seed=1), out, overwrite=True)
+    order = [n for n in order if not n.startswith('.')]
+    assert order[-1] == 'config.json' and {p.name for p in out.iterdir()} == {'config.json', 'records.csv'} and (tmp_path/'elsewhere'/'precious').exists()
+
+def test_domains_with_awkward_names_are_resumed(world, tmp_path):
+    for name in ('0012', 'NA', '1e5', 'a,"b'):
+        rows = pool(load_dataset('market1501', world, domain=name)); trainer.start(rows, config(), tmp_path/name); trainer.start(rows, config(), tmp_path/name, resume=True)
+    with pytest.raises(ValueError, match='other images'): trainer.start(pool(load_dataset('market1501', world, domain='12')), config(), tmp_path/'0012', resume=True)
 
 def test_nan_stops_with_the_place(world, tmp_path):
     c = config(); c = replace(c, adapt=replace(c.adapt, lr=1e30, head_lr=1e30, clip_norm=0.), prompts=None, finetune=None)
@@ -204,8 +233,27 @@ def test_scaler_is_in_the_checkpoint(world, tmp_path):
     "fp16's loss scale survives; a scaler on the CPU stands in for a GPU's."
     run = trainer.start(rows_of(world), config(), tmp_path/'run'); run.accelerator.scaler = torch.amp.GradScaler('cpu', init_scale=512.)
     trainer.save_point(run, 'adapt', 1, 0, 1); run.restored = read_checkpoint(tmp_path/'run'/'checkpoint')
-    assert trainer.resume_point(run, 'adapt')['scaler']['scale'] == 512.
+    assert trainer.resume_point(run, 'adapt')['scaler']['scale'] == trainer.resume_point(run, 'finetune')['scaler']['scale'] == 512.   # also into the next stage
     run.accelerator.scaler = None
+
+def test_precision_of_a_resumed_run(world, whole, tmp_path):
+    "`auto` may come to something else on another machine: said, not crashed or continued in another precision."
+    with pytest.raises(ValueError, match=r"was trained with precision 'no', here it is 'bf16'; resume with precision='no'"): fit(rows_of(world), config(precision='bf16'), whole, resume=True)
+
+def test_losses_are_float32(world, tmp_path, monkeypatch):
+    "In bf16 the network computes in bf16; what it returns and every loss are float32."
+    seen = []; image, prompt = trainer.image_losses, trainer.prompt_losses
+    def watched(f): return lambda *args, **options: (seen.append((f.__name__, torch.is_autocast_enabled('cpu'), args)), f(*args, **options))[1]
+    monkeypatch.setattr(trainer, 'image_losses', watched(image)); monkeypatch.setattr(trainer, 'prompt_losses', watched(prompt))
+    c = config(precision='bf16'); c = replace(c, **{k: replace(getattr(c, k), steps=1) for k in trainer.STAGES}); run = fit(rows_of(world), c, tmp_path/'run')
+    assert [n for n, *_ in seen] == ['image_losses', 'prompt_losses', 'image_losses'] and not any(on for _, on, _ in seen)
+    for _, _, args in seen:
+        tensors = [t for a in args for t in (a if isinstance(a, (tuple, list)) else [a]) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+        assert len(tensors) >= 2 and all(t.dtype == torch.float32 for t in tensors)
+    features, logits, labels, stage = seen[0][2]
+    assert torch.equal(features.last, features.last.bfloat16().float())    # computed in bf16
+    with torch.no_grad(): parts = image(features, logits, labels, stage)
+    assert np.isclose(run.history.loss[0], sum(v.item() for v in parts.values()), rtol=1e-6)
 
 def test_less_memory_same_numbers(world, tmp_path):
     def losses(name, **more):
@@ -239,6 +287,9 @@ def test_compiled_gives_the_same_losses(world, tmp_path, monkeypatch):
 @pytest.mark.parametrize('change, words', [
     (dict(sampler='dfg'), "did you mean 'dfgs'"), (dict(graph='txt'), "did you mean 'text'"), (dict(precision='half'), 'bf16'), (dict(log_steps=0), 'log_steps is 0'), (dict(track='wand'), "did you mean 'wandb'"),
     (dict(adapt=Stage(steps=1, batch=10, instances=4)), 'multiple'), (dict(adapt=Stage(steps=1, batch=64)), '12'), (dict(adapt=Stage()), 'neither steps nor epochs'),
+    (dict(adapt=Stage(steps=-1, epochs=3)), 'adapt: steps is -1; it must not be negative'), (dict(finetune=Stage(epochs=-3, batch=16)), 'finetune: epochs is -3'), (dict(adapt=Stage(steps=1, batch=16, lr=float('nan'))), 'lr is nan'),
+    (dict(adapt=Stage(steps=1, batch=16, id_weight=0., triplet_weight=0.)), 'adapt: every loss has weight 0'), (dict(adapt=Stage(steps=1, batch=16, triplet_on=())), 'triplet_on names no feature'),
+    (dict(prompts=None, finetune=Stage(steps=1, batch=16, id_weight=0., triplet_weight=0.)), 'finetune: every loss has weight 0'),
     (dict(adapt=Stage(steps=1, batch=16, triplet_on=('pool',))), "did you mean 'pooled'"), (dict(clip='ViT-B-61', pretrained='openai'), 'ViT-B-16')])
 def test_impossible_settings(world, tmp_path, change, words):
     with pytest.raises(ValueError, match=words): fit(rows_of(world), replace(config(), **change), tmp_path/'run')
@@ -315,12 +366,23 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(world, tmp_pat
     assert ended(started(world, out, c, resume=True, err=tmp_path/'alone')) == 2 and 'trained by 2 processes, not 1' in (tmp_path/'alone').read_text()
     assert before == contents()
 
+def test_batch_norm_on_two_processes(world, tmp_path):
+    "Each process sees other images, so its statistics are its own until they agree: graph, results and the saved model need one set."
+    c = config(clip='timm:resnet10t', image_size=(64, 32)); c = replace(c, prompts=None, adapt=replace(c.adapt, steps=3), finetune=replace(c.finetune, steps=3)); out = tmp_path/'two'
+    assert two(world, out, c, test=True) == [0, 0], [(tmp_path/f'two{r}').read_text()[-1500:] for r in range(2)]
+    start = ReIDModel.create('timm:resnet10t', None, num_ids=12, image_size=(64, 32)).state_dict()
+    for r in range(2): assert same(load_file(tmp_path/f'two.{r}.safetensors'), weights(out))
+    assert any('running_mean' in k and not torch.equal(start[k], v) for k, v in weights(out).items())
+
 @pytest.mark.parametrize('args, words', [
     (['train', '--source', 'market1501:nowhere', '--out', 'RUN'], 'nowhere'), (['train', '--source', 'nowhere', '--out', 'RUN'], 'name:folder'),
     (['train', '--source', 'market1502:WORLD', '--out', 'RUN'], 'market1501'), (['train', '--source', 'market1501:WORLD', '--sampler', 'dfg', '--out', 'RUN'], 'dfgs'),
     (['train', '--source', 'market1501:WORLD', '--recipe', 'smal', '--out', 'RUN'], 'small'), (['train', '--source', 'market1501:WORLD', '--out', 'RUN'], '12'),
     (['train', '--source', 'market1501:EMPTY', '--out', 'RUN'], 'EMPTY'), (['render', 'WORLD'], 'not empty'), (['test', 'EMPTY', '--target', 'market1501:WORLD'], 'EMPTY'),
-    (['demo', '--out', 'WORLD'], 'not empty')])
+    (['demo', '--out', 'WORLD'], 'not empty'), (['train', '--source', 'market1501:WORLD', '--out', 'RUN', '--batch', '0'], 'batch 0'), (['train', '--source', '--out', 'RUN'], '--source names no data set'),
+    (['train', '--source', 'market1501:WORLD', '--out', 'RUN', '--batch', '16', '--steps', '-3'], 'steps is -3'), (['train', '--source', 'market1501:WORLD', '--out', 'RUN', '--batch', '16', '--lr', '-1'], 'lr is -1'),
+    (['test', 'EMPTY', '--target'], '--target names no data set'), (['test', 'EMPTY', '--target', 'market1501:WORLD', '--bootstrap', '-1'], 'bootstrap is -1'),
+    (['compare', 'EMPTY', 'EMPTY', '--target', 'market1501:WORLD', '--bootstrap', '0'], 'bootstrap is 0')])
 def test_mistakes_on_the_command_line(world, tmp_path, args, words):
     (tmp_path/'empty').mkdir(); names = dict(WORLD=str(world), RUN=str(tmp_path/'run'), EMPTY=str(tmp_path/'empty'))
     put = lambda s: re.sub('WORLD|RUN|EMPTY', lambda m: names[m[0]], s); before = sorted(world.rglob('*'))

@@ -119,12 +119,14 @@ def show(name, size, r, note=""):
 
 
 def main(dense):
-    import torch
+    import numpy as np, torch
     print(f"{torch.get_num_threads()} threads, {WIDTH}-d float32\n{'case':<34} {'queries x gallery':>16}  {'time':>9} {'extra':>9} {'total':>9}  mAP (or mean distance)")
+    grown = []
     for part in (4, 2, 1):
         size = tuple(n // part for n in MARKET)
         slow, loose, fast = run("usual", *size, repeats=2), run("usual_unstable", *size, repeats=2), run("ours", *size, repeats=3)
         ratio = slow["seconds"] / fast["seconds"]
+        grown.append((size[0] * size[1], slow["seconds"], fast["seconds"]))
         show("matrix + stable argsort + loop", size, slow)
         show("matrix + default argsort + loop", size, loose)
         show("evaluate", size, fast, f"{ratio:.1f}x and {loose['seconds'] / fast['seconds']:.1f}x faster, mAP differs by {abs(slow['value'] - fast['value']):.1e}")
@@ -136,6 +138,8 @@ def main(dense):
         show("re-ranking, dense", size, slow)
         show("k_reciprocal_distances", size, sparse, f"{slow['seconds'] / sparse['seconds']:.1f}x faster, mean differs by {abs(slow['value'] - sparse['value']):.1e}")
     if not dense: show("k_reciprocal_distances", MARKET, run("reranked", *MARKET))
+    whole, *times = np.log(grown).T
+    print("growth with queries x gallery: " + ", ".join(f"{name} ^{np.polyfit(whole, t, 1)[0]:.2f}" for name, t in zip(("matrix + stable argsort + loop", "evaluate"), times)))
     for what, good in ((f"Market-1501 size at least {TARGET_SPEED}x faster: {ratio:.1f}x", ratio >= TARGET_SPEED),
                        (f"Market-1501 size under {TARGET_EXTRA} GB extra: {fast['extra']:.2f} GB", fast["extra"] < TARGET_EXTRA),
                        (f"MSMT17 size under {TARGET_TOTAL} GB in all: {big['total']:.2f} GB", big["total"] < TARGET_TOTAL)):

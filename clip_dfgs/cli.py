@@ -143,6 +143,7 @@ def test(model:Positional[Path], # a saved model, RUN/model or RUN
         for d, r in results.items():
             if bootstrap: print(d, r)
 
+# %% ../nbs/70_cli.ipynb #31488010
 @helped
 def compare(first:Positional[Path], # a saved model, RUN/model or RUN
             second:Positional[Path], # another

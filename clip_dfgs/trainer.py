@@ -12,7 +12,7 @@ __all__ = ['SMALL', 'FORMAT', 'COLUMNS', 'FREE', 'STAGES', 'SAMPLERS', 'GRAPHS',
            'choose', 'check_config', 'loop', 'seed_step', 'agree', 'loaded', 'resume_point', 'save_point', 'guard',
            'last_good', 'Log', 'read_history', 'adapt', 'learn_prompts', 'finetune', 'make_sampler', 'epoch_of', 'keep',
            'put_back', 'describe_epoch', 'set_graph', 'image_data', 'FeatureData', 'shuffled', 'joined', 'start',
-           'new_model', 'saved_model', 'restore', 'fit', 'finish']
+           'track', 'new_model', 'saved_model', 'restore', 'fit', 'finish']
 
 # %% ../nbs/50_trainer.ipynb #b4511c17
 import contextlib, difflib, hashlib, importlib.util, io, json, os, shutil, sys, time
@@ -733,9 +733,15 @@ def start(records:pd.DataFrame, # pooled by `pool`, or one record table
     model = new_model(rows, config)
     pixels = cached_images(rows['path'].tolist(), model.config['image_size'], config.cache, progress=a.is_main_process)
     on_main(a, lambda: keep_records(out, rows, open_folder(out, config, resume, overwrite)))
-    if config.track: a.init_trackers('clip_dfgs', {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in config_dict(config).items()}, dict(wandb=dict(dir=str(out), name=out.name)))
+    if config.track: track(a, config, out)
     run = Run(out, config, rows, model.to(a.device), pixels, a)
     return restore(run) if resume else run
+
+def track(accelerator:Accelerator, config:TrainConfig, out:Path):
+    "Start accelerate's tracker; a run that is resumed goes on in Weights & Biases under its old name."
+    settings = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in config_dict(config).items()}
+    made = f'{out.resolve()} {(out/"config.json").stat().st_mtime_ns}'     # written once, when the run begins
+    accelerator.init_trackers('clip_dfgs', settings, dict(wandb=dict(dir=str(out), name=out.name, id=hashlib.sha256(made.encode()).hexdigest()[:16], resume='allow')))
 
 def new_model(rows:pd.DataFrame, config:TrainConfig)->ReIDModel:
     "The model a run starts with."
@@ -752,6 +758,7 @@ def saved_model(folder, identities:int)->ReIDModel:
     if model.config['num_ids'] != identities: raise ValueError(f"{folder} was trained on {model.config['num_ids']} identities, the sources have {identities}; start from a model of the same sources")
     return model
 
+# %% ../nbs/50_trainer.ipynb #ece92e55
 def restore(run:Run)->Run: # the same run
     "Put the newest whole checkpoint back; every process reads the one that the main process found."
     a, folder, found = run.accelerator, run.out/'checkpoint', [None]

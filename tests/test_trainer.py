@@ -274,6 +274,9 @@ def test_weights_and_biases(world, tmp_path, monkeypatch):
     c = config(track='wandb'); c = replace(c, adapt=replace(c.adapt, steps=2), prompts=None, finetune=None); fit(rows_of(world), c, tmp_path/'run')
     logs = list((tmp_path/'run').rglob('*.wandb'))
     assert len(logs) == 1 and b'adapt/loss' in logs[0].read_bytes() and not (tmp_path/'wandb').exists()
+    ids = lambda: {p.stem for p in (tmp_path/'run').rglob('*.wandb')}
+    first = ids(); fit(rows_of(world), c, tmp_path/'run', resume=True); assert ids() == first and len(first) == 1      # goes on under its name
+    fit(rows_of(world), c, tmp_path/'run', overwrite=True); assert len(ids()) == 1 and not ids() & first              # a new one
 
 def test_compiled_gives_the_same_losses(world, tmp_path, monkeypatch):
     def losses(name, **more):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'load_named', 'helped', 'render', 'recipe_with', 'train', 'tested', 'test', 'compare', 'check_data',
-           'report', 'protocol', 'matrix', 'demo', 'main', 'expected']
+           'report', 'protocol', 'matrix', 'demo', 'main', 'other_process_stopped', 'expected']
 
 # %% ../nbs/70_cli.ipynb #95d987c1
-import inspect, re, sys
+import inspect, os, re, sys
 from dataclasses import replace
 from pathlib import Path
 import tyro
@@ -97,7 +97,7 @@ def train(source:tuple[str, ...], # data to train on, name:folder
          ):
     "Train through all stages, test on every target, write the run folder."
     from clip_dfgs.datasets import pool
-    from clip_dfgs.trainer import fit, results_table
+    from clip_dfgs.trainer import check_targets, fit, results_table
     import pandas as pd
     c = recipe_with(recipe, seed, sampler=sampler, graph=graph, neighbours=neighbours, skip=skip, clip=clip, pretrained=pretrained, init=init, precision=precision, recompute=recompute, compile=compile, gather=gather, track=track, workers=workers, cache=cache, checkpoint_steps=checkpoint_steps)
     if batch is not None: c = replace(c, **{k: replace(getattr(c, k), batch=batch) for k in ('adapt', 'finetune') if getattr(c, k)})
@@ -106,6 +106,7 @@ def train(source:tuple[str, ...], # data to train on, name:folder
     for name, n in (('adapt', adapt_steps), ('prompts', prompt_steps), ('finetune', steps)):
         if n is not None: c = replace(c, **{name: replace(getattr(c, name), steps=n) if n else None})
     rows, targets = pool(load_named(source, camera, 'source'), include_test=include_test), load_named(target, camera)
+    if targets: check_targets(pd.concat(targets))
     run = fit(rows, c, out, resume, overwrite)
     results = run.evaluate(pd.concat(targets)) if targets else None       # by all processes together
     if not run.accelerator.is_main_process: return
@@ -170,6 +171,7 @@ def check_data(name:Positional[str], # of the data set
     "Compare a data set on the disk with what its papers state."
     from clip_dfgs.datasets import check_dataset, load_dataset
     from clip_dfgs.images import contact_sheet
+    if sheet and sheet.suffix.lower() != '.png': raise ValueError(f'{sheet}: the sheet is written as PNG; name it {sheet.with_suffix(".png")}')
     report = check_dataset(name, folder, decode=decode); print(report)
     if sheet: contact_sheet(load_dataset(name, folder)).save(sheet); print(f'sample images: {sheet}')
 
@@ -198,11 +200,11 @@ def protocol(name:Positional[str], # p1, p2 or p3
              overwrite:bool=False, # replace runs that exist
             ):
     "Train and test a whole protocol, beside the published results."
-    from clip_dfgs.protocols import plan_protocol, protocol_table, run_protocol
+    from clip_dfgs.protocols import is_main, plan_protocol, protocol_table, run_protocol
     c = recipe_with(recipe, seed, quick, sampler=sampler, clip=clip, pretrained=pretrained, cache=cache)
     if dry_run: print(plan_protocol(name, data, c)); return
     results = run_protocol(name, data, out, c, resume=resume, overwrite=overwrite)
-    print(protocol_table(name, results).to_string()); print(f'runs: {out}')
+    if is_main(): print(protocol_table(name, results).to_string()); print(f'runs: {out}')
 
 # %% ../nbs/70_cli.ipynb #a2267eb2
 @helped
@@ -218,8 +220,9 @@ def matrix(source:tuple[str, ...], # data to train on, one run each, name:folder
            overwrite:bool=False, # replace runs that exist
           ):
     "Train on each source, test on each target; prints the tables and draws them."
-    from clip_dfgs.protocols import plot_matrix, train_matrix
+    from clip_dfgs.protocols import is_main, plot_matrix, train_matrix
     tables = train_matrix(load_named(source, needed='source'), load_named(target, needed='target'), recipe_with(recipe, seed, quick, sampler=sampler, cache=cache), out, resume=resume, overwrite=overwrite)
+    if not is_main(): return
     for k, t in tables.items(): print(f'{k}, %'); print(t.round(1).to_string())
     plot_matrix(tables).savefig(out/'matrix.png'); print(f'heat map: {out/"matrix.png"}')
 
@@ -242,9 +245,15 @@ def main(args=None): # command line; None = sys.argv
     "The command `clip-dfgs`."
     try: tyro.extras.subcommand_cli_from_dict(COMMANDS, args=args, prog='clip-dfgs', description='CLIP-DFGS for generalizable person re-identification')
     except (ValueError, OSError, RuntimeError) as e:
+        if other_process_stopped(e): print('clip-dfgs: another process of this run stopped; what it said tells why', file=sys.stderr); sys.exit(2)
         if not expected(e): raise
         print(f'clip-dfgs: {" ".join(str(e).split())}', file=sys.stderr); sys.exit(2)
     except KeyboardInterrupt: print('clip-dfgs: interrupted', file=sys.stderr); sys.exit(130)
+
+def other_process_stopped(e:BaseException)->bool:
+    "Whether an error only says that the connection to another process of this run is gone."
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1 or not isinstance(e, RuntimeError): return False
+    return type(e).__module__.startswith('torch') or re.search('Connection (closed|reset|refused)|Broken pipe|NCCL|[Gg]loo|c10d', str(e)) is not None
 
 def expected(e:BaseException)->bool:
     "Whether an error is a user's to mend: a file's, or raised on purpose by this package."

@@ -8,7 +8,7 @@ __all__ = ['CACHE_FORMAT', 'ImageError', 'load_image', 'cache_key', 'cached_imag
            'jitter_colours', 'augmix', 'Augment', 'ImageDataset', 'make_loader', 'normalise']
 
 # %% ../nbs/12_images.ipynb #cd6dbf3c
-import contextlib, hashlib, os, re, shutil, sys
+import contextlib, hashlib, os, re, shutil, socket, sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -77,13 +77,14 @@ def _note(note:Path, key:str):
 # %% ../nbs/12_images.ipynb #a8637ff6
 @contextlib.contextmanager
 def _locked(path):
-    "Hold an exclusive lock on `path` while the block runs; on a platform without such locks, go on without."
+    "Hold an exclusive lock on `path` while the block runs; where there are no such locks, go on without. Yields whether it is held."
     try: import fcntl
     except ImportError: fcntl = None
     with open(path, 'w') as f:
+        held = False
         if fcntl:
-            with contextlib.suppress(OSError): fcntl.flock(f, fcntl.LOCK_EX)
-        yield
+            with contextlib.suppress(OSError): fcntl.flock(f, fcntl.LOCK_EX); held = True
+        yield held
 
 # %% ../nbs/12_images.ipynb #85e4262a
 def _decode_all(
@@ -104,16 +105,16 @@ def _decode_all(
             raise
 
 # %% ../nbs/12_images.ipynb #898952b6
-def _write_cache(file, paths, size, workers, progress):
+def _write_cache(file, paths, size, workers, progress, locked):
     "Write the cache file whole or not at all."
     shape = (len(paths), *size, 3)
     need, free = int(np.prod(shape)), shutil.disk_usage(file.parent).free
     if need > free: raise OSError(f'it needs {need/1e9:.2f} GB and the disk has {free/1e9:.2f} GB free')
     if need > 1e8:
         print(f'caching {len(paths):,} images at {size[0]}x{size[1]}: {need/1e9:.2f} GB in {file.parent}', file=sys.stderr)
-    # the lock is ours: what lies here was left by a writer that was killed
-    for old in file.parent.glob(f'{file.stem}.*.part'): old.unlink(missing_ok=True)
-    part = file.with_suffix(f'.{os.getpid()}.part')
+    if locked:                                     # then what lies here was left by a writer that was killed
+        for old in file.parent.glob(f'{file.stem}.*.part'): old.unlink(missing_ok=True)
+    part = file.with_suffix(f'.{socket.gethostname()}.{os.getpid()}.part')
     try:
         out = np.lib.format.open_memmap(part, mode='w+', dtype=np.uint8, shape=shape)
         # writing to a mapped file on a full disk kills the process; claiming its blocks is an ordinary error
@@ -141,8 +142,8 @@ def cached_images(
     try:
         if _open_cache(file, shape) is None:
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(file.with_suffix('.lock')):
-                if _open_cache(file, shape) is None: _write_cache(file, paths, size, workers, progress)
+            with _locked(file.with_suffix('.lock')) as locked:
+                if _open_cache(file, shape) is None: _write_cache(file, paths, size, workers, progress, locked)
     except OSError as e:
         way_out = 'choose another folder (CLIP_DFGS_CACHE) or cache="off"'
         raise ImageError(f'image cache {folder} cannot be written ({e.strerror or e}); {way_out}') from None

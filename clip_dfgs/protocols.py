@@ -13,12 +13,13 @@ import itertools, os, sys, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+from accelerate.utils import convert_to_fp32
 from .datasets import DatasetError, check_dataset, identity_splits, load_dataset, pool
 from .evaluation import evaluate
 from .images import Augment, ImageDataset, LazyImages, cached_images
 from .models import ReIDModel
-from .trainer import (STAGES, Run, Stage, Trainee, TrainConfig, accelerator_for, check_config, check_folder, choose, computing, embed_images, embed_together, epoch_of, fit, image_losses,
-                               make_sampler, new_model, prompt_losses, stage_groups, write_csv)
+from .trainer import (STAGES, Run, Stage, Trainee, TrainConfig, accelerator_for, attending, check_config, check_folder, check_targets, choose, computing, embed_images, embed_together, epoch_of, fit, image_losses,
+                               make_sampler, new_model, on_main, prompt_losses, stage_groups, write_csv)
 
 # %% ../nbs/51_protocols.ipynb #cea0ed89
 _prompts = Stage(epochs=120, batch=64, lr=3.5e-4, weight_decay=1e-4, decoupled=False, warmup=5/120, start=1e-5/3.5e-4, floor=1e-6/3.5e-4)
@@ -159,9 +160,8 @@ def check_jobs(jobs:dict, # name of a run folder -> its training rows
                config:TrainConfig, out:Path, resume:bool, overwrite:bool, # see `run_protocol`
               ):
     "ValueError for what cannot work, before the first of several runs has begun."
-    for n, rows in jobs.items():
-        check_config(config, rows['label'].nunique())
-        if is_main(): check_folder(out/n, config, resume, overwrite)
+    for rows in jobs.values(): check_config(config, rows['label'].nunique())
+    on_main(accelerator_for(config.precision), lambda: [check_folder(out/n, config, resume, overwrite) for n in jobs])
 
 # %% ../nbs/51_protocols.ipynb #311b175b
 def run_setting(out:Path, # the run folder
@@ -189,11 +189,13 @@ def one_step(run:Run, # with a model, rows, an accelerator, and images
     rows = np.arange(len(run.records))[:stage.batch] if name == 'prompts' else epoch_of(make_sampler('pk', run, stage), 0)[0]
     data = ImageDataset(run.pixels[rows], run.records['label'].to_numpy()[rows], run.records['camera'].to_numpy()[rows], c.augment, c.seed)
     batch = lambda: [t.to(device) for t in data.__getitems__(range(len(rows)))]
-    features = embed_images(model, data.pixels, part='projected', accelerator=run.accelerator).to(device); net = Trainee(model, c)
+    features = embed_images(model, data.pixels, part='projected', accelerator=run.accelerator).to(device); trainee = Trainee(model, c)
     text = torch.ones(int(run.records['label'].max()) + 1, features.shape[1], device=device) if name == 'finetune' and (c.prompts or c.init) else None
+    def net(*inputs, **named):                                             # as the trainer's: in the run's precision, what comes out in float32
+        with computing(run.accelerator): return convert_to_fp32(trainee(*inputs, **named))
     def prompts():
         labels = data.labels.to(device); who, place = labels.unique(return_inverse=True)
-        return sum(prompt_losses(features, net(labels=who).float()[place], labels, c.temperature).values())
+        return sum(prompt_losses(features, net(labels=who)[place], labels, c.temperature).values())
     def images():
         x, labels, cameras, _ = batch(); f, logits = net(model.normalise(x), cameras if c.cameras else None)
         return sum(image_losses(f, logits, labels, stage, text, c.temperature).values())
@@ -209,8 +211,8 @@ def time_stage(run:Run, name:str, # as in `one_step`
     run.model.train()
     for i in range(steps + 2):
         if i == 2: t = time.perf_counter()
-        with computing(run.accelerator): loss = loss_of()
-        optimiser.zero_grad(); run.accelerator.backward(loss); optimiser.step(); loss.item()
+        with attending(run.accelerator): loss = loss_of(); optimiser.zero_grad(); run.accelerator.backward(loss)
+        optimiser.step(); loss.item()
     return (time.perf_counter() - t)/steps
 
 # %% ../nbs/51_protocols.ipynb #442a5265
@@ -299,7 +301,7 @@ def train_matrix(sources, # record tables, each of its own domain
                 )->dict: # 'mAP' and 'R1' -> table in percent, a row a source, a column a target
     "Train on each source, test on each target; writes matrix.csv."
     out = Path(out); sources, targets = ({t['domain'].iloc[0]: t for t in tables} for tables in (sources, targets)); rows = {n: pool([t]) for n, t in sources.items()}
-    check_jobs(rows, config, out, resume, overwrite)
+    check_targets(pd.concat(targets.values())); check_jobs(rows, config, out, resume, overwrite)
     long = pd.concat([run_setting(out/n, r, {t: [x] for t, x in targets.items()}, config, resume, overwrite).assign(source=n) for n, r in rows.items()], ignore_index=True)
     if is_main(): write_csv(long, out/'matrix.csv', index=False)
     return {k: long.pivot(index='source', columns='target', values=k).loc[list(sources), list(targets)] for k in ('mAP', 'R1')}

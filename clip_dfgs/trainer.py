@@ -6,30 +6,31 @@
 __all__ = ['SMALL', 'FORMAT', 'COLUMNS', 'FREE', 'STAGES', 'SAMPLERS', 'GRAPHS', 'TRACKERS', 'NOT_NEGATIVE', 'Stage',
            'TrainConfig', 'config_dict', 'config_from', 'rate', 'stage_groups', 'image_losses', 'scale',
            'prompt_losses', 'choose_precision', 'accelerator_for', 'computing', 'attending', 'embed_images',
-           'embed_together', 'evaluate_records', 'results_table', 'TrainError', 'writing', 'sync', 'checkpoints',
-           'write_checkpoint', 'read_checkpoint', 'set_aside', 'pack_optimiser', 'unpack_optimiser', 'Trainee',
-           'recompute', 'Run', 'write_text', 'write_csv', 'check_folder', 'open_folder', 'keep_records', 'on_main',
-           'choose', 'check_config', 'loop', 'seed_step', 'agree', 'loaded', 'resume_point', 'save_point', 'guard',
-           'last_good', 'Log', 'read_history', 'adapt', 'learn_prompts', 'finetune', 'make_sampler', 'epoch_of', 'keep',
-           'put_back', 'describe_epoch', 'set_graph', 'image_data', 'FeatureData', 'shuffled', 'joined', 'start',
-           'track', 'new_model', 'saved_model', 'restore', 'fit', 'finish']
+           'embed_together', 'check_targets', 'evaluate_records', 'results_table', 'TrainError', 'writing', 'sync',
+           'checkpoints', 'digest_of', 'write_checkpoint', 'read_checkpoint', 'set_aside', 'pack_optimiser',
+           'unpack_optimiser', 'Trainee', 'recompute', 'Run', 'write_text', 'write_csv', 'check_folder', 'open_folder',
+           'keep_records', 'on_main', 'choose', 'check_config', 'check_stage', 'loop', 'seed_step', 'agree', 'loaded',
+           'resume_point', 'save_point', 'guard', 'last_good', 'Log', 'read_history', 'adapt', 'learn_prompts',
+           'finetune', 'make_sampler', 'epoch_of', 'keep', 'put_back', 'describe_epoch', 'set_graph', 'image_data',
+           'FeatureData', 'shuffled', 'joined', 'start', 'track', 'new_model', 'saved_model', 'restore', 'fit',
+           'finish']
 
 # %% ../nbs/50_trainer.ipynb #b4511c17
-import contextlib, difflib, hashlib, importlib.util, io, json, os, shutil, sys, time
+import contextlib, difflib, hashlib, importlib.util, io, json, math, os, shutil, sys, time
 from dataclasses import dataclass, field, asdict, replace
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.attention import sdpa_kernel, SDPBackend
 from tqdm import tqdm
 from .datasets import check_records, pool
-from .evaluation import evaluate
+from .evaluation import evaluate, matches_and_junk
 from .graph import nearest_identities
 from .images import Augment, ImageDataset, ImageError, cached_images, make_loader
 from .losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce, triplet_health
@@ -105,8 +106,8 @@ class TrainConfig:
 
 # %% ../nbs/50_trainer.ipynb #52768e53
 def config_dict(config:TrainConfig)->dict: # JSON-ready
-    "A config as plain values."
-    return json.loads(json.dumps(asdict(config)))
+    "A config as plain values; paths as text."
+    return json.loads(json.dumps(asdict(config), default=os.fspath))
 
 def config_from(d:dict)->TrainConfig: # the config that `config_dict` wrote
     "A config from plain values; ValueError for a key it does not know."
@@ -242,6 +243,17 @@ def embed_together(model:ReIDModel, pixels, # as in `embed_images`
     return out
 
 # %% ../nbs/50_trainer.ipynb #bd422cf3
+def check_targets(records:pd.DataFrame): # with query and gallery rows
+    "ValueError that names the first domain without a query, a gallery, or any match between them."
+    tests = records[records['split'] != 'train']
+    if not len(tests): raise ValueError('no query or gallery row to evaluate on')
+    for domain, rows in tests.groupby('domain', sort=False):
+        q, g = (rows[rows['split'] == s] for s in ('query', 'gallery')); known = rows['camid'].nunique() > 1
+        for side, what in ((q, 'query'), (g, 'gallery')):
+            if not len(side): raise ValueError(f'{domain}: no {what} image to evaluate on')
+        matches, _ = matches_and_junk(q['pid'], g['pid'], *(t['camid'] if known else None for t in (q, g)))
+        if not matches.size: raise ValueError(f'{domain}: no query has a match in the gallery' + (' that another camera took' if known else ''))
+
 def evaluate_records(model:ReIDModel, # any trained model
                      records:pd.DataFrame, # with query and gallery rows
                      accelerator:Accelerator=None, # for its device, precision and processes, which must all call
@@ -249,17 +261,14 @@ def evaluate_records(model:ReIDModel, # any trained model
                      **options, # of `evaluate`: rerank, bootstrap, ranks
                     )->dict: # domain -> RetrievalResult
     "Rank every domain's gallery for its queries."
-    results = {}
+    check_targets(records); results = {}
     for domain, rows in records[records['split'] != 'train'].groupby('domain', sort=False):
         pixels = cached_images(rows['path'].tolist(), model.config['image_size'], cache)
         f = embed_together(model, pixels, accelerator, progress=f'embed {domain}' if accelerator is None or accelerator.is_main_process else None)
         if accelerator: f = f.to(accelerator.device)                       # a GPU also ranks
         q, g = ((rows['split'] == s).to_numpy(copy=True) for s in ('query', 'gallery')); pid, cam = rows['pid'].to_numpy(), rows['camid'].to_numpy()
-        for mask, what in ((q, 'query'), (g, 'gallery')):
-            if not mask.any(): raise ValueError(f'{domain}: no {what} image to evaluate on')
         known = dict(query_cams=cam[q], gallery_cams=cam[g]) if rows['camid'].nunique() > 1 else {}
         results[domain] = evaluate(f[q], f[g], pid[q], pid[g], **known, **options)
-    if not results: raise ValueError('no query or gallery row to evaluate on')
     return results
 
 def results_table(results:dict, # of `evaluate_records`
@@ -271,7 +280,7 @@ def results_table(results:dict, # of `evaluate_records`
     return table.rename_axis('domain')
 
 # %% ../nbs/50_trainer.ipynb #47b59ad8
-FORMAT = 1
+FORMAT = 2
 
 class TrainError(RuntimeError):
     "A run that cannot go on; the message says where and what is left."
@@ -293,6 +302,12 @@ def checkpoints(folder)->list: # newest first
     "The folders of all checkpoints."
     return sorted((p for p in Path(folder).glob('[0-9]*') if p.name.isdigit()), reverse=True)
 
+def digest_of(checkpoint:Path, state:dict)->str: # 64 hex digits
+    "SHA-256 of a checkpoint's state, without the digest itself, and its tensors."
+    with open(checkpoint/'tensors.safetensors', 'rb') as f: digest = hashlib.file_digest(f, 'sha256')
+    digest.update(json.dumps({k: v for k, v in state.items() if k != 'sha256'}, sort_keys=True).encode())
+    return digest.hexdigest()
+
 def write_checkpoint(folder:Path, # of all checkpoints
                      tensors:dict, # name -> tensor
                      state:dict, # JSON-ready
@@ -305,8 +320,7 @@ def write_checkpoint(folder:Path, # of all checkpoints
             for left in folder.glob('.part*'): shutil.rmtree(left, ignore_errors=True)   # of a run that was killed
             part.mkdir(parents=True)
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part/'tensors.safetensors')
-            digest = hashlib.sha256((part/'tensors.safetensors').read_bytes()).hexdigest()
-            (part/'state.json').write_text(json.dumps(dict(state, format=FORMAT, sha256=digest)))
+            state = dict(state, format=FORMAT); (part/'state.json').write_text(json.dumps(state | dict(sha256=digest_of(part, state))))
             for f in (*part.iterdir(), part): sync(f)
             new = folder/f'{int(old[0].name) + 1 if old else 0:06d}'; os.replace(part, new); sync(folder)
     finally: shutil.rmtree(part, ignore_errors=True)
@@ -317,24 +331,24 @@ def write_checkpoint(folder:Path, # of all checkpoints
 def read_checkpoint(folder:Path, # of all checkpoints
                     wanted:dict=None, # state of the one to read; None = the newest whole one
                    ): # (tensors, state), or None where there is none
-    "The newest whole checkpoint; a damaged one is named on stderr, set aside as `damaged`, and the one before it is taken."
+    "The newest whole checkpoint; a damaged one is named on stderr, set aside, and the one before it is taken."
     there = checkpoints(folder)
     for i, p in enumerate(there):
         try:
             state = json.loads((p/'state.json').read_text())
             if wanted and state != wanted: continue
-            if hashlib.sha256((p/'tensors.safetensors').read_bytes()).hexdigest() != state['sha256']: raise ValueError('its digest does not match')
-        except (OSError, ValueError, KeyError, TypeError) as e:
+            if state['format'] != FORMAT: raise TrainError(f'checkpoint {p} has format {state["format"]}, this version reads {FORMAT}; use the version that wrote it')
+            if digest_of(p, state) != state['sha256']: raise ValueError('its digest does not match')
+            return load_file(p/'tensors.safetensors'), state
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as e:
             if not wanted: set_aside(p, f'({e}); {"falling back to the one before it" if i + 1 < len(there) else "there is no other: starting over"}')
-            continue
-        if state['format'] != FORMAT: raise TrainError(f'checkpoint {p} has format {state["format"]}, this version reads {FORMAT}; use the version that wrote it')
-        return load_file(p/'tensors.safetensors'), state
+        except OSError as e: raise TrainError(f'checkpoint {p} cannot be read ({e.strerror or e}); it was left as it is, try again') from None
     return None
 
 def set_aside(checkpoint:Path, why:str):
     "Rename a damaged checkpoint, so that it does not count as one of the last two."
     print(f'checkpoint {checkpoint} is damaged {why}', file=sys.stderr)
-    aside = checkpoint.with_name('damaged'); shutil.rmtree(aside, ignore_errors=True)
+    aside = checkpoint.with_name(f'damaged-{checkpoint.name}'); shutil.rmtree(aside, ignore_errors=True)
     with contextlib.suppress(OSError): os.replace(checkpoint, aside)
 
 # %% ../nbs/50_trainer.ipynb #4ff1a3c7
@@ -399,7 +413,7 @@ def write_text(text:str, path:Path):
     "Write a text file atomically; TrainError if the disk does not take it."
     part = Path(path).with_name(f'.{Path(path).name}.{os.getpid()}')
     try:
-        with writing(path): part.write_text(text, encoding='utf-8'); os.replace(part, path)
+        with writing(path): part.write_text(text, encoding='utf-8'); sync(part); os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
 def write_csv(table:pd.DataFrame, path:Path, index=True): write_text(table.to_csv(index=index, lineterminator='\n'), path)
@@ -428,21 +442,26 @@ def open_folder(out, config:TrainConfig, resume:bool, overwrite:bool, # as in `c
                )->bool: # whether there is something to resume
     "Make the run folder, or say why not."
     out = Path(out)
-    if check_folder(out, config, resume, overwrite): return True
+    again, text = check_folder(out, config, resume, overwrite), json.dumps(config_dict(config), indent=1)
     with writing(out, 'choose another folder'):
         out.mkdir(parents=True, exist_ok=True)
-        for p in sorted(out.iterdir(), key=lambda p: p.name == 'config.json'):   # config.json goes last: until then it is still a run
+        for p in [*out.glob('.*.[0-9]*'), *out.glob('model/.*.part')]: p.unlink()          # of a run that was killed
+        order = dict(checkpoint=0, model=1, **{'config.json': 3})            # whenever this is killed, what is left is a run or nothing
+        for p in () if again else sorted(out.iterdir(), key=lambda p: order.get(p.name, 2)):
             if p.is_dir() and not p.is_symlink(): shutil.rmtree(p)
             else: p.unlink()
-    write_text(json.dumps(config_dict(config), indent=1), out/'config.json')
-    return False
+    if not again: write_text(text, out/'config.json')
+    return again
 
 def keep_records(out:Path, rows:pd.DataFrame, again:bool):
     "Write records.csv, or check that a resumed run has the same images."
-    if again and (out/'records.csv').exists():
-        bare = lambda file: pd.read_csv(file, dtype=str, keep_default_na=False).drop(columns='path')   # a domain may be called 0012 or NA
-        if not bare(out/'records.csv').equals(bare(io.StringIO(rows.to_csv(index=False)))): raise ValueError(f'{out} was made with other images than these {len(rows):,}; resume with the same sources or choose another folder')
-    write_csv(rows, out/'records.csv', index=False)
+    file = out/'records.csv'
+    if again and (file.exists() or checkpoints(out/'checkpoint')):
+        bare = lambda f: pd.read_csv(f, dtype=str, keep_default_na=False).drop(columns='path')   # a domain may be called 0012 or NA
+        try: old = bare(file)
+        except (OSError, ValueError, KeyError) as e: raise ValueError(f'{file} cannot be read ({e}); without it nothing says that the images are the same: put it back, or start again with --overwrite') from None
+        if not old.equals(bare(io.StringIO(rows.to_csv(index=False)))): raise ValueError(f'{out} was made with other images than these {len(rows):,}; resume with the same sources or choose another folder')
+    write_csv(rows, file, index=False)
 
 # %% ../nbs/50_trainer.ipynb #a03eb2e0
 def on_main(accelerator:Accelerator, job): # `job` is a function without arguments
@@ -450,9 +469,9 @@ def on_main(accelerator:Accelerator, job): # `job` is a function without argumen
     said = [None]
     if accelerator.is_main_process:
         try: job()
-        except (ValueError, OSError, TrainError) as e: said, error = [str(e)], e
+        except Exception as e: said, error = [str(e)], e
     if accelerator.num_processes > 1: broadcast_object_list(said)
-    if said[0] is not None: raise error if accelerator.is_main_process else ValueError(said[0])
+    if said[0] is not None: raise error if accelerator.is_main_process else TrainError(said[0])
 
 # %% ../nbs/50_trainer.ipynb #4359d0e6
 STAGES, SAMPLERS, GRAPHS, TRACKERS = ('adapt', 'prompts', 'finetune'), ('pk', 'gs', 'dfgs'), ('image', 'text', 'dual'), ('tensorboard', 'wandb')
@@ -463,8 +482,6 @@ def choose(what:str, name:str, known:tuple):
     near = difflib.get_close_matches(str(name), known, 1, 0)
     raise ValueError(f'unknown {what} {name!r}; did you mean {near[0]!r}? ({", ".join(known)})' if near else f'unknown {what} {name!r}; choose one of {", ".join(known)}')
 
-NOT_NEGATIVE = ('steps', 'epochs', 'lr', 'weight_decay', 'warmup', 'clip_norm', 'id_weight', 'triplet_weight', 'text_weight')
-
 def check_config(config:TrainConfig, identities:int):
     "ValueError for what cannot work, before anything is made."
     choose('sampler', config.sampler, SAMPLERS); choose('graph', config.graph, GRAPHS); choose_precision(config.precision)
@@ -472,21 +489,31 @@ def check_config(config:TrainConfig, identities:int):
     if config.compile and not any(map(shutil.which, filter(None, (os.environ.get('CXX'), 'g++', 'clang++')))): raise ValueError('compile needs a C++ compiler, such as g++; install one or leave compile out')
     for k, least in dict(neighbours=1, skip=0, refresh=1, log_steps=1, checkpoint_steps=0, workers=0, seed=0).items():
         if getattr(config, k) < least: raise ValueError(f'{k} is {getattr(config, k)}; it must be at least {least}')
+    if not config.seed < 2**63: raise ValueError(f'seed is {config.seed}; it must be below 2^63')
+    if not 0 <= config.pk_share <= 1: raise ValueError(f'pk_share is {config.pk_share}; it is a share between 0 and 1')
+    if config.temperature is not None and not config.temperature > 0: raise ValueError(f'temperature is {config.temperature}; it must be above 0, or None for plain dot products')
     for name in STAGES:
-        s = getattr(config, name)
-        if s is None: continue
-        for k in NOT_NEGATIVE:
-            if not (v := getattr(s, k)) >= 0: raise ValueError(f'{name}: {k} is {v}; it must not be negative')
-        if not s.steps and not s.epochs: raise ValueError(f'{name}: neither steps nor epochs are given; leave the stage out with None')
-        if s.batch < 1 or s.instances < 1: raise ValueError(f'{name}: batch {s.batch} and instances {s.instances} must be at least 1')
-        if name == 'prompts': continue
-        for k in s.triplet_on: choose(f'{name}: feature', k, ('last', 'pooled', 'projected'))
-        if s.triplet_weight and not s.triplet_on: raise ValueError(f'{name}: triplet_on names no feature; name one or set triplet_weight to 0')
-        if not (s.id_weight or s.triplet_weight or name == 'finetune' and s.text_weight and (config.prompts or config.init)): raise ValueError(f'{name}: every loss has weight 0; give one of id_weight, triplet_weight and text_weight a weight')
-        if s.batch % s.instances: raise ValueError(f'{name}: batch {s.batch} is not a multiple of instances {s.instances}')
-        if identities < s.batch//s.instances: raise ValueError(f'{name}: a batch needs {s.batch//s.instances} identities and the sources have {identities}; lower the batch or add data')
-        if identities < 2: raise ValueError(f'{name}: the sources have {identities} identity; a loss needs at least two')
+        if s := getattr(config, name): check_stage(name, s, identities, text=bool(config.prompts or config.init))
+    if config.finetune and config.sampler != 'pk' and config.skip > identities - (2 if config.sampler == 'dfgs' else config.finetune.batch//config.finetune.instances): raise ValueError(f'skip {config.skip} leaves too few of {identities} identities as neighbours; lower it or add data')
     if config.graph != 'image' and config.finetune and config.sampler != 'pk' and not (config.prompts or config.init): raise ValueError(f'graph {config.graph!r} needs the prompts stage')
+
+# %% ../nbs/50_trainer.ipynb #b2fbea01
+NOT_NEGATIVE = ('steps', 'epochs', 'lr', 'weight_decay', 'warmup', 'clip_norm', 'id_weight', 'triplet_weight', 'text_weight')
+
+def check_stage(name:str, s:Stage, identities:int, text:bool): # `text`: whether prompts have been learned by then
+    "ValueError for a stage that cannot work."
+    if s.margin is not None and not math.isfinite(s.margin): raise ValueError(f'{name}: margin is {s.margin}; give a number, or None for the soft margin')
+    for k in NOT_NEGATIVE:
+        if not (v := getattr(s, k)) >= 0: raise ValueError(f'{name}: {k} is {v}; it must not be negative')
+    if not s.steps and not s.epochs: raise ValueError(f'{name}: neither steps nor epochs are given; leave the stage out with None')
+    if s.batch < 1 or s.instances < 1: raise ValueError(f'{name}: batch {s.batch} and instances {s.instances} must be at least 1')
+    if name == 'prompts': return
+    for k in s.triplet_on: choose(f'{name}: feature', k, ('last', 'pooled', 'projected'))
+    if s.triplet_weight and not s.triplet_on: raise ValueError(f'{name}: triplet_on names no feature; name one or set triplet_weight to 0')
+    if not (s.id_weight or s.triplet_weight or name == 'finetune' and s.text_weight and text): raise ValueError(f'{name}: every loss has weight 0; give one of id_weight, triplet_weight and text_weight a weight')
+    if s.batch % s.instances: raise ValueError(f'{name}: batch {s.batch} is not a multiple of instances {s.instances}')
+    if identities < s.batch//s.instances: raise ValueError(f'{name}: a batch needs {s.batch//s.instances} identities and the sources have {identities}; lower the batch or add data')
+    if s.batch < 2*s.instances: raise ValueError(f'{name}: a batch of {s.batch} with {s.instances} images of each holds one identity; losses need at least two')
 
 # %% ../nbs/50_trainer.ipynb #a3a17b1e
 def loop(run:Run, # what is trained
@@ -503,25 +530,27 @@ def loop(run:Run, # what is trained
     run.restored = None                                                    # used up: its memory can go
     optimiser = (torch.optim.AdamW if stage.decoupled else torch.optim.Adam)(stage_groups(model, name, stage), lr=0., fused=True)
     unpack_optimiser(optimiser, at['tensors'])
+    a.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=not stage.id_weight)   # with L_id every parameter is read
     net, optimiser = a.prepare(Trainee(model, config), optimiser)
     if at['scaler']: a.scaler.load_state_dict(at['scaler'])
-    model.train(); step, epoch, position, restored = at['step'], at['epoch'], at['position'], at['kept']; steps = stage.steps; log = Log(run, name, step)
-    while not steps or step < steps:
-        agree(run); (batches, kept), restored = plan(epoch, restored), {}; data.set_epoch(epoch)
-        if not steps: steps = stage.epochs*len(batches)
-        for rows, batch in zip(batches[position:], loaded(data, batches[position:], config.workers)):
-            if step >= steps: break
-            r = rate(stage, step, steps); seed_step(run, name, step)
-            for g in optimiser.param_groups: g['lr'] = g['base']*r
-            with attending(a):                                             # the net autocasts by itself; what it returns and the losses are float32
-                parts, watch = losses(net, [t.to(a.device, non_blocking=True) for t in batch]); loss = sum(parts.values())
-                guard(run, name, step, loss, rows); optimiser.zero_grad(); a.backward(loss)
-            if stage.clip_norm: a.clip_grad_norm_([p for g in optimiser.param_groups for p in g['params']], stage.clip_norm)
-            optimiser.step(); step += 1; position += 1; log(step, steps, epoch, loss, parts, stage.lr*r, watch, len(rows))
-            if config.checkpoint_steps and step % config.checkpoint_steps == 0 and step < steps: save_point(run, name, step, epoch, position, optimiser, kept)
-        if position >= len(batches): epoch, position = epoch + 1, 0
+    model.train(); step, epoch, position, restored = at['step'], at['epoch'], at['position'], at['kept']; steps = stage.steps
+    with contextlib.closing(Log(run, name, step)) as log:
+        while not steps or step < steps:
+            agree(run); (batches, kept), restored = plan(epoch, restored), {}; data.set_epoch(epoch)
+            if not steps: steps = stage.epochs*len(batches)
+            for rows, batch in zip(batches[position:], loaded(data, batches[position:], config.workers)):
+                if step >= steps: break
+                r = rate(stage, step, steps); seed_step(run, name, step)
+                for g in optimiser.param_groups: g['lr'] = g['base']*r
+                with attending(a):                                             # the net autocasts by itself; what it returns and the losses are float32
+                    parts, watch = losses(net, [t.to(a.device, non_blocking=True) for t in batch]); loss = sum(parts.values())
+                    guard(run, name, step, loss, rows); optimiser.zero_grad(); a.backward(loss)
+                if stage.clip_norm: a.clip_grad_norm_([p for g in optimiser.param_groups for p in g['params']], stage.clip_norm)
+                optimiser.step(); step += 1; position += 1; log(step, steps, epoch, loss, parts, stage.lr*r, watch, len(rows))
+                if config.checkpoint_steps and step % config.checkpoint_steps == 0 and step < steps: save_point(run, name, step, epoch, position, optimiser, kept)
+            if position >= len(batches): epoch, position = epoch + 1, 0
     optimiser.zero_grad()                                                  # no gradient outlives its stage
-    log.close(); a.free_memory(); model.eval(); agree(run); save_point(run, name, step, epoch, position, done=True)
+    a.free_memory(); model.eval(); agree(run); save_point(run, name, step, epoch, position, done=True)
 
 # %% ../nbs/50_trainer.ipynb #8f6cdd1b
 def seed_step(run:Run, name:str, step:int):
@@ -552,20 +581,24 @@ def resume_point(run:Run, name:str): # dict of where to start, or None if the st
     return {k: state[k] for k in ('step', 'epoch', 'position', 'scaler')} | dict(kept={k[5:]: v for k, v in tensors.items() if k.startswith('kept.')}, tensors=tensors)
 
 def save_point(run:Run, name:str, step, epoch, position, optimiser=None, kept={}, done=False):
-    "Write a checkpoint of the whole run."
+    "Write a checkpoint of the whole run; all processes stop if that fails."
     a = run.accelerator
-    if not a.is_main_process: return
-    tensors = {f'model.{k}': v for k, v in run.model.state_dict().items()} | {f'kept.{k}': v for k, v in kept.items()}
-    if lost := [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]:
-        raise TrainError(f'{name}, step {step}: {len(lost)} tensors are no longer finite, first {lost[0]}, and are not saved; {last_good(run)}; try a lower learning rate')
-    if optimiser: tensors |= pack_optimiser(optimiser)
-    scaler = a.scaler.state_dict() if a.scaler else None
-    write_checkpoint(run.out/'checkpoint', tensors, dict(stage=name, step=step, epoch=epoch, position=position, done=done, scaler=scaler, precision=a.mixed_precision, processes=a.num_processes, config=config_dict(run.config)))
+    def write():
+        tensors = {f'model.{k}': v for k, v in run.model.state_dict().items()} | {f'kept.{k}': v for k, v in kept.items()}
+        if lost := [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]:
+            raise TrainError(f'{name}, step {step}: {len(lost)} tensors are no longer finite, first {lost[0]}, and are not saved; {last_good(run)}; try a lower learning rate')
+        if optimiser: tensors.update(pack_optimiser(optimiser))
+        scaler = a.scaler.state_dict() if a.scaler else None
+        write_checkpoint(run.out/'checkpoint', tensors, dict(stage=name, step=step, epoch=epoch, position=position, done=done, scaler=scaler, precision=a.mixed_precision, processes=a.num_processes, config=config_dict(run.config)))
+    on_main(a, write)
 
 # %% ../nbs/50_trainer.ipynb #92441725
 def guard(run:Run, name:str, step:int, loss, rows):
-    "Stop at a loss that is not a number, and say where; the batch's images are listed in `bad_batch.csv`."
-    if torch.isfinite(loss): return
+    "Stop all processes at a loss that is not a number, and say where; the batch's images are listed in `bad_batch.csv`."
+    a = run.accelerator; lost = (~torch.isfinite(loss.detach())).reshape(1)
+    if a.scaler and a.scaler.get_scale() < 1: raise TrainError(f'{name}, step {step}: the gradients overflow whatever the loss scale (now {a.scaler.get_scale():.1e}), nothing is learned any more; {last_good(run)}; use precision bf16 or no')
+    if a.num_processes == 1 and not lost or not (everywhere := a.gather(lost)).any(): return
+    if not lost: raise TrainError(f'{name}, step {step}: the loss of process {int(everywhere.nonzero()[0])} is not a number, it says more; {last_good(run)}')
     file = run.out/'bad_batch.csv'; write_csv(run.records.iloc[list(rows)], file)
     raise TrainError(f'{name}, step {step}: the loss is {loss.item()}; batch of {len(rows)} images, first {run.records["path"].iloc[rows[0]]}, all in {file}; {last_good(run)}; try a lower learning rate')
 
@@ -729,6 +762,7 @@ def start(records:pd.DataFrame, # pooled by `pool`, or one record table
     "Check everything, then make the model, the decoded images and the run folder."
     rows = records if 'label' in records else pool([records])
     check_records(rows); check_config(config, rows['label'].nunique()); out = Path(out)
+    if sorted(set(rows['label'])) != list(range(rows['label'].nunique())): raise ValueError('the labels of the records are not 0, 1, 2, ... without gaps; leave the column out, or make it with `pool`')
     a = accelerator_for(config.precision, config.track, str(out)); on_main(a, lambda: check_folder(out, config, resume, overwrite))
     model = new_model(rows, config)
     pixels = cached_images(rows['path'].tolist(), model.config['image_size'], config.cache, progress=a.is_main_process)
@@ -768,7 +802,7 @@ def restore(run:Run)->Run: # the same run
     if found[0] is None: return run
     if not a.is_main_process: run.restored = read_checkpoint(folder, found[0])
     if run.restored is None: raise TrainError(f'{folder}: process {a.process_index} cannot read the checkpoint that the main one reads; the run folder has to be shared by all nodes')
-    tensors, state = run.restored; before = state.get('precision', a.mixed_precision)
+    tensors, state = run.restored; before = state['precision']
     if state['processes'] != a.num_processes: raise ValueError(f"{run.out} was trained by {state['processes']} processes, not {a.num_processes}; resume with as many")
     if before != a.mixed_precision: raise ValueError(f'{run.out} was trained with precision {before!r}, here it is {a.mixed_precision!r}; resume with precision={before!r}')
     run.model.load_state_dict({k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')})

@@ -166,6 +166,14 @@ def test_a_killed_writer_does_not_block_the_next(tmp_path, paths):
     pixels = cached_images(paths, (64, 32), cache=tmp_path/'c')
     assert (pixels[3] == load_image(paths[3], (64, 32))).all() and not list((tmp_path/'c').glob('*.part'))
 
+def test_without_locks_another_writer_is_left_alone(tmp_path, paths, monkeypatch):
+    "Some network disks have no locks: every writer has a file of its own, and the last one to finish is kept."
+    import errno, fcntl
+    def refuse(*_): raise OSError(errno.ENOSYS, 'no locks here')
+    monkeypatch.setattr(fcntl, 'flock', refuse)
+    key = I.cache_key(paths, (64, 32)); (tmp_path/'c').mkdir(); others = tmp_path/'c'/f'{key}.elsewhere.1.part'; others.write_text('being written')
+    assert (cached_images(paths, (64, 32), tmp_path/'c')[0] == load_image(paths[0], (64, 32))).all() and others.read_text() == 'being written'
+
 # ---- augmentation
 
 @settings(max_examples=60, deadline=None)

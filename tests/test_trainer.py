@@ -27,14 +27,18 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for 
 processes = multiprocessing.get_context('forkserver')
 processes.set_forkserver_preload(['clip_dfgs.trainer', 'clip_dfgs.cli'])
 
-def job(world, out, c, resume=False, err=None, env={}, largest=None, pairs=False, test=False):
+def job(world, out, c, resume=False, err=None, env={}, largest=None, pairs=False, test=False, poison=None):
     os.environ.update(env); torch.set_num_threads(1)
     if err: os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
-    if largest: resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))  # no file may grow beyond: a disk that fills up
+    rank = os.environ.get('RANK')
+    if largest and rank in (None, '0'): resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))  # no file may grow beyond: a disk that fills up
     if pairs:  # two neighbouring batches as one
         plan = trainer.epoch_of
         def pairs_of(sampler, epoch): batches = plan(sampler, epoch); return [a + b for a, b in zip(batches[::2], batches[1::2])]
         trainer.epoch_of = pairs_of
+    if poison == rank and poison:  # from the third batch on
+        losses, calls = trainer.image_losses, []
+        trainer.image_losses = lambda *args, **options: (calls.append(1), {k: v*(float('nan') if len(calls) > 2 else 1) for k, v in losses(*args, **options).items()})[1]
     try:
         run = fit(rows_of(world), c, out, resume=resume)
         if test: save_file(run.model.state_dict(), out.with_name(f'{out.name}.{os.environ["RANK"]}.safetensors')); results_table(run.evaluate(load_dataset('market1501', world), ranks=(1, 5))).to_csv(out.with_name(f'{out.name}.{os.environ["RANK"]}.csv'))
@@ -118,11 +122,13 @@ def test_history_with_a_torn_line(tmp_path):
     assert read_history(f) == [dict(stage='adapt', epoch=0, step=1, loss=.5, id=.25), dict(stage='adapt', epoch=0, step=2, loss=1.5)]
     assert read_history(tmp_path/'none') == []
 
-@pytest.mark.parametrize('damage', ['cut', 'flip', 'state', 'gone'])
+@pytest.mark.parametrize('damage', ['cut', 'flip', 'state', 'gone', 'step', 'key'])
 def test_damaged_checkpoint_falls_back_and_says_so(world, whole, tmp_path, capsys, damage):
     out = tmp_path/'run'; shutil.copytree(whole, out); shutil.rmtree(out/'model')
     folder = sorted((out/'checkpoint').iterdir())[-1]; f = folder/('state.json' if damage == 'state' else 'tensors.safetensors'); raw = f.read_bytes()
     if damage == 'gone': f.unlink()
+    elif damage in ('step', 'key'):                     # one character of the state: JSON as before, another position
+        g = folder/'state.json'; text = g.read_text(); assert text.count('"step": 7') == 1; g.write_text(text.replace('"step": 7', dict(step='"step": 5', key='"stop": 7')[damage]))
     else: f.write_bytes(raw[:1000] + (bytes([raw[1000] ^ 1]) + raw[1001:] if damage == 'flip' else b'') if damage != 'state' else raw[:20])
     state = read_checkpoint(out/'checkpoint')[1]
     assert state['stage'] == 'finetune' and state['step'] == 6 and not state['done']
@@ -131,13 +137,20 @@ def test_damaged_checkpoint_falls_back_and_says_so(world, whole, tmp_path, capsy
     if damage != 'cut': return
     run = trainer.start(rows_of(world), config(), out, resume=True); assert trainer.last_good(run).endswith(f'{int(folder.name) - 1:06d}')
     fit(rows_of(world), config(), out, resume=True)
-    assert same(weights(out), weights(whole)) and sorted(p.name for p in (out/'checkpoint').iterdir()) == [f'{int(folder.name) - 1:06d}', folder.name, 'damaged']
+    assert same(weights(out), weights(whole)) and sorted(p.name for p in (out/'checkpoint').iterdir()) == [f'{int(folder.name) - 1:06d}', folder.name, f'damaged-{folder.name}']
+
+def test_a_checkpoint_that_cannot_be_read_now_is_left_alone(world, whole, tmp_path):
+    "Not damage: the disk or the system refuses."
+    out = tmp_path/'checkpoint'; shutil.copytree(whole/'checkpoint', out); newest = trainer.checkpoints(out)[0]; f = newest/'tensors.safetensors'
+    f.unlink(); f.mkdir(); before = sorted(out.rglob('*'))
+    with pytest.raises(TrainError, match=r'checkpoint \S+ cannot be read \(Is a directory\); it was left as it is'): read_checkpoint(out)
+    assert sorted(out.rglob('*')) == before
 
 def test_every_process_reads_the_checkpoint_the_main_one_found(world, tmp_path):
     run = trainer.start(rows_of(world), config(), tmp_path/'run'); folder = tmp_path/'run'/'checkpoint'
     for step in (1, 2): trainer.save_point(run, 'adapt', step, 0, step)
     first, second = (json.loads((folder/n/'state.json').read_text()) for n in ('000000', '000001'))
-    assert first['sha256'] == second['sha256']     # nothing was trained: one content, two states
+    same_tensors = [(folder/n/'tensors.safetensors').read_bytes() for n in ('000000', '000001')]; assert same_tensors[0] == same_tensors[1]   # nothing was trained: one content, two states
     for state in (first, second): assert read_checkpoint(folder, state)[1] == state
     (folder/'000001'/'tensors.safetensors').write_bytes(b'')
     assert read_checkpoint(folder, second) is None and (folder/'000001').exists() and read_checkpoint(folder, first)[1] == first
@@ -172,12 +185,47 @@ def test_killed_while_the_folder_is_made(world, tmp_path):
     assert trainer.start(rows, config(), out).out == out and not list(out.glob('.*'))
     (out/'records.csv').unlink(); trainer.start(rows, config(), out, resume=True); assert (out/'records.csv').exists()   # killed before the records were written
     (out/'checkpoint').mkdir(); (out/'checkpoint'/'x').write_text('x'); (tmp_path/'elsewhere').mkdir(); (tmp_path/'elsewhere'/'precious').write_text(''); (out/'link').symlink_to(tmp_path/'elsewhere')
-    order = []; unlink = Path.unlink
+    order = []; unlink, rmtree = Path.unlink, shutil.rmtree
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(Path, 'unlink', lambda p, **o: (order.append(p.name), unlink(p, **o))[1])
+        m.setattr(Path, 'unlink', lambda p, **o: (order.append(p.name), unlink(p, **o))[1]); m.setattr(shutil, 'rmtree', lambda p, **o: (order.append(p.name), rmtree(p, **o))[1])
         trainer.start(rows, config(seed=1), out, overwrite=True)
     order = [n for n in order if not n.startswith('.')]
-    assert order[-1] == 'config.json' and {p.name for p in out.iterdir()} == {'config.json', 'records.csv'} and (tmp_path/'elsewhere'/'precious').exists()
+    assert order[0] == 'checkpoint' and order[-1] == 'config.json' and {p.name for p in out.iterdir()} == {'config.json', 'records.csv'} and (tmp_path/'elsewhere'/'precious').exists()
+
+def test_killed_while_an_old_run_is_replaced(world, whole, tmp_path):
+    "After any number of deletions: other images are never given the old weights, and --overwrite works."
+    rows = rows_of(world); other = rows[rows.label < 8].reset_index(drop=True); c = config(); c = replace(c, **{k: replace(getattr(c, k), steps=1) for k in trainer.STAGES})
+    for n in range(1, 7):
+        out, left = tmp_path/str(n), n; shutil.copytree(whole, out); unlink, rmtree = Path.unlink, shutil.rmtree
+        def counted(f):
+            def g(p, *args, **options):
+                nonlocal left
+                if out in Path(p).parents and '.' not in Path(p).name[:1]: left -= 1
+                if left < 0: raise KeyboardInterrupt
+                return f(p, *args, **options)
+            return g
+        with pytest.MonkeyPatch.context() as m, pytest.raises(KeyboardInterrupt): m.setattr(Path, 'unlink', counted(unlink)); m.setattr(shutil, 'rmtree', counted(rmtree)); trainer.start(other, c, out, overwrite=True)
+        assert not trainer.checkpoints(out/'checkpoint')
+        try: assert trainer.start(other, config(), out, resume=True).restored is None
+        except ValueError as e: assert 'other images' in str(e)
+        trainer.start(other, c, out, overwrite=True)
+
+def test_what_a_killed_run_was_writing_is_cleared_away(world, whole, tmp_path):
+    out = tmp_path/'run'; shutil.copytree(whole, out)
+    for p in (out/'.history.csv.77', out/'model'/'.model.safetensors.77.part'): p.write_text('x')
+    trainer.start(rows_of(world), config(), out, resume=True); assert not list(out.rglob('.*'))
+
+@pytest.mark.parametrize('text', ['', 'a,b\n1', 'path'])
+def test_unreadable_records(world, whole, tmp_path, text):
+    out = tmp_path/'run'; shutil.copytree(whole, out); (out/'records.csv').write_text(text)
+    with pytest.raises(ValueError, match='records.csv cannot be read|other images'): trainer.start(rows_of(world), config(), out, resume=True)
+    (out/'records.csv').unlink()
+    with pytest.raises(ValueError, match='records.csv cannot be read.*No such file'): trainer.start(rows_of(world), config(), out, resume=True)
+    assert not (out/'records.csv').exists()
+
+def test_paths_in_a_config(world, tmp_path):
+    c = config(cache=tmp_path/'cache'); trainer.start(rows_of(world), c, tmp_path/'run'); trainer.start(rows_of(world), c, tmp_path/'run', resume=True)
+    assert config_from(json.loads((tmp_path/'run'/'config.json').read_text())).cache == str(tmp_path/'cache')
 
 def test_domains_with_awkward_names_are_resumed(world, tmp_path):
     for name in ('0012', 'NA', '1e5', 'a,"b'):
@@ -187,6 +235,8 @@ def test_domains_with_awkward_names_are_resumed(world, tmp_path):
 def test_nan_stops_with_the_place(world, tmp_path):
     c = config(); c = replace(c, adapt=replace(c.adapt, lr=1e30, head_lr=1e30, clip_norm=0.), prompts=None, finetune=None)
     with pytest.raises(TrainError, match=r'adapt, step \d+: the loss is .*town.*last good checkpoint'): fit(rows_of(world), c, tmp_path/'run')
+    code, out, err = said('train', '--source', f'market1501:{world}', '--out', tmp_path/'again', '--batch', '16', '--lr', '1e30', '--adapt-steps', '0', '--prompt-steps', '0', '--graph', 'image', '--precision', 'no')
+    assert code == 2 and re.search(r'(^|\n)clip-dfgs: finetune, step \d+: the loss is [^\n\r]*\n$', err)       # on a line of its own, below the bar
 
 def test_a_bad_batch_is_listed_in_full(world, tmp_path):
     run = trainer.start(rows_of(world), config(), tmp_path/'run'); rows = [3, 7, 3, 11]
@@ -194,6 +244,14 @@ def test_a_bad_batch_is_listed_in_full(world, tmp_path):
     with pytest.raises(TrainError, match=r'^finetune, step 4: the loss is nan; batch of 4 images, first \S+, all in \S+bad_batch.csv; last good checkpoint: \S+000000;') as e: trainer.guard(run, 'finetune', 4, torch.tensor(float('nan')), rows)
     assert '\n' not in str(e.value) and pd.read_csv(run.out/'bad_batch.csv').path.tolist() == run.records.path.iloc[rows].tolist()
     trainer.guard(run, 'finetune', 4, torch.tensor(1.), rows)
+
+def test_gradients_that_no_loss_scale_helps(world, tmp_path, monkeypatch):
+    "The loss stays finite, every step is skipped, nothing is learned: fp16's scaler on the CPU stands in for a GPU's."
+    run = trainer.start(rows_of(world), config(), tmp_path/'run'); run.accelerator.scaler = torch.amp.GradScaler('cpu', init_scale=4.)
+    def broken(features, *args): s = (features.projected*0).sum(); return dict(triplet=1. + (s*s).sqrt())     # value 1, gradient not a number
+    monkeypatch.setattr(trainer, 'image_losses', broken)
+    with pytest.raises(TrainError, match=r'^adapt, step 3: the gradients overflow whatever the loss scale \(now 5.0e-01\).*last good checkpoint: \S+; use precision bf16'): trainer.adapt(run)
+    run.accelerator.scaler = None
 
 def test_weights_that_are_not_finite_are_never_saved(world, tmp_path):
     run = trainer.start(rows_of(world), config(), tmp_path/'run'); trainer.save_point(run, 'adapt', 1, 0, 1)
@@ -293,9 +351,15 @@ def test_compiled_gives_the_same_losses(world, tmp_path, monkeypatch):
     (dict(adapt=Stage(steps=-1, epochs=3)), 'adapt: steps is -1; it must not be negative'), (dict(finetune=Stage(epochs=-3, batch=16)), 'finetune: epochs is -3'), (dict(adapt=Stage(steps=1, batch=16, lr=float('nan'))), 'lr is nan'),
     (dict(adapt=Stage(steps=1, batch=16, id_weight=0., triplet_weight=0.)), 'adapt: every loss has weight 0'), (dict(adapt=Stage(steps=1, batch=16, triplet_on=())), 'triplet_on names no feature'),
     (dict(prompts=None, finetune=Stage(steps=1, batch=16, id_weight=0., triplet_weight=0.)), 'finetune: every loss has weight 0'),
+    (dict(adapt=Stage(steps=1, batch=4)), 'holds one identity'), (dict(sampler='gs', skip=9), 'skip 9 leaves too few of 12'), (dict(skip=11), 'skip 11 leaves too few of 12'), (dict(pk_share=2.), 'pk_share is 2.0'),
+    (dict(temperature=0.), 'temperature is 0.0'), (dict(adapt=Stage(steps=1, batch=16, margin=float('nan'))), 'margin is nan'), (dict(seed=2**63), 'below 2'),
     (dict(adapt=Stage(steps=1, batch=16, triplet_on=('pool',))), "did you mean 'pooled'"), (dict(clip='ViT-B-61', pretrained='openai'), 'ViT-B-16')])
 def test_impossible_settings(world, tmp_path, change, words):
     with pytest.raises(ValueError, match=words): fit(rows_of(world), replace(config(), **change), tmp_path/'run')
+    assert not (tmp_path/'run').exists()
+
+def test_labels_with_gaps(world, tmp_path):
+    with pytest.raises(ValueError, match='labels of the records are not 0, 1, 2'): fit(rows_of(world).assign(label=lambda r: 2*r.label), config(), tmp_path/'run')
     assert not (tmp_path/'run').exists()
 
 def test_one_camera_and_timm(world, tmp_path):
@@ -311,10 +375,12 @@ def test_every_graph(world, tmp_path, graph, sampler):
     run = fit(rows_of(world), c, tmp_path/'run')
     assert run.history.stage.tolist() == ['prompts']*2 + ['finetune']*2
 
-def begin_two(world, out, c, **options): # both processes
+def addresses(): # what the launcher tells each of two processes
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = str(s.getsockname()[1])
-    env = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port, ACCELERATE_USE_CPU='true')
-    return [started(world, out, c, err=out.with_name(f'{out.name}{r}'), env=env | dict(RANK=str(r), LOCAL_RANK=str(r)), **options) for r in range(2)]
+    return [dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port, ACCELERATE_USE_CPU='true', RANK=str(r), LOCAL_RANK=str(r)) for r in range(2)]
+
+def begin_two(world, out, c, **options): # both processes
+    return [started(world, out, c, err=out.with_name(f'{out.name}{r}'), env=env, **options) for r, env in enumerate(addresses())]
 
 def two(world, out, c, **options): # exit codes of both
     return [ended(p) for p in begin_two(world, out, c, **options)]
@@ -369,6 +435,35 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(world, tmp_pat
     assert ended(started(world, out, c, resume=True, err=tmp_path/'alone')) == 2 and 'trained by 2 processes, not 1' in (tmp_path/'alone').read_text()
     assert before == contents()
 
+def test_two_processes_stop_together(world, tmp_path):
+    "A loss that is not a number on one of them, a disk that is full for the one that writes: one line from each."
+    words = lambda name: [(tmp_path/f'{name}{r}').read_text().strip().splitlines()[-1] for r in range(2)]
+    assert two(world, tmp_path/'nan', config(), poison='1') == [2, 2]
+    a, b = words('nan'); place = r'TrainError: adapt, step 2: the loss '
+    assert re.match(place + r'of process 1 is not a number.*last good checkpoint: \S+000000', a) and re.match(place + r'is nan; batch of 16 images.*bad_batch.csv', b) and (tmp_path/'nan'/'bad_batch.csv').exists()
+    assert two(world, tmp_path/'full', config(), largest=20_000_000) == [2, 2]
+    assert all(re.match(r'TrainError: checkpoint in \S+ could not be written', w) for w in words('full'))
+
+def test_two_processes_and_a_feature_that_no_loss_reads(world, tmp_path):
+    c = config(); s = replace(c.adapt, steps=3, id_weight=0., triplet_on=('pooled',)); c = replace(c, adapt=s, prompts=None, finetune=None)
+    assert two(world, tmp_path/'run', c) == [0, 0], [(tmp_path/f'run{r}').read_text()[-1500:] for r in range(2)]
+    start = ReIDModel.create('pedestrians', None, num_ids=12).state_dict(); end = weights(tmp_path/'run')
+    assert torch.equal(start['clip.visual.proj'], end['clip.visual.proj']) and not torch.equal(start['clip.visual.conv1.weight'], end['clip.visual.conv1.weight'])
+
+def command(args, err, env): # a process of its own for a command line
+    os.environ.update(env); os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2); torch.set_num_threads(1)
+    main(args)
+
+def test_two_processes_refused_by_a_command(world, tmp_path):
+    "The main process refuses; the other one must not wait for it."
+    (tmp_path/'m'/'market1501').mkdir(parents=True); (tmp_path/'m'/'market1501'/'mine').write_text('precious'); there = f'market1501:{tmp_path/"city"}'
+    from clip_dfgs.pedestrians import make_domain
+    make_domain(tmp_path/'city', 5, identities=40, cameras=2, images_per_camera=1, progress=False)          # enough people for the recipe
+    both = [processes.Process(target=command, args=(['matrix', '--source', there, '--target', there, '--out', str(tmp_path/'m'), '--quick', '1'], str(tmp_path/f'err{r}'), env)) for r, env in enumerate(addresses())]
+    for p in both: p.start()
+    assert [ended(p, 120) for p in both] == [2, 2]
+    assert all(re.match(r'clip-dfgs: .*market1501 exists and is not empty', (tmp_path/f'err{r}').read_text().splitlines()[-1]) for r in range(2))
+
 def test_batch_norm_on_two_processes(world, tmp_path):
     "Each process sees other images, so its statistics are its own until they agree: graph, results and the saved model need one set."
     c = config(clip='timm:resnet10t', image_size=(64, 32)); c = replace(c, prompts=None, adapt=replace(c.adapt, steps=3), finetune=replace(c.finetune, steps=3)); out = tmp_path/'two'
@@ -384,11 +479,16 @@ def test_batch_norm_on_two_processes(world, tmp_path):
     (['train', '--source', 'market1501:EMPTY', '--out', 'RUN'], 'EMPTY'), (['render', 'WORLD'], 'not empty'), (['test', 'EMPTY', '--target', 'market1501:WORLD'], 'EMPTY'),
     (['demo', '--out', 'WORLD'], 'not empty'), (['train', '--source', 'market1501:WORLD', '--out', 'RUN', '--batch', '0'], 'batch 0'), (['train', '--source', '--out', 'RUN'], '--source names no data set'),
     (['train', '--source', 'market1501:WORLD', '--out', 'RUN', '--batch', '16', '--steps', '-3'], 'steps is -3'), (['train', '--source', 'market1501:WORLD', '--out', 'RUN', '--batch', '16', '--lr', '-1'], 'lr is -1'),
+    (['train', '--source', 'market1501:WORLD', '--out', 'RUN', '--seed', '99999999999999999999999'], 'below 2^63'), (['check-data', 'market1501', 'WORLD', '--sheet', 'RUN.xyz'], 'name it'),
+    (['train', '--source', 'market1501:WORLD', '--target', 'market1501:STRANGERS', '--out', 'RUN', '--batch', '16'], "market1501: no query has a match in the gallery"),
     (['test', 'EMPTY', '--target'], '--target names no data set'), (['test', 'EMPTY', '--target', 'market1501:WORLD', '--bootstrap', '-1'], 'bootstrap is -1'),
     (['compare', 'EMPTY', 'EMPTY', '--target', 'market1501:WORLD', '--bootstrap', '0'], 'bootstrap is 0')])
 def test_mistakes_on_the_command_line(world, tmp_path, args, words):
-    (tmp_path/'empty').mkdir(); names = dict(WORLD=str(world), RUN=str(tmp_path/'run'), EMPTY=str(tmp_path/'empty'))
-    put = lambda s: re.sub('WORLD|RUN|EMPTY', lambda m: names[m[0]], s); before = sorted(world.rglob('*'))
+    (tmp_path/'empty').mkdir(); names = dict(WORLD=str(world), RUN=str(tmp_path/'run'), EMPTY=str(tmp_path/'empty'), STRANGERS=str(tmp_path/'strangers'))
+    if any('STRANGERS' in a for a in args):
+        shutil.copytree(world, tmp_path/'strangers')
+        for p in (tmp_path/'strangers'/'query').iterdir(): p.rename(p.with_name('9' + p.name[1:]))
+    put = lambda s: re.sub('WORLD|RUN|EMPTY|STRANGERS', lambda m: names[m[0]], s); before = sorted(world.rglob('*'))
     code, out, err = said(*map(put, args))
     assert code == 2 and put(words) in err and len(err.strip().splitlines()) == 1, err
     assert not (tmp_path/'run').exists() and sorted(world.rglob('*')) == before

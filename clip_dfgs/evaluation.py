@@ -209,7 +209,7 @@ def query_table(
     query_ids:np.ndarray, # identity of each query, shape [Q]
     matches:np.ndarray,   # pairs (query, gallery position), shape [2, n]
     ranks:np.ndarray, at:np.ndarray, wrong:np.ndarray, wrong_at:np.ndarray, # as from `rank_matches`
-) -> pd.DataFrame:        # pid matches AP INP first_hit last_hit best_match match_distance best_wrong wrong_distance
+) -> pd.DataFrame:        # pid, matches, AP and INP in 0..1, first_hit and last_hit (ranks, 0: none), best_match and best_wrong (gallery positions, -1: none), match_distance, wrong_distance
     "One row of scores per query"
     Q, order = len(query_ids), np.lexsort((ranks, matches[0]))
     query, position, rank, at = matches[0, order], matches[1, order], ranks[order], at[order]
@@ -241,19 +241,20 @@ def evaluate(
     query_cams=None, gallery_cams=None, # cameras, [Q] and [G]; both None: the rule of the camera is off
     metric="cosine",        # "cosine" or "euclidean"
     ranks=(1, 5, 10),       # ranks at which CMC is reported
-    rerank:bool=False,      # rank by `k_reciprocal_distances` instead
+    rerank:bool|dict=False, # rank by `k_reciprocal_distances` instead; a dict gives its k1, k2, lambda_value
     block:int=512,          # queries per block of distances
     bootstrap:int=0,        # resamples behind the confidence intervals, 0 for none
     seed:int=0,             # of the bootstrap
 ) -> RetrievalResult:       # averages as fractions 0..1 and the per-query table
-    "Exact CMC, mAP and mINP (Market-1501 form), never holding the whole distance matrix"
+    "Exact CMC, mAP and mINP, without interpolation, never holding the whole distance matrix"
     if not len(ranks) or min(ranks) < 1: raise ValueError(f"ranks={ranks}: give at least one, counting from 1")
     if bootstrap < 0: raise ValueError(f"bootstrap={bootstrap}: give the number of resamples, 0 for no intervals")
     query, gallery = _feature_pair(query, gallery)
     query_ids, gallery_ids = _label_pair(query_ids, gallery_ids, len(query), len(gallery), "ids")
     matches, junk = matches_and_junk(query_ids, gallery_ids, query_cams, gallery_cams)
     if not matches.size: raise _no_match(query_ids, gallery_ids, query_cams, gallery_cams)
-    distances = (reranked_blocks if rerank else distance_blocks)(query, gallery, metric=metric, block=block)
+    options = dict(metric=metric, block=block) | (rerank if isinstance(rerank, dict) else {})
+    distances = (reranked_blocks if rerank else distance_blocks)(query, gallery, **options)
     table = query_table(query_ids, matches, *rank_matches(distances, matches, junk, len(query)))
     if metric == "euclidean" and not rerank: table.update(table[["match_distance", "wrong_distance"]].clip(lower=0) ** .5)
     result = retrieval_result(table, ranks)
@@ -314,7 +315,7 @@ def compare(
     means = bootstrap_means((b - a).to_numpy(), first.per_query.pid[a.index], bootstrap, seed)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return pd.DataFrame(dict(first=a.mean(), second=b.mean(), difference=(b - a).mean(), low=low, high=high,
-                             better=(means > 0).mean(0)))
+                             better=(means > 0).mean(0) + (means == 0).mean(0) / 2))
 
 # %% ../nbs/40_evaluation.ipynb #7d05768b
 def nearest_gallery(

@@ -24,7 +24,7 @@ def image_text_contrastive(a:Tensor, # anchors, [B,D]
                            b_labels:Tensor, # identity of each row of b, [C]
                            temperature:float=1.0, # divides the similarities
                           )->Tensor: # scalar: mean over anchors
-    "Supervised contrastive loss from `a` to `b` [SupCon], `L_i2t` and `L_t2i` of [CLIP-ReID] eqs. 3-4; ValueError if an anchor has no positive."
+    "Supervised contrastive loss from `a` to `b` [SupCon], `L_i2t` and `L_t2i` of [CLIP-ReID]; ValueError if an anchor has no positive."
     positive = (a_labels[:, None] == b_labels[None]).to(a.dtype)
     _check_partners(positive.any(1), 'image_text_contrastive', a_labels)
     log_p = F.log_softmax(a @ b.T / temperature, dim=1)
@@ -44,7 +44,7 @@ def image_to_text_ce(image:Tensor, # projected image features, [B,D]
                      labels:Tensor, # identity of each image, row of `text`, [B]
                      smoothing:float=0.1, # as in `id_loss`
                     )->Tensor: # scalar: mean over images
-    "`L_i2tce`: cross entropy of the image-text similarities over all identities [CLIP-ReID] eq. 8."
+    "`L_i2tce`: cross entropy of the image-text similarities over all identities [CLIP-ReID]."
     return id_loss(image @ text.T, labels, smoothing)
 
 # %% ../nbs/30_losses.ipynb #19836566

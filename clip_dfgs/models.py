@@ -592,7 +592,7 @@ class ReIDModel(nn.Module):
 
 # %% ../nbs/31_models.ipynb #01a6fac1
 def _create(cls, clip:str='ViT-B-16', # open_clip name, "pedestrians", or "timm:NAME" for a backbone without text
-            pretrained='openai', # open_clip tag, file, "pedestrians", or None for random weights
+            pretrained='openai', # open_clip tag, file, "pedestrians", True for timm's own weights, or None for random ones
             num_ids:int=0, # training identities; 0: no classifiers and no prompts
             image_size:tuple|None=None, # (height, width); None: 256x128, or what the small CLIP was trained at
             stride:int|None=None, # of the patches; smaller than the patch: they overlap

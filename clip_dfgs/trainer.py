@@ -43,13 +43,13 @@ from .samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, epoch_rep
 class Stage:
     "How one stage is trained."
     steps:int=0              # optimiser steps; 0 = by `epochs`
-    epochs:int=0             # passes of the sampler, where `steps` is 0
+    epochs:int=0             # passes of the sampler (in `prompts`, over all images), where `steps` is 0
     batch:int=64             # images in a batch, on each process
-    instances:int=4          # images of an identity in a batch, K
+    instances:int=4          # images of an identity in a batch, K; not used in `prompts`
     lr:float=1e-4            # peak learning rate
     head_lr:float=None       # of necks and classifiers; None = `lr`
     bias_factor:float=1.     # learning rate of biases, times `lr`
-    weight_decay:float=1e-4  # as Adam's L2 term; none on biases and norms of the small recipe
+    weight_decay:float=1e-4  # AdamW's, on all but one-dimensional parameters; with Adam its L2 term, on all
     decoupled:bool=True      # AdamW; False = Adam, as in the papers
     warmup:float=.1          # share of the steps in which the rate rises
     start:float=.1           # first rate, as a share of the peak
@@ -93,12 +93,12 @@ class TrainConfig:
     pk_share:float=0.             # share of random batches mixed into dfgs
     temperature:float=.05         # of image-text similarities: cosine / temperature; None = plain dot products, as [CLIP-ReID]
     augment:Augment=Augment(flip=.5, pad=6, erase=0., jitter=.5, strength=(.25, .25, .2, .02)) # of training images
-    precision:str='auto'          # no, bf16, fp16; auto = bf16 where the device multiplies it in hardware
+    precision:str='auto'          # no, bf16, fp16; auto = bf16 where the device multiplies it in hardware, fp16 on other CUDA devices
     gather:bool=False             # losses over all processes' batches instead of each its own
     recompute:bool=False          # activations once more in the backward pass: less memory, more time
     compile:bool=False            # torch.compile of what is trained
     workers:int=0                 # processes that load images
-    cache:str=None                # folder of the decoded images; 'off' = decode each time
+    cache:str=None                # folder of the decoded images; None = the default one; 'off' = decode each time
     checkpoint_steps:int=0        # steps between checkpoints; 0 = at the end of each stage
     log_steps:int=10              # steps between rows of history.csv
     track:str=None                # tensorboard or wandb: send the history there too
@@ -157,7 +157,7 @@ def image_losses(features, # ImageFeatures of a batch
                  text=None, # text feature of every identity [N, D]; None = no image-to-text term
                  temperature=None, # see `TrainConfig`
                 )->dict: # part -> scalar, already weighted
-    "L_id, L_tri and L_i2tce of one batch ([DFGS] eqs. of stage 2; [CLIP-ReID] eq. 8)."
+    "L_id, L_tri and L_i2tce of one batch, as in the last stage of [CLIP-ReID] and [DFGS]."
     parts = {}
     if stage.id_weight: parts['id'] = stage.id_weight*sum(id_loss(l, labels) for l in logits)
     if stage.triplet_weight: parts['triplet'] = stage.triplet_weight*sum(batch_hard_triplet(getattr(features, k), labels, stage.margin, stage.normalise, stage.sharpness) for k in stage.triplet_on)
@@ -174,7 +174,7 @@ def prompt_losses(image, # image features of a batch [B, D]
                   labels, # [B]
                   temperature=None, # see `TrainConfig`
                  )->dict: # part -> scalar
-    "L_i2t and L_t2i ([CLIP-ReID] eqs. 3-4)."
+    "L_i2t and L_t2i, as in the first stage of [CLIP-ReID]."
     a, b = scale(image, temperature), scale(text, None if temperature is None else 1.)
     return dict(i2t=image_text_contrastive(a, b, labels, labels), t2i=image_text_contrastive(b, a, labels, labels))
 
@@ -273,9 +273,10 @@ def evaluate_records(model:ReIDModel, # any trained model
 
 def results_table(results:dict, # of `evaluate_records`
                  )->pd.DataFrame: # a row a domain and one for their mean, in percent
-    "The averages of several domains as a table."
-    rows = {d: {**{k: 100*v for k, v in r.summary().items()}, 'queries': r.queries, 'unmatched': r.unmatched} for d, r in results.items()}
-    table = pd.DataFrame(rows).T; table.loc['mean'] = table.mean()
+    "The averages of several domains as a table, with their intervals if there are any."
+    spans = {d: {} if r.intervals is None else {f'{k} {end}': 100*r.intervals.loc[k, end] for k in r.intervals.index for end in ('low', 'high')} for d, r in results.items()}
+    rows = {d: {**{k: 100*v for k, v in r.summary().items()}, 'queries': r.queries, 'unmatched': r.unmatched, **spans[d]} for d, r in results.items()}
+    table = pd.DataFrame(rows).T; table.loc['mean'] = table.drop(columns=[c for s in spans.values() for c in s], errors='ignore').mean()
     table.loc['mean', ['queries', 'unmatched']] = table.iloc[:-1][['queries', 'unmatched']].sum()
     return table.rename_axis('domain')
 
@@ -438,6 +439,7 @@ def check_folder(out, # the run folder
     if differ: raise ValueError(f'{out} was made with another {differ[0]} ({old[differ[0]]}, not {new[differ[0]]}); resume with the same settings or choose another folder')
     return True
 
+# %% ../nbs/50_trainer.ipynb #0a4ec930
 def open_folder(out, config:TrainConfig, resume:bool, overwrite:bool, # as in `check_folder`
                )->bool: # whether there is something to resume
     "Make the run folder, or say why not."
@@ -453,6 +455,7 @@ def open_folder(out, config:TrainConfig, resume:bool, overwrite:bool, # as in `c
     if not again: write_text(text, out/'config.json')
     return again
 
+# %% ../nbs/50_trainer.ipynb #c452b546
 def keep_records(out:Path, rows:pd.DataFrame, again:bool):
     "Write records.csv, or check that a resumed run has the same images."
     file = out/'records.csv'
@@ -482,6 +485,7 @@ def choose(what:str, name:str, known:tuple):
     near = difflib.get_close_matches(str(name), known, 1, 0)
     raise ValueError(f'unknown {what} {name!r}; did you mean {near[0]!r}? ({", ".join(known)})' if near else f'unknown {what} {name!r}; choose one of {", ".join(known)}')
 
+# %% ../nbs/50_trainer.ipynb #263178fa
 def check_config(config:TrainConfig, identities:int):
     "ValueError for what cannot work, before anything is made."
     choose('sampler', config.sampler, SAMPLERS); choose('graph', config.graph, GRAPHS); choose_precision(config.precision)
@@ -638,6 +642,7 @@ class Log:
     def close(self):
         if self.bar is not None: self.bar.close()
 
+# %% ../nbs/50_trainer.ipynb #1e7add6d
 def read_history(file:Path)->list: # of dictionaries
     "The rows of history.csv; a last line that was cut off is left out."
     text = file.read_text(encoding='utf-8') if file.exists() else ''
@@ -697,6 +702,7 @@ def epoch_of(sampler, epoch:int)->list: # of batches, lists of rows
     sampler.set_epoch(epoch)
     return [list(map(int, b)) for b in sampler]
 
+# %% ../nbs/50_trainer.ipynb #69a4389d
 def keep(sampler)->dict: # name -> tensor
     "What a sampler needs, beside the epoch, to plan it again: its graph, and GS's pointers."
     return {k: torch.as_tensor(v) for k in ('neighbours', 'pointers') if (v := getattr(sampler, k, None)) is not None}
@@ -705,6 +711,7 @@ def put_back(sampler, kept:dict):
     "Put back what `keep` returned."
     for k, v in kept.items(): setattr(sampler, k, v.numpy() if k == 'pointers' else v)
 
+# %% ../nbs/50_trainer.ipynb #1810e6d3
 def describe_epoch(run:Run, sampler, epoch:int):
     "Keep what an epoch covers on all processes (sampler.csv) and, of the first, its batches (epoch.csv)."
     if not run.accelerator.is_main_process: return

@@ -194,6 +194,8 @@ def test_reranked_metrics_are_those_of_the_reranked_distances():
     for block in (3, 512):
         got = evaluate(x[q], x[~q], ids[q], ids[~q], rerank=True, block=block)
         assert got.mAP == pytest.approx(want["mAP"]) and got.mINP == pytest.approx(want["mINP"])
+    want = slow(None, None, ids[q], ids[~q], distances=slow_k_reciprocal(np.concatenate([unit[q], unit[~q]]), 8, 7, 3, .1))
+    assert evaluate(x[q], x[~q], ids[q], ids[~q], rerank=dict(k1=7, k2=3, lambda_value=.1)).mAP == pytest.approx(want["mAP"])
 
 
 def test_reranking_a_handful_of_images_and_duplicates():
@@ -263,6 +265,7 @@ def test_paired_comparison():
     apart = [evaluate(*made_up(1.), bootstrap=1000).intervals.loc["mAP"] for _ in range(1)][0]
     assert table.loc["mAP", "high"] - table.loc["mAP", "low"] < apart.high - apart.low
     with pytest.raises(ValueError, match="differ in their queries"): compare(good, evaluate(q[1:], g, qi[1:], gi))
+    assert (compare(good, good)["better"] == .5).all()                     # nobody is ahead
     with pytest.raises(ValueError, match="differ in their queries"): compare(good, evaluate(q, g[:-1], qi, gi[:-1]))
 
 

@@ -509,6 +509,14 @@ def test_train_and_test(world, tmp_path):
     trained = out.splitlines(); code, out, err = said('test', tmp_path/'run', '--target', there, '--precision', 'no')
     assert code == 0 and out.splitlines() == trained[:len(out.splitlines())]        # the saved model is the one that was tested
 
+def test_results_with_intervals(world, tmp_path):
+    from clip_dfgs.evaluation import evaluate
+    rng = np.random.default_rng(0); one = evaluate(rng.normal(size=(6, 4)), rng.normal(size=(18, 4)), np.arange(6), np.repeat(np.arange(6), 3), bootstrap=200); two = replace(one, mAP=one.mAP/2, intervals=None)
+    table = results_table(dict(one=one, two=two))
+    assert table.loc['one', 'mAP low'] == pytest.approx(100*one.intervals.loc['mAP', 'low']) and table.loc['one', 'mAP low'] < table.loc['one', 'mAP'] < table.loc['one', 'mAP high']
+    assert table.loc['mean', 'mAP'] == pytest.approx(75*one.mAP) and table.loc[['two', 'mean'], ['mAP low', 'R1 high']].isna().all().all()
+    assert not any('low' in c for c in results_table(dict(two=two)))
+
 def test_help_needs_no_torch():
     code = "import sys\nfrom clip_dfgs.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules and 'open_clip' not in sys.modules"
     subprocess.run([sys.executable, '-c', code], check=True, capture_output=True)

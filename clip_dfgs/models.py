@@ -549,11 +549,8 @@ def _add_parts(model, visual:nn.Module, config:dict):
 # %% ../nbs/31_models.ipynb #0838cd52
 class ReIDModel(nn.Module):
     "A CLIP for re-identification: three image features, BN necks, and a learned prompt for each of `num_ids` identities."
-    def __init__(self, clip:nn.Module, # towers at the size they were trained
-                 config:dict, # as made by `create`
-                ):
-        super().__init__()
-        self.clip, self.config, self.has_text = clip, config, bool(config['model_cfg'])
+    def __init__(self, clip:nn.Module, config:dict): # towers at the size they were trained; what `create` makes
+        super().__init__(); self.clip, self.config, self.has_text = clip, config, bool(config['model_cfg'])
         fit_tower(clip.visual, config['image_size'], config['stride'])
         for name, p in clip.named_parameters(): p.requires_grad_(name.startswith('visual.'))
         _add_parts(self, clip.visual, config)

@@ -193,6 +193,7 @@ def protocol(name:Positional[str], # p1, p2 or p3
              clip:str|None=None, # open_clip model, timm:NAME, or pedestrians
              pretrained:str|None=None, # tag or file of its weights
              cache:str|None=None, # folder of decoded images, or off
+             precision:str|None=None, # auto, no, bf16 or fp16
              quick:int|None=None, # steps of every stage, to try the whole thing out
              dry_run:bool=False, # check all data and print the plan, train nothing
              seed:int=0, # decides everything random
@@ -201,7 +202,7 @@ def protocol(name:Positional[str], # p1, p2 or p3
             ):
     "Train and test a whole protocol, beside the published results."
     from clip_dfgs.protocols import is_main, plan_protocol, protocol_table, run_protocol
-    c = recipe_with(recipe, seed, quick, sampler=sampler, clip=clip, pretrained=pretrained, cache=cache)
+    c = recipe_with(recipe, seed, quick, sampler=sampler, clip=clip, pretrained=pretrained, cache=cache, precision=precision)
     if dry_run: print(plan_protocol(name, data, c)); return
     results = run_protocol(name, data, out, c, resume=resume, overwrite=overwrite)
     if is_main(): print(protocol_table(name, results).to_string()); print(f'runs: {out}')
@@ -214,6 +215,7 @@ def matrix(source:tuple[str, ...], # data to train on, one run each, name:folder
            recipe:str='small', # small, clip_reid or dfgs
            sampler:str|None=None, # of the last stage: pk, gs or dfgs
            cache:str|None=None, # folder of decoded images, or off
+           precision:str|None=None, # auto, no, bf16 or fp16
            quick:int|None=None, # steps of every stage, to try the whole thing out
            seed:int=0, # decides everything random
            resume:bool=False, # keep the runs that are finished
@@ -221,7 +223,7 @@ def matrix(source:tuple[str, ...], # data to train on, one run each, name:folder
           ):
     "Train on each source, test on each target; prints the tables and draws them."
     from clip_dfgs.protocols import is_main, plot_matrix, train_matrix
-    tables = train_matrix(load_named(source, needed='source'), load_named(target, needed='target'), recipe_with(recipe, seed, quick, sampler=sampler, cache=cache), out, resume=resume, overwrite=overwrite)
+    tables = train_matrix(load_named(source, needed='source'), load_named(target, needed='target'), recipe_with(recipe, seed, quick, sampler=sampler, cache=cache, precision=precision), out, resume=resume, overwrite=overwrite)
     if not is_main(): return
     for k, t in tables.items(): print(f'{k}, %'); print(t.round(1).to_string())
     plot_matrix(tables).savefig(out/'matrix.png'); print(f'heat map: {out/"matrix.png"}')
@@ -245,15 +247,16 @@ def main(args=None): # command line; None = sys.argv
     "The command `clip-dfgs`."
     try: tyro.extras.subcommand_cli_from_dict(COMMANDS, args=args, prog='clip-dfgs', description='CLIP-DFGS for generalizable person re-identification')
     except (ValueError, OSError, RuntimeError) as e:
-        if other_process_stopped(e): print('clip-dfgs: another process of this run stopped; what it said tells why', file=sys.stderr); sys.exit(2)
-        if not expected(e): raise
-        print(f'clip-dfgs: {" ".join(str(e).split())}', file=sys.stderr); sys.exit(2)
+        if expected(e): print(f'clip-dfgs: {" ".join(str(e).split())}', file=sys.stderr); sys.exit(2)
+        if not other_process_stopped(e): raise
+        print(f'clip-dfgs: the connection to another process of this run is gone; what it said tells why ({" ".join(str(e).split())[:200]})', file=sys.stderr); sys.exit(2)
     except KeyboardInterrupt: print('clip-dfgs: interrupted', file=sys.stderr); sys.exit(130)
 
 def other_process_stopped(e:BaseException)->bool:
     "Whether an error only says that the connection to another process of this run is gone."
     if int(os.environ.get('WORLD_SIZE', 1)) == 1 or not isinstance(e, RuntimeError): return False
-    return type(e).__module__.startswith('torch') or re.search('Connection (closed|reset|refused)|Broken pipe|NCCL|[Gg]loo|c10d', str(e)) is not None
+    from torch.distributed import DistBackendError, DistNetworkError
+    return isinstance(e, (DistBackendError, DistNetworkError)) or re.search('Connection (closed|reset|refused)|Broken pipe', str(e)) is not None
 
 def expected(e:BaseException)->bool:
     "Whether an error is a user's to mend: a file's, or raised on purpose by this package."

@@ -305,7 +305,9 @@ def checkpoints(folder)->list: # newest first
 
 def digest_of(checkpoint:Path, state:dict)->str: # 64 hex digits
     "SHA-256 of a checkpoint's state, without the digest itself, and its tensors."
-    with open(checkpoint/'tensors.safetensors', 'rb') as f: digest = hashlib.file_digest(f, 'sha256')
+    digest = hashlib.sha256()
+    with open(checkpoint/'tensors.safetensors', 'rb') as f:
+        while part := f.read(1 << 20): digest.update(part)
     digest.update(json.dumps({k: v for k, v in state.items() if k != 'sha256'}, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -502,13 +504,13 @@ def check_config(config:TrainConfig, identities:int):
     if config.graph != 'image' and config.finetune and config.sampler != 'pk' and not (config.prompts or config.init): raise ValueError(f'graph {config.graph!r} needs the prompts stage')
 
 # %% ../nbs/50_trainer.ipynb #b2fbea01
-NOT_NEGATIVE = ('steps', 'epochs', 'lr', 'weight_decay', 'warmup', 'clip_norm', 'id_weight', 'triplet_weight', 'text_weight')
+NOT_NEGATIVE = ('steps', 'epochs', 'lr', 'head_lr', 'bias_factor', 'weight_decay', 'warmup', 'start', 'floor', 'clip_norm', 'sharpness', 'id_weight', 'triplet_weight', 'text_weight')
 
 def check_stage(name:str, s:Stage, identities:int, text:bool): # `text`: whether prompts have been learned by then
     "ValueError for a stage that cannot work."
     if s.margin is not None and not math.isfinite(s.margin): raise ValueError(f'{name}: margin is {s.margin}; give a number, or None for the soft margin')
     for k in NOT_NEGATIVE:
-        if not (v := getattr(s, k)) >= 0: raise ValueError(f'{name}: {k} is {v}; it must not be negative')
+        if (v := getattr(s, k)) is not None and not v >= 0: raise ValueError(f'{name}: {k} is {v}; it must not be negative')
     if not s.steps and not s.epochs: raise ValueError(f'{name}: neither steps nor epochs are given; leave the stage out with None')
     if s.batch < 1 or s.instances < 1: raise ValueError(f'{name}: batch {s.batch} and instances {s.instances} must be at least 1')
     if name == 'prompts': return
@@ -781,16 +783,17 @@ def start(records:pd.DataFrame, # pooled by `pool`, or one record table
 def track(accelerator:Accelerator, config:TrainConfig, out:Path):
     "Start accelerate's tracker; a run that is resumed goes on in Weights & Biases under its old name."
     settings = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in config_dict(config).items()}
-    made = f'{out.resolve()} {(out/"config.json").stat().st_mtime_ns}'     # written once, when the run begins
+    made = f'{out.resolve()} {(out/"config.json").stat().st_mtime_ns}' if accelerator.is_main_process else ''   # written once, when the run begins
     accelerator.init_trackers('clip_dfgs', settings, dict(wandb=dict(dir=str(out), name=out.name, id=hashlib.sha256(made.encode()).hexdigest()[:16], resume='allow')))
 
 def new_model(rows:pd.DataFrame, config:TrainConfig)->ReIDModel:
     "The model a run starts with."
     identities = rows['label'].nunique()
-    if config.init: return saved_model(config.init, identities)
-    model = ReIDModel.create(config.clip, config.pretrained, num_ids=identities, image_size=config.image_size, stride=config.stride,
-                             cameras=int(rows['camera'].max()) + 1 if config.cameras else 0, normalisation=config.pixels, seed=config.seed)
-    if not model.has_text and (config.prompts or config.graph != 'image' and config.sampler != 'pk'): raise ValueError(f'{config.clip} has no text encoder: leave out the prompts stage and use graph="image"')
+    if config.init: model = saved_model(config.init, identities)
+    else: model = ReIDModel.create(config.clip, config.pretrained, num_ids=identities, image_size=config.image_size, stride=config.stride,
+                                   cameras=int(rows['camera'].max()) + 1 if config.cameras else 0, normalisation=config.pixels, seed=config.seed)
+    if not model.has_text and (config.prompts or config.graph != 'image' and config.sampler != 'pk'): raise ValueError(f'{model.config["clip"]} has no text encoder: leave out the prompts stage and use graph="image"')
+    if not model.has_text and config.finetune: check_stage('finetune', config.finetune, identities, text=False)
     return model
 
 def saved_model(folder, identities:int)->ReIDModel:

@@ -196,6 +196,7 @@ def test_reranked_metrics_are_those_of_the_reranked_distances():
         assert got.mAP == pytest.approx(want["mAP"]) and got.mINP == pytest.approx(want["mINP"])
     want = slow(None, None, ids[q], ids[~q], distances=slow_k_reciprocal(np.concatenate([unit[q], unit[~q]]), 8, 7, 3, .1))
     assert evaluate(x[q], x[~q], ids[q], ids[~q], rerank=dict(k1=7, k2=3, lambda_value=.1)).mAP == pytest.approx(want["mAP"])
+    assert evaluate(x[q], x[~q], ids[q], ids[~q], rerank={}).mAP == got.mAP != evaluate(x[q], x[~q], ids[q], ids[~q]).mAP
 
 
 def test_reranking_a_handful_of_images_and_duplicates():

@@ -351,12 +351,28 @@ def test_compiled_gives_the_same_losses(world, tmp_path, monkeypatch):
     (dict(adapt=Stage(steps=-1, epochs=3)), 'adapt: steps is -1; it must not be negative'), (dict(finetune=Stage(epochs=-3, batch=16)), 'finetune: epochs is -3'), (dict(adapt=Stage(steps=1, batch=16, lr=float('nan'))), 'lr is nan'),
     (dict(adapt=Stage(steps=1, batch=16, id_weight=0., triplet_weight=0.)), 'adapt: every loss has weight 0'), (dict(adapt=Stage(steps=1, batch=16, triplet_on=())), 'triplet_on names no feature'),
     (dict(prompts=None, finetune=Stage(steps=1, batch=16, id_weight=0., triplet_weight=0.)), 'finetune: every loss has weight 0'),
+    (dict(adapt=Stage(steps=1, batch=16, head_lr=-1.)), 'head_lr is -1'), (dict(adapt=Stage(steps=1, batch=16, sharpness=float('nan'))), 'sharpness is nan'), (dict(adapt=Stage(steps=1, batch=16, floor=-2.)), 'floor is -2'),
     (dict(adapt=Stage(steps=1, batch=4)), 'holds one identity'), (dict(sampler='gs', skip=9), 'skip 9 leaves too few of 12'), (dict(skip=11), 'skip 11 leaves too few of 12'), (dict(pk_share=2.), 'pk_share is 2.0'),
     (dict(temperature=0.), 'temperature is 0.0'), (dict(adapt=Stage(steps=1, batch=16, margin=float('nan'))), 'margin is nan'), (dict(seed=2**63), 'below 2'),
     (dict(adapt=Stage(steps=1, batch=16, triplet_on=('pool',))), "did you mean 'pooled'"), (dict(clip='ViT-B-61', pretrained='openai'), 'ViT-B-16')])
 def test_impossible_settings(world, tmp_path, change, words):
     with pytest.raises(ValueError, match=words): fit(rows_of(world), replace(config(), **change), tmp_path/'run')
     assert not (tmp_path/'run').exists()
+
+@pytest.mark.parametrize('change, words', [(dict(finetune=Stage(steps=1, batch=16, id_weight=0., triplet_weight=0.)), 'every loss has weight 0'), (dict(graph='text'), 'no text encoder'), (dict(graph='dual', sampler='gs'), 'no text encoder'),
+    (dict(prompts=Stage(steps=1)), 'no text encoder')])
+def test_start_from_a_model_without_words(world, tmp_path, change, words):
+    ReIDModel.create('timm:resnet10t', None, num_ids=12, image_size=(64, 32)).save(tmp_path/'saved')
+    c = replace(config(init=str(tmp_path/'saved')), adapt=None, prompts=None)
+    with pytest.raises(ValueError, match=words): fit(rows_of(world), replace(c, **change), tmp_path/'run')
+    assert not (tmp_path/'run').exists()
+
+@pytest.mark.parametrize('error, lost', [(RuntimeError('[enforce fail] Connection closed by peer [127.0.0.1]:5'), True), (RuntimeError('image /data/igloo/1.jpg cannot be read'), False),
+    (torch.OutOfMemoryError('CUDA out of memory'), False), (torch.distributed.DistBackendError('NCCL error'), True), (ValueError('Connection closed'), False)])
+def test_what_counts_as_a_lost_peer(monkeypatch, error, lost):
+    from clip_dfgs.cli import other_process_stopped
+    assert not other_process_stopped(error)                # a single process has no peers
+    monkeypatch.setenv('WORLD_SIZE', '2'); assert other_process_stopped(error) == lost
 
 def test_labels_with_gaps(world, tmp_path):
     with pytest.raises(ValueError, match='labels of the records are not 0, 1, 2'): fit(rows_of(world).assign(label=lambda r: 2*r.label), config(), tmp_path/'run')

@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn.attention import sdpa_kernel, SDPBackend
 from tqdm import tqdm
 from .datasets import check_records, pool
-from .evaluation import evaluate, matches_and_junk
+from .evaluation import _no_match, evaluate, matches_and_junk
 from .graph import nearest_identities
 from .images import Augment, ImageDataset, ImageError, cached_images, make_loader
 from .losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce, triplet_health
@@ -251,8 +251,8 @@ def check_targets(records:pd.DataFrame): # with query and gallery rows
         q, g = (rows[rows['split'] == s] for s in ('query', 'gallery')); known = rows['camid'].nunique() > 1
         for side, what in ((q, 'query'), (g, 'gallery')):
             if not len(side): raise ValueError(f'{domain}: no {what} image to evaluate on')
-        matches, _ = matches_and_junk(q['pid'], g['pid'], *(t['camid'] if known else None for t in (q, g)))
-        if not matches.size: raise ValueError(f'{domain}: no query has a match in the gallery' + (' that another camera took' if known else ''))
+        labels = q['pid'], g['pid'], *(t['camid'] if known else None for t in (q, g))
+        if not matches_and_junk(*labels)[0].size: raise ValueError(f'{domain}: {_no_match(*labels)}')
 
 def evaluate_records(model:ReIDModel, # any trained model
                      records:pd.DataFrame, # with query and gallery rows

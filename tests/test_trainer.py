@@ -496,7 +496,7 @@ def test_batch_norm_on_two_processes(world, tmp_path):
     (['demo', '--out', 'WORLD'], 'not empty'), (['train', '--source', 'market1501:WORLD', '--out', 'RUN', '--batch', '0'], 'batch 0'), (['train', '--source', '--out', 'RUN'], '--source names no data set'),
     (['train', '--source', 'market1501:WORLD', '--out', 'RUN', '--batch', '16', '--steps', '-3'], 'steps is -3'), (['train', '--source', 'market1501:WORLD', '--out', 'RUN', '--batch', '16', '--lr', '-1'], 'lr is -1'),
     (['train', '--source', 'market1501:WORLD', '--out', 'RUN', '--seed', '99999999999999999999999'], 'below 2^63'), (['check-data', 'market1501', 'WORLD', '--sheet', 'RUN.xyz'], 'name it'),
-    (['train', '--source', 'market1501:WORLD', '--target', 'market1501:STRANGERS', '--out', 'RUN', '--batch', '16'], "market1501: no query has a match in the gallery"),
+    (['train', '--source', 'market1501:WORLD', '--target', 'market1501:STRANGERS', '--out', 'RUN', '--batch', '16'], "market1501: no query has a match left in the gallery: query identities"),
     (['test', 'EMPTY', '--target'], '--target names no data set'), (['test', 'EMPTY', '--target', 'market1501:WORLD', '--bootstrap', '-1'], 'bootstrap is -1'),
     (['compare', 'EMPTY', 'EMPTY', '--target', 'market1501:WORLD', '--bootstrap', '0'], 'bootstrap is 0')])
 def test_mistakes_on_the_command_line(world, tmp_path, args, words):
@@ -508,6 +508,14 @@ def test_mistakes_on_the_command_line(world, tmp_path, args, words):
     code, out, err = said(*map(put, args))
     assert code == 2 and put(words) in err and len(err.strip().splitlines()) == 1, err
     assert not (tmp_path/'run').exists() and sorted(world.rglob('*')) == before
+
+def test_changes_of_a_recipe():
+    from clip_dfgs.cli import Changes, changed
+    from clip_dfgs.protocols import RECIPES
+    c = RECIPES['small']; assert changed('small', 3, Changes()) == replace(c, seed=3)
+    want = replace(c, seed=0, sampler='gs', recompute=True, adapt=None, prompts=replace(c.prompts, steps=7), finetune=replace(c.finetune, steps=9, batch=32, lr=0., sharpness=5.))
+    assert changed('small', 0, Changes(sampler='gs', recompute=True, adapt_steps=0, prompt_steps=7, steps=9, batch=32, lr=0., sharpness=5.)) == want
+    assert changed('small', 0, Changes(batch=32)) == replace(c, seed=0, adapt=replace(c.adapt, batch=32), finetune=replace(c.finetune, batch=32))
 
 def test_mistake_in_a_shell():
     r = subprocess.run([sys.executable, '-m', 'clip_dfgs.cli', 'train', '--source', 'market1501:nowhere', '--out', 'run'], capture_output=True, text=True)

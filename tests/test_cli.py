@@ -1,7 +1,7 @@
 "The command line: what it says, what it refuses, and what it leaves behind."
 import contextlib, io, re, shutil, subprocess, sys
 from dataclasses import replace
-import pytest
+import pytest, torch
 from clip_dfgs.cli import main
 
 def said(*args): # command line -> (exit code, stdout, stderr)

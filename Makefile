@@ -14,6 +14,7 @@ demo: setup
 	.venv/bin/clip-dfgs demo --out runs/demo --overwrite
 
 test: setup
+	.venv/bin/ruff check -q nbs clip_dfgs tests benchmarks setup.py
 	$(PY) tests/in_step.py
 	export OMP_NUM_THREADS=1 CLIP_DFGS_CACHE=$$(mktemp -d) && trap 'rm -rf "$$CLIP_DFGS_CACHE"' EXIT && \
 	.venv/bin/nbdev_test --n_workers 2 --timing --path nbs && $(PY) -m pytest -q tests

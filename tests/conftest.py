@@ -1,7 +1,10 @@
 "Shared by the tests: a small rendered domain, and the real images where they are."
-import os, tarfile
+import os
+import tarfile
 from pathlib import Path
+
 import pytest
+
 
 @pytest.fixture(scope='session')
 def world(tmp_path_factory):
@@ -11,12 +14,14 @@ def world(tmp_path_factory):
     make_domain(folder, seed=400, identities=24, cameras=3, progress=False)
     return folder
 
+
 @pytest.fixture(scope='session')
 def real(tmp_path_factory):
     "Folder with the real images unpacked; skipped with a reason where they are not."
-    root = Path(os.environ.get('CLIP_DFGS_REALDATA', Path(__file__).resolve().parents[2]/'shared'/'realdata'))
+    usual = Path(__file__).resolve().parents[2]/'shared'/'realdata'
+    root = Path(os.environ.get('CLIP_DFGS_REALDATA', usual))
     if not (root/'col780.tar.gz').exists(): pytest.skip(f'no real images in {root}; set CLIP_DFGS_REALDATA')
     out = tmp_path_factory.mktemp('real')
-    for f in sorted(root.glob('*.tar.gz')):
-        with tarfile.open(f) as t: t.extractall(out/f.name.split('.')[0], filter='data')
+    for file in sorted(root.glob('*.tar.gz')):
+        with tarfile.open(file) as archive: archive.extractall(out/file.name.split('.')[0], filter='data')
     return out

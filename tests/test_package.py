@@ -1,54 +1,82 @@
 "The package as a whole: what an import brings in, what ships, what the repository may not hold."
-import json, re, subprocess, sys
+import json
+import re
+import subprocess
+import sys
+from configparser import ConfigParser
 from pathlib import Path
+
 import pytest
 
 root = Path(__file__).resolve().parent.parent
 
-def imported(code):
+
+def loaded(code):
     "Top-level modules that a fresh Python has after `code`."
-    out = subprocess.run([sys.executable, '-c', code + "\nimport sys; print(*{m.split('.')[0] for m in sys.modules})"], capture_output=True, text=True, check=True).stdout
-    return set(out.split())
+    code += '\nimport sys\nprint(*{m.split(".")[0] for m in sys.modules})'
+    return set(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split())
 
-def test_import_is_light(): assert not imported('import clip_dfgs') & {'torch', 'numpy', 'pandas', 'open_clip', 'timm', 'matplotlib'}
 
-@pytest.mark.parametrize('room', ['graph', 'samplers', 'losses', 'evaluation'])
+def tracked():
+    "The files of the repository."
+    listed = subprocess.run(['git', 'ls-files'], cwd=root, capture_output=True, text=True, check=True).stdout
+    return [root/f for f in listed.split('\n') if f and (root/f).exists()]
+
+
+def test_import_is_light():
+    heavy = {'torch', 'numpy', 'pandas', 'open_clip', 'timm', 'matplotlib'}
+    assert not loaded('import clip_dfgs') & heavy
+
+
+def test_every_name_at_the_top_is_there():
+    import clip_dfgs
+    for name in clip_dfgs.__all__: assert getattr(clip_dfgs, name) is not None
+    assert set(clip_dfgs.__all__) <= set(dir(clip_dfgs))
+    with pytest.raises(AttributeError, match='no attribute'): clip_dfgs.load_datasets
+    from clip_dfgs import pool
+    from clip_dfgs.records import pool as home
+    assert pool is home
+
+
+@pytest.mark.parametrize('module, names', [
+    ('datasets', 'pool check_records hold_out DatasetError cache_folder image_files load_dataset identity_splits'),
+    ('samplers', 'epoch_report hardness meetings depth_first_batches camera_tuplets occurrence refresh_neighbours'),
+    ('trainer', 'TrainConfig Stage Run TrainError fit embed_images evaluate_records results_table config_dict'),
+    ('models', 'ReIDModel ImageFeatures load_clip read_weights text_tower encode_tokens load_small_clip tokenizer_of'),
+    ('evaluation', 'evaluate compare k_reciprocal_distances distance_blocks verification RetrievalResult'),
+    ('protocols', 'RECIPES PROTOCOLS plan_protocol run_protocol protocol_table train_matrix'),
+    ('images', 'load_image cached_images Augment ImageDataset make_loader normalise')])
+def test_names_that_moved_are_where_they_were(module, names):
+    import importlib
+    for name in names.split(): assert hasattr(importlib.import_module(f'clip_dfgs.{module}'), name), name
+
+
+@pytest.mark.parametrize('room', 'graph walk samplers epochs losses distances evaluation reranking'.split())
 def test_rooms_for_other_projects_need_no_clip(room):
-    assert not imported(f'import clip_dfgs.{room}') & {'open_clip', 'timm', 'torchvision', 'accelerate', 'matplotlib', 'PIL', 'tyro'}
+    assert not loaded(f'import clip_dfgs.{room}') & {
+        'open_clip', 'timm', 'torchvision', 'accelerate', 'matplotlib', 'PIL', 'tyro'}
+
 
 def test_installing_does_not_bring_the_notebook_tools():
-    from configparser import ConfigParser
-    p = ConfigParser(delimiters=['=']); p.read(root/'settings.ini'); words = p['DEFAULT']['requirements']
-    assert not {'nbdev', 'execnb', 'fastcore', 'ghapi'} & set(re.findall(r'[a-z_]+', words))
+    settings = ConfigParser(delimiters=['='])
+    settings.read(root/'settings.ini')
+    words = set(re.findall(r'[a-z_]+', settings['DEFAULT']['requirements']))
+    assert words and not {'nbdev', 'execnb', 'fastcore', 'ghapi'} & words
 
-def test_small_clip_is_small(): assert (root/'clip_dfgs'/'weights'/'pedestrians.safetensors').stat().st_size < 16e6
 
-def tracked(): return [root/f for f in subprocess.run(['git', 'ls-files'], cwd=root, capture_output=True, text=True, check=True).stdout.split('\n') if f]
+def test_small_clip_is_small():
+    assert (root/'clip_dfgs'/'weights'/'pedestrians.safetensors').stat().st_size < 16e6
+
 
 def test_notebooks_are_small_and_without_errors():
-    for f in (f for f in tracked() if f.suffix == '.ipynb' and f.exists()):
-        cells = json.loads(f.read_text())['cells']
-        assert f.stat().st_size < 1_000_000, f
-        assert not any(o['output_type'] == 'error' for c in cells for o in c.get('outputs', [])), f
+    for file in tracked():
+        if file.suffix != '.ipynb': continue
+        cells = json.loads(file.read_text())['cells']
+        assert file.stat().st_size < 1_000_000, file
+        assert not [o for c in cells for o in c.get('outputs', []) if o['output_type'] == 'error'], file
+
 
 def test_no_pickles_and_no_photographs():
-    assert not [f for f in tracked() if f.suffix.lower() in {'.pkl', '.pickle', '.pt', '.pth', '.jpg', '.jpeg'} and f.parent != root/'nbs'/'images']  # the README's picture is rendered
-
-def test_rendering_does_not_depend_on_processes(tmp_path):
-    from clip_dfgs.pedestrians import make_domain
-    files = lambda d: {str(f.relative_to(d)): f.read_bytes() for f in sorted(d.rglob('*')) if f.is_file()}
-    for name, workers in (('a', 1), ('b', 2)): make_domain(tmp_path/name, seed=3, identities=9, cameras=2, workers=workers, progress=False)
-    assert files(tmp_path/'a') == files(tmp_path/'b')
-
-@pytest.mark.parametrize('wrong', [dict(identities=0), dict(cameras=0), dict(test_share=2.), dict(look_alikes=0)])
-def test_impossible_domains(tmp_path, wrong):
-    from clip_dfgs.pedestrians import make_domain
-    with pytest.raises(ValueError, match=next(iter(wrong))): make_domain(tmp_path/'x', seed=0, progress=False, **wrong)
-    assert not (tmp_path/'x').exists()
-
-def test_interrupted_rendering_leaves_nothing(tmp_path, monkeypatch):
-    from clip_dfgs import pedestrians
-    def broken(*args): raise KeyboardInterrupt
-    monkeypatch.setattr(pedestrians, '_each', broken)
-    with pytest.raises(KeyboardInterrupt): pedestrians.make_domain(tmp_path/'x', seed=0, identities=4, progress=False)
-    assert list(tmp_path.iterdir()) == []
+    "The one JPEG is the README's picture, which is rendered."
+    bad = {'.pkl', '.pickle', '.pt', '.pth', '.jpg', '.jpeg'}
+    assert not [f for f in tracked() if f.suffix.lower() in bad and f.parent != root/'nbs'/'images']

@@ -104,7 +104,10 @@ def test_how_notebooks_are_written(notebook):
     assert [u for source in code_cells(notebook) for u in unfit(source)] == []
 
 
-@pytest.mark.parametrize('file', [*(root/'tests').glob('*.py'), *(root/'benchmarks').glob('*.py')], ids=lambda f: f.stem)
+scripts = [*(root/'tests').glob('*.py'), *(root/'benchmarks').glob('*.py')]
+
+
+@pytest.mark.parametrize('file', scripts, ids=lambda f: f.stem)
 def test_how_scripts_are_written(file):
     assert list(unfit(file.read_text())) == []
 

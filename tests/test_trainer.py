@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from safetensors.torch import load_file, save_file
-from clip_dfgs import trainer
+from clip_dfgs import features, trainer
 from clip_dfgs.cli import main
 from clip_dfgs.datasets import load_dataset, pool
 from clip_dfgs.images import Augment
@@ -412,7 +412,7 @@ def test_images_are_embedded_once_and_come_back_in_order(n, batch, world, monkey
     "Threads stand in for processes; each batch holds the images it would hold alone."
     seen, sent, meet = {}, {}, threading.Barrier(world)
     def embed(model, pixels, rows, batch, accelerator): seen[accelerator.process_index] = list(rows); return torch.tensor(np.asarray(rows))[:, None].float()
-    monkeypatch.setattr(trainer, 'embed_images', embed)
+    monkeypatch.setattr(features, 'embed_images', embed)
     class Peer:
         num_processes, device = world, 'cpu'
         def __init__(self, r): self.process_index = r

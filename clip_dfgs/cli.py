@@ -213,7 +213,7 @@ def protocol(name:Positional[str], # p1, p2 or p3
              overwrite:bool=False, # replace runs that exist
             ):
     "Train and test a whole protocol, beside the published results."
-    from clip_dfgs.protocols import is_main, plan_protocol, protocol_table, run_protocol
+    from clip_dfgs.protocols import _is_main as is_main, plan_protocol, protocol_table, run_protocol
     c = recipe_with(recipe, seed, quick, sampler=sampler, clip=clip, pretrained=pretrained, cache=cache, precision=precision)
     if dry_run: print(plan_protocol(name, data, c)); return
     results = run_protocol(name, data, out, c, resume=resume, overwrite=overwrite)
@@ -234,7 +234,7 @@ def matrix(source:tuple[str, ...], # data to train on, one run each, name:folder
            overwrite:bool=False, # replace runs that exist
           ):
     "Train on each source, test on each target; prints the tables and draws them."
-    from clip_dfgs.protocols import is_main, plot_matrix, train_matrix
+    from clip_dfgs.protocols import _is_main as is_main, plot_matrix, train_matrix
     tables = train_matrix(load_named(source, needed='source'), load_named(target, needed='target'), recipe_with(recipe, seed, quick, sampler=sampler, cache=cache, precision=precision), out, resume=resume, overwrite=overwrite)
     if not is_main(): return
     for k, t in tables.items(): print(f'{k}, %'); print(t.round(1).to_string())

@@ -1,12 +1,21 @@
-"""Pictures: what they show, from their artists; that they can be saved, leave nothing behind, and read no more files than they show."""
-import io, os, subprocess, sys
+"Figures: what they show, from their artists; that they can be saved and leave nothing behind."
+import io
+import os
+import subprocess
+import sys
 
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy import stats
 
-from clip_dfgs import plots
+from clip_dfgs import charts, plots
 from clip_dfgs.evaluation import evaluate, nearest_gallery, verification
 from clip_dfgs.samplers import DepthFirstGraphSampler, PKSampler
 
@@ -18,35 +27,81 @@ def nothing_left():
 
 
 def saved(fig):
-    "The figure drawn; its size in pixels"
+    "The figure drawn; its size in pixels."
     assert isinstance(fig, Figure)
     file = io.BytesIO()
-    fig.savefig(file, format="png")
+    fig.savefig(file, format='png')
     return Image.open(file).size
 
 
 def gallery(seed=0, people=5, views=4):
+    "Features, images and identities; the queries are junk in their own gallery."
     rng = np.random.default_rng(seed)
     ids, cams = np.repeat(np.arange(people), views), np.tile(np.arange(views) % 3, people)
-    x, images = rng.normal(size=(people, 6))[ids] + .8 * rng.normal(size=(len(ids), 6)), rng.integers(0, 255, (len(ids), 12, 6, 3), dtype=np.uint8)
+    x = rng.normal(size=(people, 6))[ids] + .8 * rng.normal(size=(len(ids), 6))
+    images = rng.integers(0, 255, (len(ids), 12, 6, 3), dtype=np.uint8)
     q = np.arange(len(ids)) % views == 0
-    known = dict(query_ids=ids[q], gallery_ids=ids, query_cams=cams[q], gallery_cams=cams)  # the queries are junk in their own gallery
+    known = dict(query_ids=ids[q], gallery_ids=ids, query_cams=cams[q], gallery_cams=cams)
     return x[q], x, known, dict(query_images=images[q], gallery_images=images)
 
 
-def test_every_figure_can_be_saved():
+def every_figure():
+    "Name -> a function that draws it."
     x, g, known, images = gallery()
-    r, v = evaluate(x, g, **known), verification(x, g, **known)
-    labels = known["gallery_ids"]
+    result, verified = evaluate(x, g, **known), verification(x, g, **known)
+    labels = known['gallery_ids']
     epoch = list(PKSampler(labels, batch=8))
-    scores = pd.DataFrame(np.ones((2, 3)), index=["a", "b"], columns=list("xyz"))
-    history = pd.DataFrame(dict(stage=["a"] * 3 + ["b"] * 2, step=[1, 2, 3, 1, 2], epoch=0, loss=1., triplet=[np.nan] * 3 + [1, 2], rate=.1, note="text"))
-    for fig in (plots.plot_batches(g[:, :2], labels, {"a": epoch, "b": epoch[:1]}), plots.plot_epoch(epoch, labels, g), plots.plot_epoch({"PK": epoch}, labels),
-                plots.plot_batch_images(images["gallery_images"], epoch[0], labels, known["gallery_cams"]), plots.plot_ranked_gallery(x, g, **known, **images),
-                plots.plot_history(history), plots.plot_cmc({"one": r, "two": r}), plots.plot_roc(v), plots.plot_queries(r),
-                plots.plot_distances(torch.cdist(torch.tensor(g), torch.tensor(g)), groups=labels, names=labels), plots.plot_results(scores, scores)):
-        width, height = saved(fig)
-        assert 60 < width < 1500 and 60 < height < 1500
+    scores = pd.DataFrame(np.ones((2, 3)), index=['a', 'b'], columns=list('xyz'))
+    history = pd.DataFrame(dict(stage=['a'] * 3 + ['b'] * 2, step=[1, 2, 3, 1, 2], epoch=0, loss=1., rate=.1))
+    history['note'] = 'text'
+    history['triplet'] = [np.nan] * 3 + [1, 2]
+    distances = torch.cdist(torch.tensor(g), torch.tensor(g))
+    tiles = images['gallery_images']
+    return dict(
+        batches=lambda: plots.plot_batches(g[:, :2], labels, {'a': epoch, 'b': epoch[:1]}),
+        epoch=lambda: plots.plot_epoch(epoch, labels, g),
+        coverage=lambda: plots.plot_epoch({'PK': epoch}, labels),
+        batch=lambda: plots.plot_batch_images(tiles, epoch[0], labels, known['gallery_cams']),
+        ranked=lambda: plots.plot_ranked_gallery(x, g, **known, **images),
+        history=lambda: charts.plot_history(history),
+        cmc=lambda: charts.plot_cmc({'one': result, 'two': result}),
+        roc=lambda: charts.plot_roc(verified),
+        queries=lambda: charts.plot_queries(result),
+        distances=lambda: charts.plot_distances(distances, groups=labels, names=labels, title='distances'),
+        results=lambda: charts.plot_results(scores, scores, title='scores'),
+        differences=lambda: charts.plot_differences(scores.T, to='a'))
+
+
+FIGURES = every_figure()
+
+
+@pytest.mark.parametrize('name', FIGURES)
+def test_every_figure_can_be_saved_and_says_what_it_shows(name):
+    fig = FIGURES[name]()
+    width, height = saved(fig)
+    assert 60 < width < 1500 and 60 < height < 1500
+    assert fig.get_suptitle() or any(ax.get_title() for ax in fig.axes)
+
+
+@pytest.mark.parametrize('name', FIGURES)
+def test_legends_cover_no_panel(name):
+    fig = FIGURES[name]()
+    fig.draw_without_rendering()
+    assert not any(ax.get_legend() for ax in fig.axes)
+    for legend in fig.legends:
+        box = legend.get_window_extent()
+        assert not any(box.overlaps(ax.get_window_extent()) for ax in fig.axes if ax.get_visible())
+
+
+@pytest.mark.parametrize('name', ['batch', 'ranked'])
+def test_people_are_at_least_60_pixels_wide(name):
+    fig = FIGURES[name]()
+    fig.draw_without_rendering()
+    for ax in fig.axes:
+        for image in ax.images:
+            left, right, *_ = image.get_extent()
+            ends = ax.transData.transform([(left, 0), (right, 0)])
+            assert ends[1, 0] - ends[0, 0] >= 60
 
 
 def test_ranked_gallery_follows_the_rule_of_the_camera():
@@ -55,41 +110,48 @@ def test_ranked_gallery_follows_the_rule_of_the_camera():
     near = nearest_gallery(x, g, **known, k=6)
     assert len(fig.axes) == 2
     for ax, q in zip(fig.axes, (3, 1)):
-        tiles = [im.get_array() for im in ax.images]
+        tiles = [image.get_array() for image in ax.images]
         assert len(tiles) == 7
-        want = [images["query_images"][q], *images["gallery_images"][near[q]]]
+        want = [images['query_images'][q], *images['gallery_images'][near[q]]]
         for tile, image in zip(tiles, want): assert (tile == plots._tile(image)).all()
-        right = known["gallery_ids"][near[q]] == known["query_ids"][q]
+        right = known['gallery_ids'][near[q]] == known['query_ids'][q]
         for frame, good in zip(ax.patches[1:], right):
-            assert to_hex(frame.get_edgecolor()) == (plots.RIGHT if good else plots.WRONG).lower()
-            assert (frame.get_linestyle() in ("-", "solid")) == good
-        same_camera = (known["gallery_ids"] == known["query_ids"][q]) & (known["gallery_cams"] == known["query_cams"][q])
-        assert same_camera.any() and not set(near[q]) & set(np.flatnonzero(same_camera))
+            assert to_hex(frame.get_edgecolor()) == (charts.RIGHT if good else charts.WRONG).lower()
+            assert (frame.get_linestyle() in ('-', 'solid')) == good
+        same_person = known['gallery_ids'] == known['query_ids'][q]
+        junk = same_person & (known['gallery_cams'] == known['query_cams'][q])
+        assert junk.any() and not set(near[q]) & set(np.flatnonzero(junk))
 
 
 def test_short_galleries_and_string_ids():
     pixels = np.zeros((3, 8, 4, 3), np.uint8)
-    fig = plots.plot_ranked_gallery([[0.]], [[1.], [2.], [0.]], ["ann"], ["bob", "ann", "ann"], ["c1"], ["c1", "c2", "c1"], pixels, pixels, k=8, metric="euclidean")
-    assert len(fig.axes[0].images) == 3 and [p.get_linestyle() in ("-", "solid") for p in fig.axes[0].patches] == [True, False, True]
+    known = dict(query_ids=['ann'], gallery_ids=['bob', 'ann', 'ann'], query_cams=['c1'], gallery_cams=['c1', 'c2', 'c1'])
+    images = dict(query_images=pixels, gallery_images=pixels)
+    fig = plots.plot_ranked_gallery([[0.]], [[1.], [2.], [0.]], **known, **images, k=8, metric='euclidean')
+    assert len(fig.axes[0].images) == 3
+    assert [p.get_linestyle() in ('-', 'solid') for p in fig.axes[0].patches] == [True, False, True]
 
 
 def test_only_shown_files_are_read(tmp_path):
     x, g, known, images = gallery()
-    near = set(nearest_gallery(x[:1], g, *(v[:1] if k.startswith("query") else v for k, v in known.items()), k=3)[0])
-    paths = pd.Series([str(tmp_path / f"{i}.png") for i in range(len(g))], index=range(100, 100 + len(g)))  # positions count, not the index
-    for i in near: Image.fromarray(images["gallery_images"][i]).save(paths.iloc[i])
-    fig = plots.plot_ranked_gallery(x, g, **known, query_images=images["query_images"], gallery_images=paths, rows=1, k=3)
-    assert len(fig.axes[0].images) == 4
-    with pytest.raises(FileNotFoundError): plots.plot_ranked_gallery(x, g, **known, query_images=images["query_images"], gallery_images=paths, rows=1, k=10)
+    first = {name: v[:1] if name.startswith('query') else v for name, v in known.items()}
+    near = set(nearest_gallery(x[:1], g, **first, k=3)[0])
+    files = [str(tmp_path/f'{i}.png') for i in range(len(g))]
+    paths = pd.Series(files, index=range(100, 100 + len(g))) # positions count, not the index
+    for i in near: Image.fromarray(images['gallery_images'][i]).save(files[i])
+    shown = dict(query_images=images['query_images'], gallery_images=paths, rows=1)
+    assert len(plots.plot_ranked_gallery(x, g, **known, **shown, k=3).axes[0].images) == 4
+    with pytest.raises(FileNotFoundError): plots.plot_ranked_gallery(x, g, **known, **shown, k=10)
 
 
 def test_batch_columns_are_identities_in_order():
     _, g, known, images = gallery()
-    labels, batch = known["gallery_ids"], [9, 8, 11, 10, 0, 1, 2, 3]
-    fig = plots.plot_batch_images(images["gallery_images"], batch, labels, known["gallery_cams"])
-    assert [t.get_text() for t in fig.axes[0].texts if t.get_color() != "white"] == ["2", "0"]
-    assert [t.get_text() for t in fig.axes[0].texts if t.get_color() == "white"] == [str(known["gallery_cams"][r]) for r in batch]
-    for im, row in zip(fig.axes[0].images, batch): assert (im.get_array() == plots._tile(images["gallery_images"][row])).all()
+    labels, cameras, pixels = known['gallery_ids'], known['gallery_cams'], images['gallery_images']
+    batch = [9, 8, 11, 10, 0, 1, 2, 3]
+    ax = plots.plot_batch_images(pixels, batch, labels, cameras).axes[0]
+    assert [t.get_text() for t in ax.texts if t.get_color() != 'white'] == ['2', '0']
+    assert [t.get_text() for t in ax.texts if t.get_color() == 'white'] == [str(cameras[row]) for row in batch]
+    for image, row in zip(ax.images, batch): assert (image.get_array() == plots._tile(pixels[row])).all()
 
 
 def test_batches_shape_is_identity_and_colour_is_batch():
@@ -97,12 +159,13 @@ def test_batches_shape_is_identity_and_colour_is_batch():
     ax = plots.plot_batches(points, labels, [[0, 1, 2], [2, 3]]).axes[0]
     drawn = {}
     for dots in ax.collections:
-        colour = (dots.get_facecolor() if len(dots.get_facecolor()) else dots.get_edgecolor())[0]  # a ring has no face
-        drawn.setdefault(tuple(dots.get_offsets()[0]), []).append((len(dots.get_paths()[0]), to_hex(colour)))
-    blue, orange = (c.lower() for c in plots.COLOURS[:2])
+        colour = (dots.get_facecolor() if len(dots.get_facecolor()) else dots.get_edgecolor())[0] # a ring has no face
+        shape = len(dots.get_paths()[0])
+        drawn.setdefault(tuple(dots.get_offsets()[0]), []).append((shape, to_hex(colour)))
+    blue, orange = (c.lower() for c in charts.PALETTE[:2])
     assert [c for _, c in drawn[0., 1.]] == [blue] and [c for _, c in drawn[6., 7.]] == [orange]
-    assert [c for _, c in drawn[4., 5.]] == [blue, orange]  # in both batches: a ring in the second colour
-    assert drawn[8., 9.][0][1] not in (blue, orange)  # in none: grey
+    assert [c for _, c in drawn[4., 5.]] == [blue, orange] # in both batches: a ring in the second colour
+    assert drawn[8., 9.][0][1] not in (blue, orange) # in none: grey
     assert drawn[0., 1.][0][0] == drawn[2., 3.][0][0] != drawn[6., 7.][0][0]
 
 
@@ -112,54 +175,101 @@ def test_epoch_curve_counts_distinct_images():
     np.testing.assert_allclose(fig.axes[0].lines[0].get_ydata(), [0, 4/6, 5/6])
     np.testing.assert_allclose(fig.axes[1].lines[0].get_ydata(), [2, 5])
     labels = np.repeat(np.arange(30), 4)
-    sampler = DepthFirstGraphSampler(labels, neighbours=torch.stack([(torch.arange(30) + s) % 30 for s in (1, 2)], 1), batch=16)
+    ring = torch.stack([(torch.arange(30) + s) % 30 for s in (1, 2)], 1)
+    sampler = DepthFirstGraphSampler(labels, neighbours=ring, batch=16)
     assert plots.plot_epoch(sampler, labels).axes[0].lines[0].get_ydata()[-1] == 1
 
 
 def test_history_ignores_empty_parts_and_hides_empty_panels():
-    history = pd.DataFrame(dict(stage=["a"] * 3 + ["b"] * 3, step=[1, 2, 3] * 2, loss=1., i2t=[1.] * 3 + [np.nan] * 3, violated=[np.nan] * 3 + [.5] * 3))
-    fig = plots.plot_history(history, smooth=1)
+    history = pd.DataFrame(dict(stage=['a'] * 3 + ['b'] * 3, step=[1, 2, 3] * 2, loss=1.))
+    history['i2t'] = [1.] * 3 + [np.nan] * 3
+    history['violated'] = [np.nan] * 3 + [.5] * 3
+    fig = charts.plot_history(history, smooth=1)
     top, bottom = fig.axes[:2], fig.axes[2:]
-    assert [[t.get_text() for t in ax.get_legend().get_texts()] for ax in top] == [["loss", "i2t"], ["loss"]] and [ax.get_visible() for ax in bottom] == [False, True]
-    assert len(plots.plot_history(history, below=(), parts=[]).axes) == 2
-    with pytest.raises(ValueError, match="no column stage, step"): plots.plot_history(history[["loss"]])
-    with pytest.raises(ValueError, match="history is empty"): plots.plot_history(history[:0])
+    assert [[line.get_label() for line in ax.lines] for ax in top] == [['loss', 'i2t'], ['loss']]
+    assert [ax.get_visible() for ax in bottom] == [False, True]
+    assert len(charts.plot_history(history, below=(), parts=[]).axes) == 2
+    with pytest.raises(ValueError, match='no column stage, step'): charts.plot_history(history[['loss']])
+    with pytest.raises(ValueError, match='history is empty'): charts.plot_history(history[:0])
+
+
+def test_a_part_of_the_loss_has_one_colour_in_all_stages():
+    history = pd.DataFrame(dict(stage=['a', 'b'], step=1, loss=1., i2t=[1., np.nan], id=[np.nan, 2.], triplet=3.))
+    colours = {}
+    for ax in charts.plot_history(history).axes:
+        for line in ax.lines: colours.setdefault(line.get_label(), set()).add(line.get_color())
+    assert all(len(found) == 1 for found in colours.values())
+    assert len(set.union(*colours.values())) == len(colours) == 4
 
 
 def test_running_mean_is_the_mean_of_the_last_rows():
-    history = pd.DataFrame(dict(stage="a", step=range(1, 6), loss=[5., 1, 3, 2, 4]))
-    faint, bold = plots.plot_history(history, smooth=2).axes[0].lines
+    history = pd.DataFrame(dict(stage='a', step=range(1, 6), loss=[5., 1, 3, 2, 4]))
+    faint, bold = charts.plot_history(history, smooth=2).axes[0].lines
     np.testing.assert_allclose(faint.get_ydata(), [5, 1, 3, 2, 4])
     np.testing.assert_allclose(bold.get_ydata(), [5, 3, 2, 2.5, 3])
 
 
 def test_queries_without_a_match_and_without_a_wrong_image():
-    r = evaluate([[0.], [1.]], [[.5], [2.]], [1, 9], [1, 1], metric="euclidean")
-    assert r.unmatched == 1 and saved(plots.plot_queries(r))
-    assert plots.plot_cmc(r).axes[0].lines[0].get_ydata()[0] == 1
+    result = evaluate([[0.], [1.]], [[.5], [2.]], [1, 9], [1, 1], metric='euclidean')
+    assert result.unmatched == 1 and saved(charts.plot_queries(result))
+    assert charts.plot_cmc(result).axes[0].lines[0].get_ydata()[0] == 1
 
 
 def test_bars_and_error_bars():
-    scores = pd.DataFrame([[10., 20], [30, 40]], index=["PK", "DFGS"], columns=["x", "y"])
-    ax = plots.plot_results(scores, (scores - 1, scores + 3)).axes[0]
+    scores = pd.DataFrame([[10., 20], [30, 40]], index=['PK', 'DFGS'], columns=['x', 'y'])
+    ax = charts.plot_results(scores, (scores - 1, scores + 3)).axes[0]
     assert [p.get_height() for p in ax.patches] == [10, 20, 30, 40]
     ends = [segment[:, 1] for c in ax.collections for segment in c.get_segments()]
     assert [tuple(e) for e in ends] == [(9, 13), (19, 23), (29, 33), (39, 43)]
-    assert {p.get_hatch() for p in ax.patches} == {"", "//"}
-    with pytest.raises(ValueError, match="rows and columns of scores"): plots.plot_results(scores, scores.rename(index={"PK": "pk"}))
+    assert {p.get_hatch() for p in ax.patches} == {'', '//'}
+    other = scores.rename(index={'PK': 'pk'})
+    with pytest.raises(ValueError, match='rows and columns of scores'): charts.plot_results(scores, other)
 
 
 def test_distances_are_sorted_by_group():
     groups = np.array([1, 0, 1, 0])
     d = np.arange(16.).reshape(4, 4)
-    shown = plots.plot_distances(d, groups=groups).axes[0].images[0].get_array()
+    shown = charts.plot_distances(d, groups=groups).axes[0].images[0].get_array()
     order = [1, 3, 0, 2]
     np.testing.assert_array_equal(shown, d[order][:, order])
-    with pytest.raises(ValueError, match="square matrix"): plots.plot_distances(d[:2], groups=groups)
+    with pytest.raises(ValueError, match='square matrix'): charts.plot_distances(d[:2], groups=groups)
+
+
+@given(st.integers(2, 12), st.integers(0, 2**32 - 1), st.sampled_from([.5, .9, .95, .99]))
+def test_intervals_are_those_of_the_paired_t_test(n, seed, level):
+    rng = np.random.default_rng(seed)
+    scores = pd.DataFrame(rng.normal(size=(n, 3)), columns=['PK', 'GS', 'DFGS'])
+    table = charts.paired_differences(scores, 'PK', level)
+    for name in ('GS', 'DFGS'):
+        want = stats.ttest_rel(scores[name], scores.PK).confidence_interval(level)
+        np.testing.assert_allclose([table.low[name], table.high[name]], [want.low, want.high])
+        assert table.n[name] == n and np.isclose(table['mean'][name], (scores[name] - scores.PK).mean())
+
+
+def test_three_seeds_need_more_than_two_standard_errors():
+    "2.5 standard errors away from zero, of three pairs: the interval (4.30 standard errors) holds zero."
+    gain = np.array([-1., 0, 1])
+    gain += 2.5 * gain.std(ddof=1) / 3**.5
+    row = charts.paired_differences(pd.DataFrame(dict(PK=[0., 0, 0], GS=gain))).loc['GS']
+    assert row.low < 0 < row.high
+    dots = charts.plot_differences(pd.DataFrame(dict(PK=[0., 0, 0], GS=gain))).axes[0].collections
+    assert to_hex(dots[-1].get_facecolor()[0]) == '#ffffff' # an open diamond: nothing was shown
+
+
+def test_missing_pairs_are_left_out_of_the_count():
+    scores = pd.DataFrame(dict(PK=[1., 2, 3, 4], GS=[2., 3, np.nan, 5.5]))
+    row = charts.paired_differences(scores).loc['GS']
+    want = stats.t.interval(.95, 2, 3.5 / 3, np.std([1, 1, 1.5], ddof=1) / 3**.5)
+    assert row.n == 3
+    np.testing.assert_allclose([row.low, row.high], want)
 
 
 def test_works_without_a_display_and_leaves_the_backend_alone(tmp_path):
-    code = f"import matplotlib.pyplot as plt; from clip_dfgs.plots import plot_distances; plot_distances([[0., 1.], [1., 0.]]).savefig({str(tmp_path / 'x.png')!r}); print(plt.get_backend().lower())"
-    env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND", "WAYLAND_DISPLAY")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
-    assert done.stdout.strip() == "agg" and (tmp_path / "x.png").stat().st_size > 1000
+    file = tmp_path/'x.png'
+    code = f"""import matplotlib.pyplot as plt
+from clip_dfgs.plots import plot_distances
+plot_distances([[0., 1.], [1., 0.]]).savefig({str(file)!r})
+print(plt.get_backend().lower())"""
+    env = {name: v for name, v in os.environ.items() if name not in ('DISPLAY', 'MPLBACKEND', 'WAYLAND_DISPLAY')}
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=env)
+    assert done.stdout.strip() == 'agg' and file.stat().st_size > 1000

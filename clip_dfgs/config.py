@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'RECIPES', 'SAMPLERS', 'GRAPHS', 'Stage', 'rate', 'TrainConfig', 'config_dict', 'config_from', 'recipe',
-           'recipe_table', 'check_config']
+           'recipe_table', 'check_config', 'class_at']
 
 # %% ../nbs/50_config.ipynb #767ea443
 import functools
@@ -233,10 +233,21 @@ def _reads_text(
     "Whether the graph of the last stage is made from prompts."
     return config.graph != 'image' and config.sampler != 'pk'
 
-# %% ../nbs/50_config.ipynb #4dd1e3cc
+# %% ../nbs/50_config.ipynb #63b13e9f
+def class_at(
+    place:str, # 'package.module:Class'
+): # the class
+    "A class by its place; ValueError where it is not."
+    module, _, name = place.partition(':')
+    try: return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise ValueError(f'sampler {place!r} is not there ({e}); name it as package.module:Class') from None
+
+# %% ../nbs/50_config.ipynb #3cc1a253
 def _check_names(config:TrainConfig):
     "ValueError for a name that is not known, or whose package or compiler is not there."
-    if ':' not in config.sampler: choose('sampler', config.sampler, SAMPLERS)
+    if ':' in config.sampler: class_at(config.sampler)
+    else: choose('sampler', config.sampler, SAMPLERS)
     choose('graph', config.graph, GRAPHS)
     choose('precision', config.precision, _PRECISIONS)
     if config.track and not importlib.util.find_spec(choose('tracker', config.track, _TRACKERS)):

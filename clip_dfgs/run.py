@@ -233,3 +233,7 @@ def read_history(
     table = pd.read_csv(io.StringIO(text[:text.rindex('\n') + 1]))
     rows = table.itertuples(index=False)
     return [{name: value for name, value in zip(table, row) if pd.notna(value)} for row in rows]
+
+# %% ../nbs/53_run.ipynb #cc8e7b03
+# Names that lived here before
+from .checkpoints import on_main # noqa: F401

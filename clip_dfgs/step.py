@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['image_losses', 'prompt_losses', 'stage_groups', 'Step', 'training_step']
 
-# %% ../nbs/54_step.ipynb #dc6afb61
+# %% ../nbs/54_step.ipynb #be669157
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import nn
 
 from .checkpoints import TrainError, last_good, unpack_optimiser
 from .config import STAGES, Stage, TrainConfig
-from .features import _attending
+from .features import attending
 from .losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
 from .models import ReIDModel, text_tower
 from .run import Run, write_csv
@@ -181,7 +181,7 @@ class Step:
     features:torch.Tensor=None # projected features of the batch, shape [B, D]; None in `prompts`
     labels:torch.Tensor=None  # of its images, shape [B]; None in `prompts`
 
-# %% ../nbs/54_step.ipynb #b82871e8
+# %% ../nbs/54_step.ipynb #b94d85a4
 def training_step(
     run:Run, # what is trained
     name:str, # of the stage
@@ -195,7 +195,7 @@ def training_step(
     "Forward, backward, optimiser; TrainError where the loss is not a number."
     a, stage = run.accelerator, getattr(run.config, name)
     _seed_step(run, name, step)
-    with _attending(a):                                                        # the net autocasts by itself; what it
+    with attending(a):                                                        # the net autocasts by itself; what it
         parts, watch = losses(net, [t.to(a.device, non_blocking=True) for t in batch]) # returns and losses are float32
         loss = sum(parts.values())
         _guard(run, name, step, loss, rows)

@@ -45,7 +45,7 @@ def test_protocols_are_those_of_the_field():
 
 def test_recipes_print_and_survive_json():
     t = recipe_table()
-    assert t.loc['finetune.lr', 'clip_reid'] == 5e-6 and t.loc['augment.augmix', 'dfgs'] == .6 and t.loc['finetune.batch', 'dfgs'] == 128
+    assert t.loc['finetune.lr', 'clip_reid'] == 5e-6 and t.loc['augment.augmix', 'follow_up'] == .6 and t.loc['finetune.batch', 'follow_up'] == 128
     assert all(config_from(config_dict(c)) == c for c in RECIPES.values())
 
 # ---- what is trained on: identities and images by hand, for trees of eight identities

@@ -1,0 +1,11 @@
+"A sampler from outside the package, for the tests: `sampler='pairs:Pairs'`."
+from clip_dfgs.samplers import PKSampler
+
+
+class Pairs(PKSampler):
+    "Two neighbouring batches of PK as one: what two processes have between them."
+    def plan(self):
+        batches = super().plan()
+        return batches[:len(batches)//2*2].reshape(len(batches)//2, -1)
+
+    def __iter__(self): return iter(self.plan().tolist())

@@ -1,0 +1,114 @@
+"Short runs for the tests: settings, weights, and processes that are really killed."
+import multiprocessing
+import os
+import resource
+import socket
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from clip_dfgs.config import TrainConfig
+from clip_dfgs.datasets import load_dataset, pool
+from clip_dfgs.features import results_table
+from clip_dfgs.trainer import TrainError, fit
+
+SMALL_BATCH = dict(batch=16, instances=4)
+
+
+def config(**more):
+    "Seventeen steps of training with random weights, a checkpoint every other step."
+    c = TrainConfig(**dict(pretrained=None, checkpoint_steps=2, log_steps=1, precision='no') | more)
+    return replace(c, adapt=replace(c.adapt, steps=5, **SMALL_BATCH), prompts=replace(c.prompts, steps=5, batch=24),
+                   finetune=replace(c.finetune, steps=7, **SMALL_BATCH))
+
+
+def only(c, **steps):
+    "The same settings with these stages alone, each of so many steps."
+    stages = {name: replace(getattr(c, name), steps=n) for name, n in steps.items()}
+    return replace(c, **dict(adapt=None, prompts=None, finetune=None) | stages)
+
+
+def rows_of(world): return pool(load_dataset('market1501', world))
+
+
+def weights(out): return load_file(Path(out)/'model'/'model.safetensors')
+
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# Processes are forked from a server that has imported everything and computed nothing: real processes, without a new
+# interpreter for each.
+processes = multiprocessing.get_context('forkserver')
+processes.set_forkserver_preload(['clip_dfgs.trainer', 'clip_dfgs.cli'])
+
+
+def into(file):
+    "Send stderr to a file."
+    os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+
+
+def job(world, out, c, resume=False, err=None, env={}, largest=None, test=False, poison=None):
+    "Train, in a process of its own; exit code 2 for an error of one line."
+    os.environ.update(env)
+    torch.set_num_threads(1)
+    if err: into(err)
+    rank = os.environ.get('RANK')
+    if largest and rank in (None, '0'): resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest)) # a full disk
+    def spoil(done): # after its second step a process has a weight that is not a number
+        if poison is not None and poison == rank and done.step == 2:
+            with torch.no_grad(): done.run.model.clip.visual.proj.fill_(float('nan'))
+    try:
+        run = fit(rows_of(world), c, out, resume=resume, on_step=spoil)
+        if test:
+            save_file(run.model.state_dict(), out.with_name(f'{out.name}.{rank}.safetensors'))
+            results = run.evaluate(load_dataset('market1501', world), ranks=(1, 5))
+            results_table(results).to_csv(out.with_name(f'{out.name}.{rank}.csv'))
+    except (ValueError, TrainError) as e:
+        print(f'{type(e).__name__}: {e}', file=sys.stderr, flush=True)
+        os._exit(2)
+
+
+def started(*args, **options):
+    "A process that trains."
+    p = processes.Process(target=job, args=args, kwargs=options)
+    p.start()
+    return p
+
+
+def ended(p, seconds=600):
+    "Its exit code."
+    p.join(seconds)
+    code = p.exitcode
+    p.kill()
+    p.join()
+    return code
+
+
+def addresses():
+    "What a launcher tells each of two processes."
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = str(s.getsockname()[1])
+    both = dict(WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=port,
+                ACCELERATE_USE_CPU='true')
+    return [both | dict(RANK=str(r), LOCAL_RANK=str(r)) for r in range(2)]
+
+
+def begin_two(world, out, c, **options):
+    "Two processes that train together; what they say goes to two files beside the run folder."
+    return [started(world, out, c, err=out.with_name(f'{out.name}{r}'), env=env, **options)
+            for r, env in enumerate(addresses())]
+
+
+def two(world, out, c, **options):
+    "Exit codes of two processes that train together."
+    return [ended(p) for p in begin_two(world, out, c, **options)]
+
+
+def said_by_two(out):
+    "What each of two processes said."
+    return [out.with_name(f'{out.name}{r}').read_text() for r in range(2)]

@@ -1,0 +1,122 @@
+"What a run is told: kept as JSON, named as it is, and refused where it cannot work."
+from dataclasses import replace
+
+import pytest
+from running import config, rows_of
+
+from clip_dfgs.config import RECIPES, Stage, TrainConfig, check_config, config_dict, config_from, rate, recipe
+from clip_dfgs.config import recipe_table
+from clip_dfgs.models import ReIDModel
+from clip_dfgs.trainer import fit
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_a_config_is_read_as_it_was_written(name):
+    assert config_from(config_dict(RECIPES[name])) == RECIPES[name]
+
+
+def test_paths_are_written_as_text(tmp_path):
+    assert config_from(config_dict(TrainConfig(cache=tmp_path))).cache == str(tmp_path)
+
+
+def test_a_config_of_an_earlier_version_is_read():
+    "Settings that did not exist yet have their defaults; renamed ones are found under their former names."
+    old = config_dict(replace(TrainConfig(), k=3, random_share=.5, normalisation='half'))
+    old['neighbours'], old['pixels'], old['pk_share'] = old.pop('k'), old.pop('normalisation'), old.pop('random_share')
+    old['adapt']['start'] = old['adapt'].pop('warmup_from') + .1
+    del old['track'], old['quick_gelu']
+    found = config_from(old)
+    assert (found.k, found.normalisation, found.random_share, found.track) == (3, 'half', .5, None)
+    assert found.adapt.warmup_from == pytest.approx(.2)
+
+
+def test_former_names_still_work():
+    assert TrainConfig(neighbours=5) == TrainConfig(k=5) and TrainConfig(k=5).neighbours == 5
+    assert replace(TrainConfig(), pixels='half').normalisation == 'half'
+    assert replace(Stage(), start=.3).warmup_from == .3
+
+
+def test_a_key_that_is_not_known_is_named():
+    with pytest.raises(ValueError, match="TrainConfig: unknown key 'sampeler'; did you mean 'sampler'"):
+        config_from(config_dict(TrainConfig()) | dict(sampeler='pk'))
+
+
+def test_recipes_are_what_their_papers_say():
+    clip_reid, clip_dfgs, follow_up = (RECIPES[n] for n in ('clip_reid', 'clip_dfgs', 'follow_up'))
+    assert clip_reid.adapt is None and clip_reid.sampler == 'pk' and clip_reid.image_size == (256, 128)
+    assert clip_reid.prompts.epochs == 120 and clip_reid.prompts.lr == 3.5e-4
+    assert clip_reid.finetune.lr == 5e-6 and clip_reid.finetune.id_weight == .25
+    assert clip_dfgs.adapt is not None
+    assert (clip_dfgs.sampler, clip_dfgs.graph, clip_dfgs.k, clip_dfgs.skip) == ('dfgs', 'text', 10, 2)
+    assert replace(clip_dfgs, adapt=None, sampler='pk', graph='image', skip=0) == replace(
+        clip_reid, adapt=None, sampler='pk', graph='image', skip=0, **{k: getattr(clip_dfgs, k) for k in ('k', 'order')
+                                                                       if hasattr(clip_dfgs, k)})
+    assert (follow_up.graph, follow_up.k, follow_up.skip, follow_up.finetune.margin) == ('image', 15, 0, None)
+    assert follow_up.augment.augmix == .6 and follow_up.finetune.batch == 128
+
+
+def test_a_recipe_by_its_name():
+    assert recipe('follow_up') is RECIPES['follow_up']
+    with pytest.raises(ValueError, match="did you mean 'clip_reid'"): recipe('clip_ried')
+    with pytest.raises(ValueError, match="'dfgs' is called 'follow_up' now.*'clip_dfgs'"): recipe('dfgs')
+    assert recipe_table().loc['finetune.lr', 'clip_reid'] == 5e-6
+
+
+@pytest.mark.parametrize('step, share', [(0, .19), (9, 1.), (99, .01)])
+def test_rate_rises_then_falls(step, share):
+    assert rate(Stage(warmup=.1, warmup_from=.1, floor=.01), step, 100) == pytest.approx(share, abs=1e-3)
+
+
+def test_rate_falls_in_steps():
+    stage = Stage(warmup=0, decay=(.5, .75))
+    assert [rate(stage, step, 100) for step in (0, 49, 50, 75)] == pytest.approx([1, 1, .1, .01])
+
+
+STEP = dict(steps=1, batch=16)
+
+@pytest.mark.parametrize('change, words', [
+    (dict(sampler='dfg'), "did you mean 'dfgs'"),
+    (dict(graph='txt'), "did you mean 'text'"),
+    (dict(track='wand'), "did you mean 'wandb'"),
+    (dict(precision='half'), 'bf16'),
+    (dict(clip='ViT-B-61', pretrained='openai'), 'ViT-B-16'),
+    (dict(log_steps=0), 'log_steps is 0'),
+    (dict(k=0), 'k is 0'),
+    (dict(random_share=2.), 'random_share is 2.0'),
+    (dict(temperature=0.), 'temperature is 0.0'),
+    (dict(seed=2**63), 'below 2'),
+    (dict(adapt=Stage()), 'neither steps nor epochs'),
+    (dict(adapt=Stage(steps=1, batch=10, instances=4)), 'multiple'),
+    (dict(adapt=Stage(steps=1, batch=64)), '12'),
+    (dict(adapt=Stage(steps=1, batch=4)), 'holds one identity'),
+    (dict(adapt=Stage(steps=-1, epochs=3)), 'adapt: steps is -1; it must not be negative'),
+    (dict(finetune=Stage(epochs=-3, batch=16)), 'finetune: epochs is -3'),
+    (dict(adapt=Stage(**STEP, lr=float('nan'))), 'lr is nan'),
+    (dict(adapt=Stage(**STEP, head_lr=-1.)), 'head_lr is -1'),
+    (dict(adapt=Stage(**STEP, sharpness=float('nan'))), 'sharpness is nan'),
+    (dict(adapt=Stage(**STEP, floor=-2.)), 'floor is -2'),
+    (dict(adapt=Stage(**STEP, margin=float('nan'))), 'margin is nan'),
+    (dict(adapt=Stage(**STEP, triplet_on=('pool',))), "did you mean 'pooled'"),
+    (dict(adapt=Stage(**STEP, triplet_on=())), 'triplet_on names no feature'),
+    (dict(adapt=Stage(**STEP, id_weight=0., triplet_weight=0.)), 'adapt: every loss has weight 0'),
+    (dict(prompts=None, finetune=Stage(**STEP, id_weight=0., triplet_weight=0.)), 'finetune: every loss has weight 0'),
+    (dict(sampler='gs', skip=9), 'skip 9 leaves too few of 12'),
+    (dict(skip=11), 'skip 11 leaves too few of 12'),
+    (dict(prompts=None, graph='text'), 'needs the prompts stage'),
+])
+def test_impossible_settings(world, tmp_path, change, words):
+    with pytest.raises(ValueError, match=words): fit(rows_of(world), replace(config(), **change), tmp_path/'run')
+    assert not (tmp_path/'run').exists()
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(finetune=Stage(**STEP, id_weight=0., triplet_weight=0.)), 'every loss has weight 0'),
+    (dict(graph='text'), 'no text encoder'),
+    (dict(graph='dual', sampler='gs'), 'no text encoder'),
+    (dict(prompts=Stage(steps=1)), 'no text encoder'),
+])
+def test_a_model_without_words(tmp_path, change, words):
+    model = ReIDModel.create('timm:resnet10t', None, num_ids=12, image_size=(64, 32))
+    told = replace(config(init=str(tmp_path)), adapt=None, prompts=None)
+    check_config(told, 12, model)
+    with pytest.raises(ValueError, match=words): check_config(replace(told, **change), 12, model)

@@ -1,0 +1,134 @@
+"Features of many images and the ranks of record tables."
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from clip_dfgs.datasets import load_dataset
+from clip_dfgs.evaluation import evaluate
+from clip_dfgs.features import check_targets, choose_precision, embed_images, embed_together, evaluate_records
+from clip_dfgs.features import known_cameras, results_table
+from clip_dfgs.models import ReIDModel
+
+
+class Numbers(torch.nn.Module):
+    "A model whose feature of an image is the number that its pixels are painted with; it remembers its batches."
+    def __init__(self):
+        super().__init__()
+        self.weight, self.batches = torch.nn.Parameter(torch.ones(1)), []
+
+    def embed(self, images):
+        numbers = images[:, 0, 0, 0].float()
+        self.batches.append(tuple(int(n) for n in numbers))
+        return numbers[:, None]*self.weight
+
+
+def painted(n):
+    "Images, each painted with its number."
+    return np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 4, 2, 3))
+
+
+@pytest.mark.parametrize('n, batch, world', [(10, 4, 2), (10, 4, 3), (3, 4, 2), (8, 4, 2), (9, 2, 4)])
+def test_images_are_embedded_once_and_come_back_in_order(n, batch, world):
+    "Threads stand in for processes; each batch holds the images that it would hold alone."
+    sent, meet = {}, threading.Barrier(world)
+
+    class Peer:
+        num_processes, device, mixed_precision = world, torch.device('cpu'), 'no'
+        def __init__(self, rank): self.process_index = rank
+        def autocast(self): return torch.autocast('cpu', enabled=False)
+        def exchanged(self, features):
+            sent[self.process_index] = features
+            meet.wait(60)
+            parts = [sent[r] for r in range(world)]
+            meet.wait(60)
+            return parts
+        def pad_across_processes(self, features):
+            longest = max(map(len, self.exchanged(features)))
+            return torch.cat([features, torch.zeros(longest - len(features), 1)])
+        def gather(self, features): return torch.cat(self.exchanged(features))
+
+    models = [Numbers() for _ in range(world)]
+    def features(rank): return embed_together(models[rank], painted(n), Peer(rank), batch=batch)[:, 0].tolist()
+    with ThreadPoolExecutor(world) as peers: found = list(peers.map(features, range(world)))
+    assert found == [list(range(n))]*world
+    alone = {tuple(range(i, min(i + batch, n))) for i in range(0, n, batch)}
+    busy = -(-n//batch)
+    assert {b for model in models[:busy] for b in model.batches} == alone
+    assert sum(len(b) for model in models[:busy] for b in model.batches) == n
+    assert all(model.batches == [(0,)] for model in models[busy:])             # nothing to do: one image for nothing
+
+
+def test_embedding_leaves_the_model_as_it_was():
+    model = ReIDModel.create('pedestrians', None)
+    model.train()
+    model.clip.visual.eval()
+    before = {name: m.training for name, m in model.named_modules()}
+    embed_images(model, np.zeros((3, 128, 64, 3), np.uint8))
+    assert {name: m.training for name, m in model.named_modules()} == before
+
+
+def test_precision_has_to_be_known():
+    with pytest.raises(ValueError, match="unknown precision 'half'"): choose_precision('half')
+
+
+def table(rows):
+    "A record table of (split, pid, camid)."
+    split, pid, camid = zip(*rows)
+    path = [f'{i}.jpg' for i in range(len(rows))]
+    return pd.DataFrame(dict(path=path, pid=pid, camid=camid, domain='d', split=split))
+
+
+def test_cameras_count_where_there_are_several():
+    several = table([('query', 1, 0), ('gallery', 1, 1)])
+    one = several.assign(camid=3)
+    query, gallery = (several[several['split'] == s] for s in ('query', 'gallery'))
+    assert [c.tolist() for c in known_cameras(query, gallery)] == [[0], [1]]
+    assert known_cameras(*(one[one['split'] == s] for s in ('query', 'gallery'))) == (None, None)
+
+
+@pytest.mark.parametrize('rows, words', [
+    ([('train', 1, 0)], 'no query or gallery row'),
+    ([('query', 1, 0)], 'd: no gallery image'),
+    ([('gallery', 1, 0)], 'd: no query image'),
+    ([('query', 1, 0), ('gallery', 2, 1)], '^d: '),
+    ([('query', 1, 0), ('gallery', 1, 0), ('gallery', 2, 1)], '^d: '),         # only by the query's own camera
+])
+def test_targets_without_an_answer(rows, words):
+    with pytest.raises(ValueError, match=words): check_targets(table(rows))
+
+
+def test_one_camera_has_answers():
+    check_targets(table([('query', 1, 0), ('gallery', 1, 0)]))
+
+
+def test_records_are_ranked_as_evaluate_ranks(world, tmp_path):
+    "By hand: features, identities and cameras of both sides."
+    model = ReIDModel.create('pedestrians', 'pedestrians')
+    records = load_dataset('market1501', world)
+    found = evaluate_records(model, records, cache=tmp_path)['town']
+    from clip_dfgs.images import cached_images
+    sides = []
+    for side in ('query', 'gallery'):
+        rows = records[records['split'] == side]
+        pixels = cached_images(rows['path'].tolist(), (128, 64), tmp_path)
+        sides.append((embed_images(model, pixels), rows['pid'].to_numpy(), rows['camid'].to_numpy()))
+    (q, q_ids, q_cams), (g, g_ids, g_cams) = sides
+    assert found.mAP == pytest.approx(evaluate(q, g, q_ids, g_ids, q_cams, g_cams).mAP)
+
+
+def test_results_with_intervals():
+    rng = np.random.default_rng(0)
+    query, gallery = rng.normal(size=(6, 4)), rng.normal(size=(18, 4))
+    one = evaluate(query, gallery, np.arange(6), np.repeat(np.arange(6), 3), bootstrap=200)
+    two = replace(one, mAP=one.mAP/2, intervals=None)
+    both = results_table(dict(one=one, two=two))
+    assert both.loc['one', 'mAP low'] == pytest.approx(100*one.intervals.loc['mAP', 'low'])
+    assert both.loc['one', 'mAP low'] < both.loc['one', 'mAP'] < both.loc['one', 'mAP high']
+    assert both.loc['mean', 'mAP'] == pytest.approx(75*one.mAP)
+    assert both.loc[['two', 'mean'], ['mAP low', 'R1 high']].isna().all().all()
+    assert not any('low' in c for c in results_table(dict(two=two)))

@@ -1,9 +1,9 @@
-# make demo   the main job, on any machine      make test   everything that CI checks
+# make demo   the main job, on any machine      make test   everything that CI checks      make docs   the site
 SHELL := /bin/bash
 PY := .venv/bin/python
 STAMP := .venv/.ready
 
-.PHONY: demo test setup readme export clean
+.PHONY: demo test docs setup readme export clean
 setup: $(STAMP)
 $(STAMP): settings.ini setup.py
 	test -x $(PY) || python3 -m venv .venv
@@ -14,10 +14,14 @@ demo: setup
 	.venv/bin/clip-dfgs demo --out runs/demo --overwrite
 
 test: setup
-	.venv/bin/ruff check -q nbs clip_dfgs tests benchmarks setup.py
+	.venv/bin/ruff check nbs clip_dfgs tests benchmarks setup.py
 	$(PY) tests/in_step.py
 	export OMP_NUM_THREADS=1 CLIP_DFGS_CACHE=$$(mktemp -d) && trap 'rm -rf "$$CLIP_DFGS_CACHE"' EXIT && \
 	.venv/bin/nbdev_test --n_workers 2 --timing --path nbs && $(PY) -m pytest -q tests
+	$(PY) nbs/_sphinx/build.py _docs
+
+docs: setup
+	$(PY) nbs/_sphinx/build.py _docs && echo "the site: _docs/html/index.html"
 
 export: setup
 	.venv/bin/nbdev_export
@@ -26,4 +30,4 @@ readme: setup
 	$(PY) tests/in_step.py --readme
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist _docs *.egg-info

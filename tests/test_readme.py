@@ -1,0 +1,81 @@
+"What README and guides tell people to type is what is run here."
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+root = Path(__file__).resolve().parent.parent
+README = (root/'README.md').read_text()
+
+
+def snippets(text):
+    "The Python blocks of a Markdown text."
+    return re.findall(r'^```python\n(.*?)^```', text, re.M | re.S)
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    "A folder as the README's reader has it: two sources, a target, some crops."
+    import shutil
+
+    from clip_dfgs.pedestrians import make_domain
+    folder = tmp_path_factory.mktemp('reader')
+    for seed, name in enumerate(('market', 'campus', 'elsewhere')):
+        make_domain(folder/'data'/name, 900 + seed, identities=40, cameras=2, images_per_camera=2, progress=False)
+    (folder/'crops').mkdir()
+    pictures = sorted((folder/'data'/'market'/'query').iterdir())[:6]
+    for name, picture in zip('abcdef', pictures): shutil.copy(picture, folder/'crops'/f'{name}.jpg')
+    return folder
+
+
+def test_training_snippet(place, monkeypatch, capsys):
+    "The first block, with stages of two steps."
+    from dataclasses import replace
+
+    from clip_dfgs.config import TrainConfig
+    monkeypatch.chdir(place)
+    code = snippets(README)[0]
+    assert "TrainConfig(sampler='dfgs')" in code
+    usual = TrainConfig(sampler='dfgs')
+    short = replace(usual, adapt=replace(usual.adapt, steps=2, batch=16), precision='no', cache=str(place/'cache'),
+                    prompts=replace(usual.prompts, steps=2), finetune=replace(usual.finetune, steps=2, batch=16))
+    exec(code.replace("TrainConfig(sampler='dfgs')", 'short'), dict(short=short))
+    assert 'mAP' in capsys.readouterr().out and (place/'runs'/'first'/'model').is_dir()
+
+
+def test_sampler_snippet():
+    draw = np.random.default_rng(0)
+    labels = np.repeat(np.arange(20), 5)
+    seen = []
+    dataset = torch.utils.data.TensorDataset(torch.arange(100))
+    around = dict(labels=labels, cameras=None, dataset=dataset, epochs=2, train=seen.append,
+                  features=torch.from_numpy(draw.normal(size=(100, 8))).float())
+    exec(snippets(README)[1], around)
+    assert len(seen) == 2*len(around['sampler']) and set(torch.cat([b[0] for b in seen]).tolist()) == set(range(100))
+
+
+def test_search_snippet(place, monkeypatch, capsys):
+    from clip_dfgs.models import ReIDModel
+    monkeypatch.chdir(place)
+    if not (place/'runs'/'first'/'model').exists():
+        ReIDModel.create('pedestrians', 'pedestrians').save(place/'runs'/'first'/'model')
+    exec(snippets(README)[2], {})
+    assert 'crops' in capsys.readouterr().out
+
+
+def test_command_in_the_readme(place, monkeypatch, capsys):
+    "The training command, with two steps a stage."
+    from clip_dfgs.cli import main
+    monkeypatch.chdir(place)
+    command = next(line for line in README.splitlines() if line.startswith('clip-dfgs train'))
+    words = command.replace('runs/first', 'runs/second').split()[1:]
+    main([*words, '--steps', '2', '--adapt-steps', '2', '--prompt-steps', '2', '--batch', '16'])
+    assert 'mAP' in capsys.readouterr().out
+
+
+def test_links_are_absolute():
+    "A relative link works on GitHub and not on PyPI; pictures are the exception, which PyPI leaves out."
+    links = re.findall(r'(?<!!)\[[^]]*\]\(([^)]*)\)', README)
+    assert links and all(link.startswith('https://') for link in links)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'replacing', 'flush', 'write_text', 'did_you_mean', 'choose', 'cache_folder', 'hidden',
-           'image_files', 'left_out', 'occurrence']
+           'image_files', 'left_out', 'digest_order', 'digest_of_file', 'occurrence']
 
-# %% ../nbs/01_files.ipynb #282c5f04
+# %% ../nbs/01_files.ipynb #4256091f
 import contextlib
 import difflib
+import hashlib
 import os
 import secrets
 from collections import Counter
@@ -81,17 +82,20 @@ def cache_folder(
     usual = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'clip_dfgs'
     return Path(cache or os.environ.get('CLIP_DFGS_CACHE') or usual).expanduser()
 
-# %% ../nbs/01_files.ipynb #674cf28d
+# %% ../nbs/01_files.ipynb #3ecdfb70
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif')
-_OTHER_SUFFIXES = ('.heic', '.heif', '.avif', '.jp2', '.j2k', '.jpe', '.jxl', '.tga', '.pbm', '.pnm', '.pcx', '.psd', '.svg', '.raw', '.cr2', '.nef', '.dng', '.exr', '.hdr')
+_OTHER_SUFFIXES = ('.heic', '.heif', '.avif', '.jp2', '.j2k', '.jpe', '.jxl', '.tga', '.pbm', '.pnm', '.pcx', '.psd',
+                   '.svg', '.raw', '.cr2', '.nef', '.dng', '.exr', '.hdr', '.dib', '.ico', '.xbm', '.sgi', '.dds')
+_SYSTEM_NAMES = ('__MACOSX', '__pycache__', 'Thumbs.db', 'desktop.ini', 'lost+found', '$RECYCLE.BIN',
+                 'System Volume Information')
 
 def hidden(
     name:str, # of a file or folder, without its path
 )->bool:
     "Whether a name belongs to a tool and not to a person: hidden, or a system folder."
-    return name.startswith(('.', '@')) or name in ('__MACOSX', '__pycache__', 'Thumbs.db', 'desktop.ini', 'lost+found', '$RECYCLE.BIN', 'System Volume Information')
+    return name.startswith(('.', '@')) or name in _SYSTEM_NAMES
 
-# %% ../nbs/01_files.ipynb #3c46cd21
+# %% ../nbs/01_files.ipynb #7c89e987
 def image_files(
     folder, # an absent one has no images
     deep:bool=False, # look into its folders as well
@@ -104,12 +108,14 @@ def left_out(
     deep:bool=False, # look into its folders as well
 )->str: # "", or like "6 files are not read: 5 .heic, 1 broken link"
     "Words that count the pictures of a folder that `image_files` does not read."
-    kinds = Counter(p.suffix.lower() for p in _walk(folder, deep) if p.suffix.lower() in _OTHER_SUFFIXES)
-    broken = sum(1 for p in _walk(folder, deep, whole=False) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_symlink() and not p.exists())
+    files = _walk(folder, deep, whole=False)
+    kinds = Counter(p.suffix.lower() for p in files if p.suffix.lower() in _OTHER_SUFFIXES)
+    broken = sum(1 for p in files if p.suffix.lower() in IMAGE_SUFFIXES and not p.exists())
     if broken: kinds['broken links' if broken > 1 else 'broken link'] = broken
     many = sum(kinds.values())
     if not many: return ''
-    return f'{many:,} {"file is" if many == 1 else "files are"} not read: ' + ', '.join(f'{n:,} {kind}' for kind, n in kinds.most_common())
+    parts = ', '.join(f'{n:,} {kind}' for kind, n in kinds.most_common())
+    return f'{many:,} {"file is" if many == 1 else "files are"} not read: {parts}'
 
 def _walk(
     folder,
@@ -122,6 +128,24 @@ def _walk(
         folders[:] = sorted(f for f in folders if not hidden(f)) if deep else []
         found += [Path(here)/n for n in names if not hidden(n)]
     return sorted(p for p in found if p.is_file() or not whole and p.is_symlink())
+
+# %% ../nbs/01_files.ipynb #c330f96d
+def digest_order(
+    values, # what to put in order
+    *key, # what the order depends on
+)->list: # the values, shuffled by their digests
+    "A shuffle that depends on nothing but the values and the key: sorted by SHA-256 of their text."
+    def digest(value): return hashlib.sha256(' '.join(map(str, (*key, value))).encode()).digest()
+    return sorted(values, key=digest)
+
+def digest_of_file(
+    path, # of the file
+)->str: # 64 hex digits
+    "SHA-256 of a file's bytes."
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while part := file.read(1 << 20): digest.update(part)
+    return digest.hexdigest()
 
 # %% ../nbs/01_files.ipynb #4a350c41
 def occurrence(

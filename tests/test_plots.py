@@ -125,7 +125,8 @@ def test_ranked_gallery_follows_the_rule_of_the_camera():
 
 def test_short_galleries_and_string_ids():
     pixels = np.zeros((3, 8, 4, 3), np.uint8)
-    known = dict(query_ids=['ann'], gallery_ids=['bob', 'ann', 'ann'], query_cams=['c1'], gallery_cams=['c1', 'c2', 'c1'])
+    known = dict(query_ids=['ann'], gallery_ids=['bob', 'ann', 'ann'], query_cams=['c1'])
+    known['gallery_cams'] = ['c1', 'c2', 'c1']
     images = dict(query_images=pixels, gallery_images=pixels)
     fig = plots.plot_ranked_gallery([[0.]], [[1.], [2.], [0.]], **known, **images, k=8, metric='euclidean')
     assert len(fig.axes[0].images) == 3

@@ -6,7 +6,14 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.autograd import gradcheck
 
-from clip_dfgs.losses import batch_hard_triplet, hardest_pairs, id_loss, image_text_contrastive, image_to_text_ce, triplet_health
+from clip_dfgs.losses import (
+    batch_hard_triplet,
+    hardest_pairs,
+    id_loss,
+    image_text_contrastive,
+    image_to_text_ce,
+    triplet_health,
+)
 
 
 def batch(seed, ids=4, instances=3, dim=5, dtype=torch.float64):
@@ -15,62 +22,81 @@ def batch(seed, ids=4, instances=3, dim=5, dtype=torch.float64):
     return torch.randn(len(labels), dim, generator=g, dtype=dtype), labels[torch.randperm(len(labels), generator=g)]
 
 
-def slow_contrastive(a, b, ya, yb, tau):
+def log_softmax(scores):
+    "Of a list of numbers."
+    most = max(scores)
+    log_sum = most + math.log(sum(math.exp(s - most) for s in scores))
+    return [s - log_sum for s in scores]
+
+
+def slow_contrastive(a, b, a_labels, b_labels, temperature):
     total = 0.
     for i in range(len(a)):
-        s = [sum(x * z for x, z in zip(a[i].tolist(), b[c].tolist())) / tau for c in range(len(b))]
-        m = max(s); log_sum = m + math.log(sum(math.exp(x - m) for x in s))
-        mine = [c for c in range(len(b)) if yb[c] == ya[i]]
-        total += -sum(s[c] - log_sum for c in mine) / len(mine)
-    return total / len(a)
+        scores = [sum(x*z for x, z in zip(a[i].tolist(), row.tolist()))/temperature for row in b]
+        positives = [c for c in range(len(b)) if b_labels[c] == a_labels[i]]
+        log_p = log_softmax(scores)
+        total -= sum(log_p[c] for c in positives)/len(positives)
+    return total/len(a)
 
 
-def slow_triplet(f, y, margin):
-    def d(i, j): return math.dist(f[i].tolist(), f[j].tolist())
+def slow_triplet(f, labels, margin):
+    def distance(i, j): return math.dist(f[i].tolist(), f[j].tolist())
     n, total = len(f), 0.
     for i in range(n):
-        gap = max(d(i, j) for j in range(n) if y[j] == y[i]) - min(d(i, j) for j in range(n) if y[j] != y[i])
+        farthest = max(distance(i, j) for j in range(n) if labels[j] == labels[i])
+        nearest = min(distance(i, j) for j in range(n) if labels[j] != labels[i])
+        gap = farthest - nearest
         total += math.log1p(math.exp(gap)) if margin is None else max(0., margin + gap)
-    return total / n
+    return total/n
 
 
-def slow_cross_entropy(logits, y, eps):
+def slow_cross_entropy(logits, labels, smoothing):
     total, n = 0., logits.shape[1]
-    for row, label in zip(logits.tolist(), y.tolist()):
-        m = max(row); log_sum = m + math.log(sum(math.exp(x - m) for x in row))
-        total -= sum(((1 - eps) * (c == label) + eps / n) * (row[c] - log_sum) for c in range(n))
-    return total / len(logits)
+    for row, label in zip(logits.tolist(), labels.tolist()):
+        log_p = log_softmax(row)
+        total -= sum(((1 - smoothing)*(c == label) + smoothing/n)*log_p[c] for c in range(n))
+    return total/len(logits)
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), ids=st.integers(2, 5), instances=st.integers(1, 4), tau=st.sampled_from([.07, 1., 3.]))
-def test_contrastive_is_its_formula_in_both_directions(seed, ids, instances, tau):
-    v, y = batch(seed, ids, instances); t, ty = batch(seed + 1, ids, 1)
-    assert image_text_contrastive(v, t, y, ty, tau).item() == pytest.approx(slow_contrastive(v, t, y, ty, tau), rel=1e-9)
-    assert image_text_contrastive(t, v, ty, y, tau).item() == pytest.approx(slow_contrastive(t, v, ty, y, tau), rel=1e-9)
+@given(seed=st.integers(0, 10_000), ids=st.integers(2, 5), instances=st.integers(1, 4),
+       temperature=st.sampled_from([.07, 1., 3.]))
+def test_contrastive_is_its_formula_in_both_directions(seed, ids, instances, temperature):
+    images, labels = batch(seed, ids, instances)
+    texts, text_labels = batch(seed + 1, ids, 1)
+    for sides in ((images, texts, labels, text_labels), (texts, images, text_labels, labels)):
+        expected = slow_contrastive(*sides, temperature)
+        assert image_text_contrastive(*sides, temperature).item() == pytest.approx(expected, rel=1e-9)
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), ids=st.integers(2, 5), instances=st.integers(1, 4), margin=st.sampled_from([None, 0., .3, 2.]))
+@given(seed=st.integers(0, 10_000), ids=st.integers(2, 5), instances=st.integers(1, 4),
+       margin=st.sampled_from([None, 0., .3, 2.]))
 def test_triplet_is_its_formula(seed, ids, instances, margin):
     f, y = batch(seed, ids, instances)
     assert batch_hard_triplet(f, y, margin).item() == pytest.approx(slow_triplet(f, y, margin), rel=1e-9, abs=1e-12)
-    unit = f / f.norm(dim=1, keepdim=True)
-    assert batch_hard_triplet(f, y, margin, normalise=True).item() == pytest.approx(slow_triplet(unit, y, margin), rel=1e-9, abs=1e-12)
+    on_sphere = slow_triplet(f/f.norm(dim=1, keepdim=True), y, margin)
+    assert batch_hard_triplet(f, y, margin, normalise=True).item() == pytest.approx(on_sphere, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize('eps', [0., .1, .5])
 def test_cross_entropies_are_their_formula(eps):
-    f, y = batch(0); text, _ = batch(1, ids=6, instances=1)
+    (f, y), (text, _) = batch(0), batch(1, ids=6, instances=1)
     assert id_loss(f @ text.T, y, eps).item() == pytest.approx(slow_cross_entropy(f @ text.T, y, eps))
     assert image_to_text_ce(f, text, y, eps).item() == pytest.approx(slow_cross_entropy(f @ text.T, y, eps))
 
 
+OTHER, OTHER_LABELS = batch(11)
+
+
 @pytest.mark.parametrize('loss', [
-    lambda f, y: image_text_contrastive(f, batch(11)[0], y, batch(11)[1]),
-    lambda f, y: image_text_contrastive(batch(11)[0], f, batch(11)[1], y),
-    lambda f, y: id_loss(f, y), lambda f, y: image_to_text_ce(f, batch(11)[0][:5], y),
-    lambda f, y: batch_hard_triplet(f, y), lambda f, y: batch_hard_triplet(f, y, None), lambda f, y: batch_hard_triplet(f, y, normalise=True)])
+    lambda f, y: image_text_contrastive(f, OTHER, y, OTHER_LABELS),
+    lambda f, y: image_text_contrastive(OTHER, f, OTHER_LABELS, y),
+    lambda f, y: id_loss(f, y),
+    lambda f, y: image_to_text_ce(f, OTHER[:5], y),
+    lambda f, y: batch_hard_triplet(f, y),
+    lambda f, y: batch_hard_triplet(f, y, None),
+    lambda f, y: batch_hard_triplet(f, y, normalise=True)])
 def test_gradients(loss):
     f, y = batch(3)
     assert gradcheck(lambda x: loss(x, y), f.requires_grad_(), eps=1e-6, atol=1e-6)
@@ -90,14 +116,16 @@ def test_repeated_images_and_lonely_anchors_keep_gradients_finite(kw):
 
 
 def test_order_of_the_batch_does_not_matter():
-    f, y = batch(7); order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    f, y = batch(7)
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     for loss in (batch_hard_triplet, lambda a, b: image_text_contrastive(a, a, b, b)):
         assert loss(f, y).item() == pytest.approx(loss(f[order], y[order]).item(), rel=1e-12)
 
 
 def test_mined_rows_are_allowed_ones():
-    f, y = batch(9); p, n = hardest_pairs(f, y)
-    assert (y[p] == y).all() and (y[n] != y).all()
+    f, y = batch(9)
+    positive, negative = hardest_pairs(f, y)
+    assert (y[positive] == y).all() and (y[negative] != y).all()
 
 
 def test_half_precision_and_bfloat16_give_finite_losses():
@@ -107,8 +135,8 @@ def test_half_precision_and_bfloat16_give_finite_losses():
 
 
 def test_health_tells_a_collapse_from_life():
-    g = torch.Generator().manual_seed(0); y = torch.arange(8).repeat_interleave(4)
-    centre, noise = torch.randn(8, 16, generator=g), torch.randn(32, 16, generator=g)
+    draw, y = torch.Generator().manual_seed(0), torch.arange(8).repeat_interleave(4)
+    centre, noise = torch.randn(8, 16, generator=draw), torch.randn(32, 16, generator=draw)
     alive, dead = triplet_health(centre[y] + .1 * noise, y), triplet_health(100 + .01 * noise, y)
     assert alive['violated'] == 0 and alive['spread'] > .8
     assert dead['violated'] > .5 and dead['spread'] < 1e-3
@@ -118,6 +146,7 @@ def test_health_tells_a_collapse_from_life():
 
 def test_errors_name_what_is_missing():
     f, y = batch(0)
-    with pytest.raises(ValueError, match='12 rows have the same label'): batch_hard_triplet(f, torch.zeros(12))
-    with pytest.raises(ValueError, match='12 rows have the same label'): batch_hard_triplet(f, torch.zeros(12), sharpness=1.)
+    for options in ({}, dict(sharpness=1.)):
+        with pytest.raises(ValueError, match='12 rows have the same label'):
+            batch_hard_triplet(f, torch.zeros(12), **options)
     with pytest.raises(ValueError, match='no positive on the other side'): image_text_contrastive(f, f, y, y + 4)

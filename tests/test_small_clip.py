@@ -1,0 +1,73 @@
+"The small CLIP: stored small, read back, and what the weights that ship know."
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from clip_dfgs.models import ReIDModel
+from clip_dfgs.pedestrians import everyday_pictures
+from clip_dfgs.small_clip import PEDESTRIANS, WEIGHTS, load_small_clip, new_small_clip, save_small_clip
+
+
+def close(a, b, tol=1e-3): torch.testing.assert_close(a, b, atol=tol, rtol=tol)
+
+
+def test_it_is_stored_small_and_comes_back(tmp_path):
+    model, untouched = new_small_clip(seed=3), new_small_clip().token_embedding.weight[7]
+    with torch.no_grad(): model.token_embedding.weight.mul_(1.01)  # weight decay moves all rows; the touched are kept
+    size = save_small_clip(model, PEDESTRIANS, touched_rows=[320, 1125, 49406], path=tmp_path/'v1.2')
+    assert size < 8e6 and sorted(p.name for p in tmp_path.iterdir()) == ['v1.2.json', 'v1.2.safetensors']
+    back, config = load_small_clip(tmp_path/'v1.2')
+    assert config == PEDESTRIANS
+    assert torch.equal(back.token_embedding.weight[7], untouched)
+    close(back.token_embedding.weight[320], model.token_embedding.weight[320])
+
+
+@pytest.mark.parametrize('suffix', ['', '.safetensors', '.json'])
+def test_a_model_starts_from_a_stored_one(tmp_path, suffix):
+    save_small_clip(new_small_clip(seed=3), touched_rows=[320, 1125, 49406], path=tmp_path/'s')
+    model = ReIDModel.create('pedestrians', pretrained=tmp_path/f's{suffix}', num_ids=2)
+    assert torch.equal(model.clip.visual.proj, load_small_clip(tmp_path/'s')[0].visual.proj)
+    assert model.config['image_size'] == [128, 64]
+    model.save(tmp_path/'m')
+    assert len(load_file(tmp_path/'m'/'model.safetensors')['token_rows']) == 3
+
+
+def test_another_small_architecture_can_be_stored(tmp_path):
+    vision = dict(image_size=[64, 32], patch_size=8, layers=2, width=64, head_width=32)
+    config = PEDESTRIANS | dict(model_cfg=PEDESTRIANS['model_cfg'] | dict(vision_cfg=vision), token_seed=9)
+    save_small_clip(new_small_clip(config, seed=1), config, path=tmp_path/'s')
+    model = ReIDModel.create('pedestrians', pretrained=tmp_path/'s')
+    assert model.embed(torch.zeros(1, 3, 64, 32)).shape == (1, 64 + 128)
+
+
+@pytest.mark.parametrize('file,content', [('s.json', b''), ('s.json', b'{}'), ('s.json', b'[]'), ('s.safetensors', b''),
+                                          ('s.safetensors', b'\0'*40)])
+def test_damaged_files_are_named(tmp_path, file, content):
+    save_small_clip(new_small_clip(), path=tmp_path/'s')
+    (tmp_path/file).write_bytes(content)
+    with pytest.raises(ValueError, match='the small CLIP is damaged') as e: load_small_clip(tmp_path/'s')
+    assert '\n' not in str(e.value)
+
+
+def test_rows_of_another_table_are_refused(tmp_path):
+    config = PEDESTRIANS | dict(model_cfg=PEDESTRIANS['model_cfg'] | dict(
+        text_cfg=PEDESTRIANS['model_cfg']['text_cfg'] | dict(vocab_size=100)))
+    save_small_clip(new_small_clip(), touched_rows=[49406], path=tmp_path/'s')
+    (tmp_path/'s.json').write_text(json.dumps(config))
+    with pytest.raises(ValueError, match='the token rows are missing or not of this model'):
+        load_small_clip(tmp_path/'s')
+
+
+def test_the_weights_that_ship_are_small_and_match_captions_to_pictures():
+    file = WEIGHTS.with_suffix('.safetensors')
+    assert file.stat().st_size < 16e6 and len(load_file(file)['token_rows']) < 1000
+    model = ReIDModel.create('pedestrians', 'pedestrians', num_ids=2).eval()
+    people, captions = everyday_pictures(200, seed=77, workers=1, progress=False)
+    with torch.inference_mode():
+        images = F.normalize(model.image_features(torch.from_numpy(people).permute(0, 3, 1, 2)).projected, dim=1)
+        cosines = F.normalize(model.encode_captions(captions), dim=1) @ images.T
+    first = (cosines.argmax(1) == torch.arange(200)).float().mean().item()
+    assert first > .65, first  # measured: .76; chance is .005

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SOURCES', 'TARGETS', 'demo_world', 'compare_from_one_start', 'demo_config', 'run_demo']
 
-# %% ../nbs/71_demo.ipynb #266333d9
+# %% ../nbs/71_demo.ipynb #41e4bca7
 import shutil
 import time
 from dataclasses import replace
@@ -16,14 +16,11 @@ import torch.nn.functional as F
 
 from .config import TrainConfig
 from .datasets import load_dataset
-from .datasets import pool
-from .features import embed_images
-from .features import evaluate_records
-from .features import results_table
+from .features import embed_images, evaluate_records, results_table
 from .models import ReIDModel
 from .pedestrians import make_domain
-from .report import epochs_of
-from .report import write_report
+from .records import pool
+from .report import epochs_of, write_report
 from .run import write_csv
 from .samplers import epoch_report
 from .trainer import fit

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['measure', 'count_steps', 'estimate']
 
-# %% ../nbs/56_planning.ipynb #397ca4e6
+# %% ../nbs/56_planning.ipynb #7c804d68
 import resource
 import sys
 import time
@@ -13,76 +13,24 @@ import time
 import numpy as np
 import pandas as pd
 import torch
-from accelerate.utils import convert_to_fp32
 
-from .config import STAGES
-from .config import TrainConfig
-from .features import accelerator_for
-from .features import attending
-from .features import computing
-from .features import embed_images
-from .images import ImageDataset
+from .config import STAGES, TrainConfig
+from .features import accelerator_for, embed_images
 from .images import LazyImages
 from .run import Run
-from .trainer import Trainee
-from .trainer import epoch_of
-from .trainer import image_losses
-from .trainer import make_sampler
-from .trainer import new_model
-from .trainer import prompt_losses
-from .trainer import stage_groups
+from .trainer import make_sampler, new_model, one_step
 
-# %% ../nbs/56_planning.ipynb #33f6a00a
-def _one_step(
-    run:Run, # with a model, rows, an accelerator, and images
-    name:str, # adapt, prompts or finetune
-): # function () -> loss [scalar]
-    "The loss of one batch of a stage, ready to be repeated."
-    c, model, stage, device = run.config, run.model, getattr(run.config, name), run.accelerator.device
-    rows = np.arange(len(run.records))[:stage.batch]
-    if name != 'prompts': rows = epoch_of(make_sampler('pk', run, stage), 0)[0]
-    labels, cameras = (run.records[k].to_numpy()[rows] for k in ('label', 'camera'))
-    data = ImageDataset(run.pixels[rows], labels, cameras, c.augment, c.seed)
-    features = embed_images(model, data.pixels, part='projected', accelerator=run.accelerator).to(device)
-    trainee = Trainee(model, c)
-    text = None
-    if name == 'finetune' and (c.prompts or c.init):
-        text = torch.ones(int(run.records['label'].max()) + 1, features.shape[1], device=device)
-
-    def net(*inputs, **named): # as the trainer's: in the run's precision, what comes out in float32
-        with computing(run.accelerator): return convert_to_fp32(trainee(*inputs, **named))
-
-    def prompts():
-        labels = data.labels.to(device)
-        who, place = labels.unique(return_inverse=True)
-        return sum(prompt_losses(features, net(labels=who)[place], labels, c.temperature).values())
-
-    def images():
-        x, labels, cameras, _ = (t.to(device) for t in data.__getitems__(range(len(rows))))
-        f, logits = net(model.normalise(x), cameras if c.cameras else None)
-        return sum(image_losses(f, logits, labels, stage, text, c.temperature).values())
-
-    return prompts if name == 'prompts' else images
-
-# %% ../nbs/56_planning.ipynb #2d256f81
+# %% ../nbs/56_planning.ipynb #2a8e44fa
 def _time_stage(
-    run:Run, # as in `_one_step`
+    run:Run, # with a model, rows, an accelerator, and images
     name:str, # adapt, prompts or finetune
     steps:int=10, # measured, after two that warm up
 )->float: # seconds a step
     "Time of a step of one stage, backward pass and optimiser included."
-    stage, loss_of = getattr(run.config, name), _one_step(run, name)
-    kind = torch.optim.AdamW if stage.decoupled else torch.optim.Adam
-    optimiser = kind(stage_groups(run.model, name, stage), lr=0.)
-    run.model.train()
+    step = one_step(run, name)
     for i in range(steps + 2):
         if i == 2: begun = time.perf_counter()
-        with attending(run.accelerator):
-            loss = loss_of()
-            optimiser.zero_grad()
-            run.accelerator.backward(loss)
-        optimiser.step()
-        loss.item()
+        step().item()
     return (time.perf_counter() - begun)/steps
 
 # %% ../nbs/56_planning.ipynb #fac2c2be

@@ -7,7 +7,7 @@ __all__ = ['PROTOCOLS', 'PUBLISHED', 'Setting', 'read_sets', 'protocol_sets', 's
            'with_spread', 'protocol_table', 'run_protocol', 'run_setting', 'Plan', 'plan_protocol', 'train_matrix',
            'plot_matrix']
 
-# %% ../nbs/55_protocols.ipynb #17fa2a02
+# %% ../nbs/55_protocols.ipynb #8dc45d19
 import itertools
 import os
 from dataclasses import dataclass
@@ -16,27 +16,18 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from .config import RECIPES
-from .config import STAGES
-from .config import TrainConfig
-from .config import check_config
-from .datasets import DatasetError
-from .datasets import check_dataset
-from .datasets import identity_splits
-from .datasets import load_dataset
-from .datasets import pool
+from .checkpoints import on_main
+from .config import RECIPES, STAGES, TrainConfig, check_config
+from .datasets import check_dataset, identity_splits, load_dataset
 from .evaluation import evaluate
-from .features import accelerator_for
-from .features import check_targets
-from .features import embed_together
+from .features import accelerator_for, check_targets, embed_together, known_cameras
 from .files import choose
 from .images import cached_images
 from .models import ReIDModel
-from .planning import estimate
-from .planning import measure
-from .run import check_folder
-from .run import on_main
-from .run import write_csv
+from .planning import estimate, measure
+from .records import DatasetError, pool
+from .run import check_folder, write_csv
+from .sources import options_for
 from .trainer import fit
 
 # %% ../nbs/55_protocols.ipynb #86adb2ac
@@ -67,12 +58,13 @@ PUBLISHED = {
     'CLIP-DFGS': dict(p1=(83.0, 76.5), p2=(53.7, 67.3), p3=(55.3, 68.3)),
     'dual-modality follow-up': dict(p1=(84.2, 78.8), p2=(55.8, 69.1), p3=(57.8, 70.6))}
 
-# %% ../nbs/55_protocols.ipynb #939a7007
+# %% ../nbs/55_protocols.ipynb #fd5a3a30
 def _folder_of(name:str, data): return data[name] if isinstance(data, dict) else data
 
 def read_sets(
     names, # of data sets
     data, # folder that holds them, or a mapping from names to folders
+    options={}, # of parsers, such as `detected=True`; each goes to the sets that know it
 )->dict: # name -> record table
     "All named sets; `DatasetError` that lists everything that is wrong."
     tables, wrong = {}, []
@@ -80,7 +72,7 @@ def read_sets(
         if isinstance(data, dict) and n not in data:
             wrong.append(f'{n}: no folder was given')
             continue
-        try: tables[n] = load_dataset(n, _folder_of(n, data), domain=n)
+        try: tables[n] = load_dataset(n, _folder_of(n, data), domain=n, **options_for(f'{n}:{data}', options))
         except DatasetError as e: wrong.append(str(e))
     if wrong: raise DatasetError('; '.join(wrong))
     return tables
@@ -110,7 +102,7 @@ def setting_data(
             raise DatasetError(f'{t}: has no query and gallery images to test on')
     return pool([tables[s] for s in setting.sources], setting.include_test), targets
 
-# %% ../nbs/55_protocols.ipynb #6e6d491d
+# %% ../nbs/55_protocols.ipynb #6c0ecb04
 def evaluate_partitions(
     model:ReIDModel, # trained
     parts, # record tables of one data set, with a column `partition` where there are several
@@ -126,10 +118,8 @@ def evaluate_partitions(
     rows = []
     for t in tests:
         q, g = t[t['split'] == 'query'], t[t['split'] == 'gallery']
-        several = t['camid'].nunique() > 1
-        cameras = dict(query_cams=q['camid'].to_numpy(), gallery_cams=g['camid'].to_numpy()) if several else {}
         of_queries, of_gallery = (features[[place[p] for p in side['path']]] for side in (q, g))
-        r = evaluate(of_queries, of_gallery, q['pid'].to_numpy(), g['pid'].to_numpy(), **cameras)
+        r = evaluate(of_queries, of_gallery, q['pid'].to_numpy(), g['pid'].to_numpy(), *known_cameras(q, g))
         partition = int(t['partition'].iloc[0]) if 'partition' in t else 0
         rows.append(dict(split=partition, **100*r.summary(), queries=r.queries, unmatched=r.unmatched))
     return pd.DataFrame(rows).groupby('split', as_index=False).mean()
@@ -169,7 +159,7 @@ def protocol_table(
     columns = pd.MultiIndex.from_product([targets + ['average'], scores])
     return pd.DataFrame.from_dict(rows, orient='index').reindex(columns=columns).astype(object).fillna('')
 
-# %% ../nbs/55_protocols.ipynb #2b59fa47
+# %% ../nbs/55_protocols.ipynb #39827182
 def run_protocol(
     name:str, # p1, p2, p3
     data, # folder of all data sets, or a mapping from names to folders
@@ -177,10 +167,11 @@ def run_protocol(
     config:TrainConfig=RECIPES['clip_reid'], # how to train
     resume:bool=False, # go on where it stopped
     overwrite:bool=False, # replace runs that exist
+    options={}, # of parsers, see `read_sets`
 )->pd.DataFrame: # columns run, target, split, mAP, R1, ...; a row a split
     "Train and test everything in a protocol; writes results.csv and table.csv."
     out = Path(out)
-    tables = read_sets(protocol_sets(name), data)
+    tables = read_sets(protocol_sets(name), data, options)
     jobs = {_run_name(name, s): setting_data(s, tables) for s in PROTOCOLS[name]}
     _check_jobs({n: rows for n, (rows, _) in jobs.items()}, config, out, resume, overwrite)
     results = []
@@ -260,17 +251,20 @@ def _set_counts(report)->dict: # of a `DatasetReport`: column -> words
         row[f'{c["split"]} {k}'] = _found_of(c[k], c[f'expected_{k}'])
     return row
 
-# %% ../nbs/55_protocols.ipynb #fd4ac884
+# %% ../nbs/55_protocols.ipynb #873b2b43
 def plan_protocol(
     name:str, # p1, p2, p3
     data, # as in `run_protocol`
     config:TrainConfig=RECIPES['clip_reid'], # how it would be trained
     steps:int=10, # measured in each stage
+    options={}, # of parsers, see `read_sets`
 )->Plan:
     "Check all data and estimate every run of a protocol, without training."
     names = protocol_sets(name)
-    tables = read_sets(names, data)
-    reports = {n: check_dataset(n, _folder_of(n, data), progress=False, domain=n) for n in names}
+    tables, reports = read_sets(names, data, options), {}
+    for n in names:
+        more = options_for(f'{n}:{data}', options)
+        reports[n] = check_dataset(n, _folder_of(n, data), progress=False, domain=n, **more)
     sets = pd.DataFrame({n: _set_counts(r) for n, r in reports.items()}).T
     jobs = {_run_name(name, s): setting_data(s, tables) for s in PROTOCOLS[name]}
     for rows, _ in jobs.values(): check_config(config, rows['label'].nunique())

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['runs_in', 'table', 'settings', 'epochs_of', 'batch_figure', 'gallery_figure', 'write_report']
 
-# %% ../nbs/65_report.ipynb #32fdf731
+# %% ../nbs/65_report.ipynb #554cce4a
 import json
 import os
 from pathlib import Path
 
 import pandas as pd
 
-from .features import embed_images
+from .features import embed_images, known_cameras
 from .files import write_text
 from .images import cached_images
 from .models import ReIDModel
@@ -95,7 +95,7 @@ def _shown(
     others = gallery[~sure].sample(max(0, limit - sure.sum()), random_state=0)
     return queries, gallery[sure | gallery.index.isin(others.index)]
 
-# %% ../nbs/65_report.ipynb #0575daec
+# %% ../nbs/65_report.ipynb #f952670b
 def gallery_figure(
     folder, # of a run with a model and targets
     domain:str=None, # which target; None = the first
@@ -113,8 +113,9 @@ def gallery_figure(
     pixels = [cached_images(t['path'].tolist(), model.config['image_size'], cache) for t in sides]
     features = [embed_images(model, p) for p in pixels]
     people = [t['pid'].to_numpy() for t in sides]
-    cameras = [t['camid'].to_numpy() if targets['camid'].nunique() > 1 else None for t in sides]
-    return plot_ranked_gallery(*features, *people, *cameras, *pixels, rows=list(range(len(sides[0]))), k=k)
+    cameras = known_cameras(*(targets[targets['split'] == s] for s in ('query', 'gallery')))
+    shown = [None if c is None else t['camid'].to_numpy() for c, t in zip(cameras, sides)]
+    return plot_ranked_gallery(*features, *people, *shown, *pixels, rows=list(range(len(sides[0]))), k=k)
 
 # %% ../nbs/65_report.ipynb #3770150a
 def _report_cells(

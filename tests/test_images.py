@@ -1,214 +1,451 @@
 """Decoding, the cache with several writers and with accidents, augmentation that belongs to the image, loaders."""
-import os, shutil, subprocess, sys, tarfile, time, warnings
+
+import os, shutil, subprocess, sys, tarfile, warnings
 from pathlib import Path
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from clip_dfgs import images as I
-from clip_dfgs.images import (Augment, ImageDataset, ImageError, LazyImages, cached_images, contact_sheet, crop_and_flip, load_image, make_loader, normalise, occurrence, random_table)
-from trees import make_tree, picture
+from clip_dfgs import image_cache
+from clip_dfgs.images import (
+    Augment,
+    ImageDataset,
+    ImageError,
+    LazyImages,
+    cached_images,
+    crop_and_flip,
+    load_image,
+    picture_to_rgb,
+    make_loader,
+    normalise,
+    occurrence,
+    random_table,
+)
+from trees import picture
+
 
 @pytest.fixture
-def paths(tmp_path): return [str(picture(tmp_path/'données 1'/f'{i:03d} é.jpg', i, (20, 40))) for i in range(10)]
+def paths(tmp_path):
+    return [str(picture(tmp_path / 'données 1' / f'{i:03d} é.jpg', i, (20, 40))) for i in range(10)]
+
 
 # ---- one image
 
-@pytest.mark.parametrize('mode,suffix', [('RGB', 'jpg'), ('L', 'png'), ('P', 'png'), ('RGBA', 'png'), ('CMYK', 'jpg'), ('1', 'bmp'), ('LA', 'png')])
+
+@pytest.mark.parametrize(
+    'mode,suffix',
+    [('RGB', 'jpg'), ('L', 'png'), ('P', 'png'), ('RGBA', 'png'), ('CMYK', 'jpg'), ('1', 'bmp'), ('LA', 'png')],
+)
 def test_every_mode_becomes_rgb(tmp_path, mode, suffix):
-    file = tmp_path/f'a.{suffix}'
+    file = tmp_path / f'a.{suffix}'
     Image.fromarray(np.arange(60, dtype=np.uint8).reshape(5, 4, 3)).convert(mode).save(file)
     a = load_image(file, (8, 6))
     assert a.shape == (8, 6, 3) and a.dtype == np.uint8 and a.flags.writeable
     assert load_image(file, None).shape == (5, 4, 3)
 
+
 def test_resizing_is_pils_bicubic_height_first(paths):
-    with Image.open(paths[0]) as image: expected = np.array(image.resize((12, 30), Image.Resampling.BICUBIC))
+    with Image.open(paths[0]) as image:
+        expected = np.array(image.resize((12, 30), Image.Resampling.BICUBIC))
     assert (load_image(paths[0], (30, 12)) == expected).all()
 
-def test_exif_rotation_is_ignored(tmp_path):
-    image = Image.new('RGB', (6, 4)); exif = image.getexif(); exif[274] = 6
-    image.save(tmp_path/'a.jpg', exif=exif)
-    assert load_image(tmp_path/'a.jpg', None).shape == (4, 6, 3)
+
+def person(size=(64, 128)):
+    "A picture whose four quarters have different colours."
+    quarters = np.array([[[200, 30, 40], [20, 160, 60]], [[40, 60, 190], [220, 200, 90]]], np.uint8)
+    return Image.fromarray(quarters).resize(size, Image.Resampling.NEAREST)
+
+
+@pytest.mark.parametrize('tag', range(1, 9))
+def test_a_tagged_picture_is_turned_as_viewers_turn_it(tmp_path, tag):
+    "Whatever the tag says, what is read is what the picture shows."
+    upright = person()
+    undo = {2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}  # Pillow's operations, inverted
+    stored = upright
+    for operation in undo.get(tag, []):
+        stored = stored.transpose(operation)
+    exif = Image.Exif()
+    exif[274] = tag
+    stored.save(tmp_path / 'a.jpg', exif=exif, quality=95, subsampling=0)
+    seen = load_image(tmp_path / 'a.jpg', None)
+    assert seen.shape == (128, 64, 3) and np.abs(seen.astype(int) - np.asarray(upright)).mean() < 4
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'P', 'RGB', 'RGBA', 'LA', 'CMYK', 'YCbCr', 'I;16'])
+def test_every_mode_shows_what_it_shows(tmp_path, mode):
+    "An opaque picture reads as its own red, green and blue, 16 bits as 8."
+    if mode == 'I;16':
+        grey = np.asarray(person().convert('L'))
+        picture, expected = Image.fromarray(grey.astype('u2') * 257), np.repeat(grey[..., None], 3, 2)
+    else:
+        picture = person().convert(mode)
+        expected = np.asarray(picture.convert('RGB'))
+    picture.save(tmp_path / 'a.tif')
+    assert (load_image(tmp_path / 'a.tif', None) == expected).all()
+    if mode in ('L', 'I;16', 'P', 'RGB', 'RGBA', 'LA', '1'):
+        picture.save(tmp_path / 'a.png')
+        assert (load_image(tmp_path / 'a.png', None) == expected).all()
+
+
+@pytest.mark.parametrize('bits', [8, 10, 12, 16])
+def test_sixteen_bit_grey_has_one_range(tmp_path, bits):
+    "The full range of 16 bits is that of 8, whatever part of it a camera uses."
+    values = np.linspace(0, 2**bits - 1, 64).astype('u2').reshape(8, 8)
+    for name in ('a.png', 'a.tif'):
+        Image.fromarray(values).save(tmp_path / name)
+        assert (load_image(tmp_path / name, None)[..., 0] == np.round(values / 257)).all()
+
+
+@pytest.mark.parametrize('kind', ['f4', 'i4'])
+def test_numbers_without_a_known_range_are_refused(tmp_path, kind):
+    Image.fromarray(np.zeros((4, 4), kind)).save(tmp_path / 'a.tif')
+    with pytest.raises(ImageError, match='a.tif holds .*range is not known'):
+        load_image(tmp_path / 'a.tif')
+
+
+@pytest.mark.parametrize('form', ['RGBA', 'LA', 'palette', 'key'])
+def test_what_lies_under_transparent_pixels_does_not_matter(tmp_path, form):
+    "A transparent half is grey 128, the opaque one as it was."
+    base = person()
+    mask = Image.fromarray(np.repeat([[255] * 32 + [0] * 32], 128, 0).astype(np.uint8))
+    if form == 'RGBA':
+        base.putalpha(mask)
+    elif form == 'LA':
+        base = base.convert('L')
+        base.putalpha(mask)
+    elif form == 'palette':
+        rgb, pixels = np.asarray(base), np.zeros((128, 64), np.uint8)
+        pixels[:, :32], pixels[:, 32:] = 1, 2
+        base = Image.fromarray(pixels)
+        base.putpalette([0, 0, 0, *rgb[0, 0].tolist(), 250, 0, 250])
+        base.info['transparency'] = 2
+    else:
+        pixels = np.asarray(base).copy()
+        pixels[:, 32:] = (1, 2, 3)
+        base = Image.fromarray(pixels)
+        base.info['transparency'] = (1, 2, 3)
+    base.save(tmp_path / 'a.png')
+    assert (load_image(tmp_path / 'a.png', None)[:, 32:] == 128).all()
+    assert (load_image(tmp_path / 'a.png', None)[:, :32] != 128).any()
+
+
+@pytest.mark.parametrize('suffix', ['gif', 'png', 'tif', 'webp'])
+def test_the_first_of_several_pictures_is_taken(tmp_path, suffix):
+    first, second = person(), Image.new('RGB', (64, 128))
+    first.save(
+        tmp_path / f'a.{suffix}',
+        save_all=True,
+        append_images=[second],
+        **dict(lossless=True) if suffix == 'webp' else {},
+    )
+    assert np.abs(load_image(tmp_path / f'a.{suffix}', None).astype(int) - np.asarray(first)).mean() < 3
+
+
+def test_a_picture_without_pixels_is_refused():
+    with pytest.raises(ImageError, match='crop 7 is empty .5 x 0 pixels.'):
+        picture_to_rgb(Image.new('RGB', (5, 0)), 'crop 7')
+
+
+def test_a_huge_picture_is_named(tmp_path, monkeypatch):
+    person().save(tmp_path / 'huge.png')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    with pytest.raises(ImageError, match='huge.png cannot be read .DecompressionBomb'):
+        load_image(tmp_path / 'huge.png')
+
+
+@pytest.mark.parametrize('how', ['replace', 'rewrite'])
+def test_a_picture_replaced_under_its_name_is_seen(tmp_path, how):
+    "Uncompressed pictures have one length, and archives set the time of change."
+    file = tmp_path / '000_45.bmp'
+
+    def put(value):
+        if how == 'replace':
+            file.unlink(missing_ok=True)
+        Image.new('RGB', (48, 128), (value,) * 3).save(file)
+        os.utime(file, (1e9, 1e9))
+        return int(cached_images([file], (128, 64), tmp_path / 'cache')[0].max())
+
+    assert [put(0), put(200), put(0)] == [0, 200, 0]
+
 
 @pytest.mark.parametrize('spoil', ['truncated', 'empty', 'text', 'absent', 'folder'])
 def test_a_bad_file_is_one_line_with_its_name(tmp_path, spoil):
-    file = picture(tmp_path/'the bad one.jpg', size=(64, 64))
+    file = picture(tmp_path / 'the bad one.jpg', size=(64, 64))
     data = file.read_bytes()
-    if spoil == 'truncated': file.write_bytes(data[:len(data)//2])
-    elif spoil == 'empty': file.write_bytes(b'')
-    elif spoil == 'text': file.write_text('hello')
-    else: file.unlink()
-    if spoil == 'folder': file.mkdir()
-    with pytest.raises(ImageError, match='the bad one.jpg') as e: load_image(file, (8, 8))
+    if spoil == 'truncated':
+        file.write_bytes(data[: len(data) // 2])
+    elif spoil == 'empty':
+        file.write_bytes(b'')
+    elif spoil == 'text':
+        file.write_text('hello')
+    else:
+        file.unlink()
+    if spoil == 'folder':
+        file.mkdir()
+    with pytest.raises(ImageError, match='the bad one.jpg') as e:
+        load_image(file, (8, 8))
     assert '\n' not in str(e.value) and isinstance(e.value, ValueError)
+
 
 # ---- the cache
 
+
 def test_cache_equals_decoding_in_any_order(tmp_path, paths):
     some = [paths[i] for i in (7, 2, 2, 9, 0)]
-    pixels = cached_images(some, (16, 8), cache=tmp_path/'c', workers=3)
+    pixels = cached_images(some, (16, 8), cache=tmp_path / 'c', workers=3)
     assert isinstance(pixels, np.memmap) and not pixels.flags.writeable
     lazy = cached_images(some, (16, 8), cache='off')
     assert isinstance(lazy, LazyImages) and lazy.shape == pixels.shape and len(lazy) == 5
-    for i, p in enumerate(some): assert (pixels[i] == load_image(p, (16, 8))).all() and (lazy[i] == pixels[i]).all() and (lazy[np.int64(i)] == pixels[i]).all()
-    assert (lazy[1:4] == pixels[1:4]).all() and (lazy[np.array([4, 0])] == pixels[[4, 0]]).all() and lazy[5:].shape == (0, 16, 8, 3)
+    for i, p in enumerate(some):
+        assert (
+            (pixels[i] == load_image(p, (16, 8))).all()
+            and (lazy[i] == pixels[i]).all()
+            and (lazy[np.int64(i)] == pixels[i]).all()
+        )
+    assert (
+        (lazy[1:4] == pixels[1:4]).all()
+        and (lazy[np.array([4, 0])] == pixels[[4, 0]]).all()
+        and lazy[5:].shape == (0, 16, 8, 3)
+    )
+
 
 def test_cache_is_used_and_follows_the_files(tmp_path, paths, monkeypatch):
-    first = np.array(cached_images(paths, (16, 8), cache=tmp_path/'c'))
+    first = np.array(cached_images(paths, (16, 8), cache=tmp_path / 'c'))
     decoded = []
-    monkeypatch.setattr(I, 'load_image', lambda p, s: decoded.append(p) or load_image(p, s))
-    assert (cached_images(paths, (16, 8), cache=tmp_path/'c') == first).all() and not decoded
-    picture(paths[4], 77, (20, 40)); os.utime(paths[4], ns=(1, 1))
-    changed = cached_images(paths, (16, 8), cache=tmp_path/'c')
+    monkeypatch.setattr(image_cache, 'load_image', lambda p, s: decoded.append(p) or load_image(p, s))
+    assert (cached_images(paths, (16, 8), cache=tmp_path / 'c') == first).all() and not decoded
+    picture(paths[4], 77, (20, 40))
+    os.utime(paths[4], ns=(1, 1))
+    changed = cached_images(paths, (16, 8), cache=tmp_path / 'c')
     assert len(decoded) == 10 and (changed[4] != first[4]).any() and (changed[3] == first[3]).all()
-    cached_images(paths, (8, 16), cache=tmp_path/'c')
-    assert len(decoded) == 20 and len(list((tmp_path/'c').glob('*.npy'))) == 3
+    cached_images(paths, (8, 16), cache=tmp_path / 'c')
+    assert len(decoded) == 20 and len(list((tmp_path / 'c').glob('*.npy'))) == 3
+
 
 def test_the_key_is_content_order_and_size(tmp_path, paths):
-    from clip_dfgs.images import cache_key
+    from clip_dfgs.image_cache import cache_key
+
     keys = [cache_key(paths, (16, 8)), cache_key(paths, (8, 16)), cache_key(paths[::-1], (16, 8))]
     assert cache_key(paths, [16, 8]) == keys[0]
-    moved = [str(shutil.copy(p, tmp_path)) for p in paths]; os.utime(moved[4], ns=(1, 1))
+    moved = [str(shutil.copy(p, tmp_path)) for p in paths]
+    os.utime(moved[4], ns=(1, 1))
     assert cache_key(moved, (16, 8)) == keys[0]
-    with open(moved[4], 'ab') as f: f.write(b'0')
+    with open(moved[4], 'ab') as f:
+        f.write(b'0')
     assert len({*keys, cache_key(moved, (16, 8))}) == 4
 
+
 def test_files_are_read_again_only_when_they_may_have_changed(tmp_path, paths, monkeypatch):
-    keys = []; real = I.cache_key
-    monkeypatch.setattr(I, 'cache_key', lambda *a: keys.append(real(*a)) or keys[-1])
-    load = lambda some: np.array(cached_images(some, (16, 8), cache=tmp_path/'c'))
-    first = load(paths); load(paths)
+    keys = []
+    real = image_cache.cache_key
+    monkeypatch.setattr(image_cache, 'cache_key', lambda *a: keys.append(real(*a)) or keys[-1])
+    load = lambda some: np.array(cached_images(some, (16, 8), cache=tmp_path / 'c'))
+    first = load(paths)
+    load(paths)
     assert len(keys) == 1
-    (tmp_path/'moved').mkdir(); moved = [str(shutil.copy(p, tmp_path/'moved')) for p in paths]
+    (tmp_path / 'moved').mkdir()
+    moved = [str(shutil.copy(p, tmp_path / 'moved')) for p in paths]
     assert (load(moved) == first).all() and len(keys) == 2 and keys[0] == keys[1]
-    assert len(list((tmp_path/'c').glob('*.npy'))) == 1                   # one cache serves both
-    note = next((tmp_path/'c').glob('*.key')); note.write_text('../../elsewhere'); load(paths); load(moved)
-    assert len(keys) == 3 and not (tmp_path/'elsewhere.npy').exists()
+    assert len(list((tmp_path / 'c').glob('*.npy'))) == 1  # one cache serves both
+    note = next((tmp_path / 'c').glob('*.key'))
+    note.write_text('../../elsewhere')
+    load(paths)
+    load(moved)
+    assert len(keys) == 3 and not (tmp_path / 'elsewhere.npy').exists()
+
 
 def test_default_folder_comes_from_the_environment(tmp_path, paths, monkeypatch):
-    monkeypatch.setenv('CLIP_DFGS_CACHE', str(tmp_path/'elsewhere'))
-    assert Path(cached_images(paths, (16, 8)).filename).parent == tmp_path/'elsewhere'
+    monkeypatch.setenv('CLIP_DFGS_CACHE', str(tmp_path / 'elsewhere'))
+    assert Path(cached_images(paths, (16, 8)).filename).parent == tmp_path / 'elsewhere'
+
 
 @pytest.mark.parametrize('damage', [b'', b'rubbish', 'half'])
 def test_a_damaged_cache_file_is_made_again(tmp_path, paths, damage):
     first = np.array(cached_images(paths, (16, 8), cache=tmp_path))
     file = next(tmp_path.glob('*.npy'))
-    file.write_bytes(file.read_bytes()[:file.stat().st_size//2] if damage == 'half' else damage)
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2] if damage == 'half' else damage)
     assert (cached_images(paths, (16, 8), cache=tmp_path) == first).all()
+
 
 def test_a_cache_with_objects_inside_is_not_unpickled(tmp_path, paths):
     first = np.array(cached_images(paths, (16, 8), cache=tmp_path))
     np.save(next(tmp_path.glob('*.npy')), np.array([{'a': 1}], dtype=object), allow_pickle=True)
     assert (cached_images(paths, (16, 8), cache=tmp_path) == first).all()
 
+
 def test_a_bad_image_leaves_no_cache(tmp_path, paths):
     Path(paths[5]).write_bytes(Path(paths[5]).read_bytes()[:100])
-    with pytest.raises(ImageError, match='005 é.jpg'): cached_images(paths, (16, 8), cache=tmp_path/'c')
-    with pytest.raises(ImageError, match='missing'): cached_images([*paths, tmp_path/'none.jpg'], (16, 8), cache=tmp_path/'c')
-    assert [p.suffix for p in (tmp_path/'c').iterdir()] == ['.lock']
-    with pytest.raises(ImageError, match='empty'): cached_images([], (16, 8))
+    with pytest.raises(ImageError, match='005 é.jpg'):
+        cached_images(paths, (16, 8), cache=tmp_path / 'c')
+    with pytest.raises(ImageError, match='missing'):
+        cached_images([*paths, tmp_path / 'none.jpg'], (16, 8), cache=tmp_path / 'c')
+    assert [p.suffix for p in (tmp_path / 'c').iterdir()] == ['.lock']
+    with pytest.raises(ImageError, match='empty'):
+        cached_images([], (16, 8))
+
 
 def test_no_room_and_no_folder_are_one_line(tmp_path, paths, monkeypatch):
-    (tmp_path/'file').write_text('')
-    with pytest.raises(ImageError, match='cannot be written'): cached_images(paths, (16, 8), cache=tmp_path/'file'/'c')
-    monkeypatch.setattr(I.shutil, 'disk_usage', lambda p: type('U', (), dict(free=100))())
-    with pytest.raises(ImageError, match='has 0.00 GB free.*cache="off"'): cached_images(paths, (16, 8), cache=tmp_path/'c')
-    assert not list((tmp_path/'c').glob('*.npy'))
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(ImageError, match='cannot be written'):
+        cached_images(paths, (16, 8), cache=tmp_path / 'file' / 'c')
+    monkeypatch.setattr(image_cache.shutil, 'disk_usage', lambda p: type('U', (), dict(free=100))())
+    with pytest.raises(ImageError, match='has 0.00 GB free.*cache="off"'):
+        cached_images(paths, (16, 8), cache=tmp_path / 'c')
+    assert not list((tmp_path / 'c').glob('*.npy'))
+
 
 def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(tmp_path, paths, monkeypatch):
-    def full(*a): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(I.os, 'posix_fallocate', full)
-    with pytest.raises(ImageError, match='No space left on device.*cache="off"'): cached_images(paths, (16, 8), cache=tmp_path/'c')
-    assert [p.suffix for p in (tmp_path/'c').iterdir()] == ['.lock']
+    def full(*a):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(image_cache.os, 'posix_fallocate', full)
+    with pytest.raises(ImageError, match='No space left on device.*cache="off"'):
+        cached_images(paths, (16, 8), cache=tmp_path / 'c')
+    assert [p.suffix for p in (tmp_path / 'c').iterdir()] == ['.lock']
+
 
 def test_a_folder_one_may_only_read_is_enough_once_the_cache_is_there(tmp_path, paths, monkeypatch):
-    first = np.array(cached_images(paths, (16, 8), cache=tmp_path/'c'))
-    def refuse(*a, **k): raise PermissionError(13, 'Permission denied')
-    monkeypatch.setattr(I, '_locked', refuse)
-    assert (cached_images(paths, (16, 8), cache=tmp_path/'c') == first).all()
-    with pytest.raises(ImageError, match='Permission denied'): cached_images(paths, (8, 8), cache=tmp_path/'c')
+    first = np.array(cached_images(paths, (16, 8), cache=tmp_path / 'c'))
+
+    def refuse(*a, **k):
+        raise PermissionError(13, 'Permission denied')
+
+    monkeypatch.setattr(image_cache, '_locked', refuse)
+    assert (cached_images(paths, (16, 8), cache=tmp_path / 'c') == first).all()
+    with pytest.raises(ImageError, match='Permission denied'):
+        cached_images(paths, (8, 8), cache=tmp_path / 'c')
+
 
 def test_a_large_cache_is_announced_before_it_is_made(tmp_path, paths, capsys, monkeypatch):
-    def stop(*a): raise KeyboardInterrupt
-    monkeypatch.setattr(I, '_decode_all', stop)
-    with pytest.raises(KeyboardInterrupt): cached_images(paths*40, (1024, 512), cache=tmp_path/'c')
-    assert 'caching 400 images at 1024x512: 0.63 GB in' in capsys.readouterr().err
-    assert not list((tmp_path/'c').glob('*.npy')) + list((tmp_path/'c').glob('*.part'))
+    def stop(*a):
+        raise KeyboardInterrupt
 
-WRITER = '''
+    monkeypatch.setattr(image_cache, '_decode_all', stop)
+    with pytest.raises(KeyboardInterrupt):
+        cached_images(paths * 40, (1024, 512), cache=tmp_path / 'c')
+    assert 'caching 400 images at 1024x512: 0.63 GB in' in capsys.readouterr().err
+    assert not list((tmp_path / 'c').glob('*.npy')) + list((tmp_path / 'c').glob('*.part'))
+
+
+WRITER = """
 import sys, hashlib, time
-from clip_dfgs import images as I
+from clip_dfgs import image_cache as I
 plain, n = I.load_image, []
 def counted(p, s): n.append(p); time.sleep(.01); return plain(p, s)
 I.load_image = counted
 print('ready', flush=True); input()
 pixels = I.cached_images(sys.argv[2:], (64, 32), cache=sys.argv[1], workers=2)
 print(hashlib.sha256(pixels.tobytes()).hexdigest(), len(n))
-'''
+"""
+
 
 def test_several_writers_share_one_decoding(tmp_path, paths):
-    many = [str(picture(tmp_path/'many'/f'{i}.jpg', i, (64, 128))) for i in range(60)]
-    jobs = [subprocess.Popen([sys.executable, '-c', WRITER, str(tmp_path/'c'), *many], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    for j in jobs: assert j.stdout.readline() == 'ready\n'
-    for j in jobs: j.stdin.write('\n'); j.stdin.flush()  # both start at the same moment
+    many = [str(picture(tmp_path / 'many' / f'{i}.jpg', i, (64, 128))) for i in range(60)]
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, '-c', WRITER, str(tmp_path / 'c'), *many],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for j in jobs:
+        assert j.stdout.readline() == 'ready\n'
+    for j in jobs:
+        j.stdin.write('\n')
+        j.stdin.flush()  # both start at the same moment
     got = [j.communicate(timeout=300)[0].split() for j in jobs]
     assert len({g[0] for g in got}) == 1 and sorted(int(g[1]) for g in got) == [0, 60]
-    assert len(list((tmp_path/'c').glob('*.npy'))) == 1 and not list((tmp_path/'c').glob('*.part'))
+    assert len(list((tmp_path / 'c').glob('*.npy'))) == 1 and not list((tmp_path / 'c').glob('*.part'))
+
 
 def test_a_killed_writer_does_not_block_the_next(tmp_path, paths):
-    slow = WRITER.replace('time.sleep(.01)', 'import os; os.write(1, b"started\\n"); time.sleep(60)').replace('input()', '')
-    job = subprocess.Popen([sys.executable, '-c', slow, str(tmp_path/'c'), *paths], stdout=subprocess.PIPE, text=True)
+    slow = WRITER.replace('time.sleep(.01)', 'import os; os.write(1, b"started\\n"); time.sleep(60)').replace(
+        'input()', ''
+    )
+    job = subprocess.Popen([sys.executable, '-c', slow, str(tmp_path / 'c'), *paths], stdout=subprocess.PIPE, text=True)
     assert [job.stdout.readline() for _ in range(2)] == ['ready\n', 'started\n']
-    job.kill(); job.wait()
-    assert list((tmp_path/'c').glob('*.part'))
-    pixels = cached_images(paths, (64, 32), cache=tmp_path/'c')
-    assert (pixels[3] == load_image(paths[3], (64, 32))).all() and not list((tmp_path/'c').glob('*.part'))
+    job.kill()
+    job.wait()
+    assert list((tmp_path / 'c').glob('*.part'))
+    pixels = cached_images(paths, (64, 32), cache=tmp_path / 'c')
+    assert (pixels[3] == load_image(paths[3], (64, 32))).all() and not list((tmp_path / 'c').glob('*.part'))
+
 
 def test_without_locks_another_writer_is_left_alone(tmp_path, paths, monkeypatch):
     "Some network disks have no locks: every writer has a file of its own, and the last one to finish is kept."
     import errno, fcntl
-    def refuse(*_): raise OSError(errno.ENOSYS, 'no locks here')
+
+    def refuse(*_):
+        raise OSError(errno.ENOSYS, 'no locks here')
+
     monkeypatch.setattr(fcntl, 'flock', refuse)
-    key = I.cache_key(paths, (64, 32)); (tmp_path/'c').mkdir(); others = tmp_path/'c'/f'{key}.elsewhere.1.part'; others.write_text('being written')
-    assert (cached_images(paths, (64, 32), tmp_path/'c')[0] == load_image(paths[0], (64, 32))).all() and others.read_text() == 'being written'
+    key = image_cache.cache_key(paths, (64, 32))
+    (tmp_path / 'c').mkdir()
+    others = tmp_path / 'c' / f'{key}.elsewhere.1.part'
+    others.write_text('being written')
+    assert (
+        cached_images(paths, (64, 32), tmp_path / 'c')[0] == load_image(paths[0], (64, 32))
+    ).all() and others.read_text() == 'being written'
+
 
 # ---- augmentation
+
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 6), st.integers(3, 9), st.integers(2, 7), st.data())
 def test_crop_and_flip_is_pad_then_slice(pad, H, W, data):
-    pixels = np.random.default_rng(H*W).integers(1, 255, (2, H, W, 3), dtype=np.uint8)
-    dy, dx, i, flip = data.draw(st.integers(0, 2*pad)), data.draw(st.integers(0, 2*pad)), data.draw(st.integers(0, 1)), data.draw(st.booleans())
+    pixels = np.random.default_rng(H * W).integers(1, 255, (2, H, W, 3), dtype=np.uint8)
+    dy, dx, i, flip = (
+        data.draw(st.integers(0, 2 * pad)),
+        data.draw(st.integers(0, 2 * pad)),
+        data.draw(st.integers(0, 1)),
+        data.draw(st.booleans()),
+    )
     image = pixels[i][:, ::-1] if flip else pixels[i]
-    expected = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))[dy:dy + H, dx:dx + W]
+    expected = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))[dy : dy + H, dx : dx + W]
     assert (crop_and_flip(pixels, [i], [dy], [dx], [flip], pad)[0] == expected).all()
+
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=20))
-def test_occurrence_counts_earlier_equals(values): assert occurrence(values).tolist() == [values[:i].count(v) for i, v in enumerate(values)]
+def test_occurrence_counts_earlier_equals(values):
+    assert occurrence(values).tolist() == [values[:i].count(v) for i, v in enumerate(values)]
+
 
 def test_random_numbers_are_pinned_and_uniform():
     # written out with Python integers from the definition of SplitMix64's finaliser
     def mix(x):
-        x = (x ^ x >> 30)*0xBF58476D1CE4E5B9 % 2**64
-        x = (x ^ x >> 27)*0x94D049BB133111EB % 2**64
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
         return x ^ x >> 31
+
     step, M = 0x9E3779B97F4A7C15, 2**64
+
     def number(seed, epoch, index, copy, draw):
         x = mix((seed + step) % M)
-        for part in (epoch, index, copy, draw): x = mix((x + step*(part + 1)) % M)
-        return (x >> 11)/2**53
+        for part in (epoch, index, copy, draw):
+            x = mix((x + step * (part + 1)) % M)
+        return (x >> 11) / 2**53
+
     got = random_table(-3, 7, [4, 100_000], [0, 2], 3)
     assert got.tolist() == [[number(-3 % M, 7, i, c, d) for d in range(3)] for i, c in ((4, 0), (100_000, 2))]
     from scipy.stats import kstest
+
     table = random_table(0, 0, np.arange(5000), np.zeros(5000, int), 4)
     assert all(kstest(table[:, j], 'uniform').pvalue > 1e-3 for j in range(4))
-    neighbours = np.corrcoef(random_table(0, 0, np.arange(5000), np.zeros(5000, int), 1)[:, 0], random_table(0, 1, np.arange(5000), np.zeros(5000, int), 1)[:, 0])[0, 1]
+    neighbours = np.corrcoef(
+        random_table(0, 0, np.arange(5000), np.zeros(5000, int), 1)[:, 0],
+        random_table(0, 1, np.arange(5000), np.zeros(5000, int), 1)[:, 0],
+    )[0, 1]
     assert abs(neighbours) < 0.06
 
-def noise(n=40, H=24, W=12): return np.random.default_rng(1).integers(1, 255, (n, H, W, 3), dtype=np.uint8)
+
+def noise(n=40, H=24, W=12):
+    return np.random.default_rng(1).integers(1, 255, (n, H, W, 3), dtype=np.uint8)
+
 
 def test_shares_are_what_was_asked_for():
     pixels, index = noise(2000, 8, 6), np.arange(2000)
@@ -220,101 +457,141 @@ def test_shares_are_what_was_asked_for():
     grey = Augment(flip=0, pad=0, erase=0, grey=1)(pixels, index)
     assert (grey[:, 0] == grey[:, 1]).all() and (grey[:, 1] == grey[:, 2]).all()
 
+
 def test_erasing_touches_one_box_of_the_right_size():
     pixels = np.zeros((300, 40, 20, 3), np.uint8)
     out = Augment(flip=0, pad=0, erase=1, area=(0.1, 0.3))(pixels, np.arange(300)).numpy().any(1)
     for hit in out:
         rows, columns = np.flatnonzero(hit.any(1)), np.flatnonzero(hit.any(0))
         h, w = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
-        assert hit[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1].mean() > 0.95 and 0.05 < h*w/800 < 0.34
+        assert hit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.95 and 0.05 < h * w / 800 < 0.34
 
-EVERYTHING = Augment(flip=.4, pad=3, erase=.5, grey=.3, jitter=.4, augmix=.4)
+
+EVERYTHING = Augment(flip=0.4, pad=3, erase=0.5, grey=0.3, jitter=0.4, augmix=0.4)
+
 
 def test_an_image_does_not_depend_on_its_batch_nor_on_global_state():
     pixels = noise()
     whole = EVERYTHING(pixels, np.arange(40), seed=5, epoch=2)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     torch.rand(3)
-    for part in (range(0, 13), range(39, 12, -1)): assert (EVERYTHING(pixels, list(part), seed=5, epoch=2) == whole[list(part)]).all()
-    torch.set_rng_state(before[0]); EVERYTHING(pixels, range(40))
+    for part in (range(0, 13), range(39, 12, -1)):
+        assert (EVERYTHING(pixels, list(part), seed=5, epoch=2) == whole[list(part)]).all()
+    torch.set_rng_state(before[0])
+    EVERYTHING(pixels, range(40))
     assert (torch.get_rng_state() == before[0]).all() and (np.random.get_state()[1] == before[1]).all()
-    for other in (dict(seed=6, epoch=2), dict(seed=5, epoch=3)): assert (EVERYTHING(pixels, np.arange(40), **other) != whole).flatten(1).any(1).float().mean() > 0.9
+    for other in (dict(seed=6, epoch=2), dict(seed=5, epoch=3)):
+        assert (EVERYTHING(pixels, np.arange(40), **other) != whole).flatten(1).any(1).float().mean() > 0.9
+
 
 def test_repetitions_in_a_batch_differ():
     out = Augment()(noise(), [3, 3, 3, 3], seed=0)
     assert len({o.numpy().tobytes() for o in out}) == 4
+
 
 def test_the_cache_is_never_written_to(tmp_path, paths):
     pixels = cached_images(paths, (16, 8), cache=tmp_path)
     before = np.array(pixels)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        EVERYTHING(pixels, np.arange(10)); next(iter(make_loader(ImageDataset(pixels))))
+        EVERYTHING(pixels, np.arange(10))
+        next(iter(make_loader(ImageDataset(pixels))))
     assert (pixels == before).all()
+
 
 # ---- data set and loader
 
+
 def test_items_and_batches_agree():
-    data = ImageDataset(noise(), np.arange(40)//4, np.arange(40) % 4, Augment(), seed=3)
+    data = ImageDataset(noise(), np.arange(40) // 4, np.arange(40) % 4, Augment(), seed=3)
     data.set_epoch(4)
     image, label, camera, index = data[17]
     batch = data.__getitems__([2, 17])
     assert image.shape == (3, 24, 12) and image.dtype == torch.uint8 and (image == batch[0][1]).all()
     assert (int(label), int(camera), int(index)) == (4, 1, 17) == tuple(int(b[1]) for b in batch[1:])
 
+
 @pytest.mark.parametrize('context,workers', [('fork', 2), ('spawn', 1)])
 def test_workers_do_not_change_batches(tmp_path, paths, context, workers):
     pixels = cached_images(paths, (16, 8), cache=tmp_path)
+
     def run(workers):
         data = ImageDataset(pixels, range(10), None, EVERYTHING, seed=2)
         loader = make_loader(data, [[1, 1, 5], [9, 0], [3, 4, 6]], workers=workers)
-        if workers: loader.multiprocessing_context = context
+        if workers:
+            loader.multiprocessing_context = context
         out = []
-        for epoch in (0, 1, 5): data.set_epoch(epoch); out += [[t.clone() for t in b] for b in loader]
+        for epoch in (0, 1, 5):
+            data.set_epoch(epoch)
+            out += [[t.clone() for t in b] for b in loader]
         return out
+
     alone, helped = run(0), run(workers)
     assert len(alone) == 9 and all((a == b).all() for x, y in zip(alone, helped) for a, b in zip(x, y))
     assert (alone[0][0] != alone[3][0]).any()
 
+
 def test_a_started_worker_gets_a_path_instead_of_the_pixels(tmp_path, paths):
     from multiprocessing.reduction import ForkingPickler
-    pixels = cached_images(paths*20, (64, 32), cache=tmp_path)
+
+    pixels = cached_images(paths * 20, (64, 32), cache=tmp_path)
     assert len(ForkingPickler.dumps(ImageDataset(pixels))) < 20_000 < pixels.nbytes
+
 
 @pytest.mark.parametrize('part', [slice(3, 7), slice(None, None, -1), slice(None, None, 2), slice(None)])
 def test_a_part_of_the_cache_stays_that_part_when_sent_to_a_worker(tmp_path, paths, part):
     import pickle
+
     data = ImageDataset(cached_images(paths, (16, 8), cache=tmp_path)[part])
     sent = pickle.loads(pickle.dumps({**data.__getstate__(), '_epoch': None}))
-    other = ImageDataset.__new__(ImageDataset); other.__setstate__(sent)
+    other = ImageDataset.__new__(ImageDataset)
+    other.__setstate__(sent)
     assert (other.pixels == data.pixels).all()
+
 
 def test_without_a_sampler_all_images_come_in_order():
     batches = list(make_loader(ImageDataset(noise(), range(40)), batch=16))
-    assert [len(b[0]) for b in batches] == [16, 16, 8] and torch.cat([b[3] for b in batches]).tolist() == list(range(40))
-    assert (batches[0][0].permute(0, 2, 3, 1).numpy() == noise()[:16]).all() and batches[0][2].tolist() == [0]*16
+    assert [len(b[0]) for b in batches] == [16, 16, 8] and torch.cat([b[3] for b in batches]).tolist() == list(
+        range(40)
+    )
+    assert (batches[0][0].permute(0, 2, 3, 1).numpy() == noise()[:16]).all() and batches[0][2].tolist() == [0] * 16
+
 
 def test_normalise_by_hand():
     x = torch.tensor([[[[0, 255]], [[51, 102]], [[255, 0]]]], dtype=torch.uint8)
-    expected = torch.tensor([[[[0 - .1, 1 - .1]], [[.2 - .2, .4 - .2]], [[1 - .3, 0 - .3]]]])/torch.tensor([.5, .25, 1.]).view(3, 1, 1)
-    torch.testing.assert_close(normalise(x, (.1, .2, .3), (.5, .25, 1.)), expected)
-    own = normalise(torch.randint(0, 255, (2, 3, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), None)
+    expected = torch.tensor([[[[0 - 0.1, 1 - 0.1]], [[0.2 - 0.2, 0.4 - 0.2]], [[1 - 0.3, 0 - 0.3]]]]) / torch.tensor(
+        [0.5, 0.25, 1.0]
+    ).view(3, 1, 1)
+    torch.testing.assert_close(normalise(x, (0.1, 0.2, 0.3), (0.5, 0.25, 1.0)), expected)
+    own = normalise(
+        torch.randint(0, 255, (2, 3, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), None
+    )
     torch.testing.assert_close(own.mean((2, 3)), torch.zeros(2, 3), atol=1e-5, rtol=0)
     torch.testing.assert_close(own.var((2, 3), unbiased=False), torch.ones(2, 3), atol=1e-3, rtol=0)
 
+
 # ---- real photographs, where they are
+
 
 def real_folder():
     home = Path(__file__).resolve().parents[1]
-    return Path(os.environ.get('CLIP_DFGS_REALDATA') or home.parent/'shared'/'realdata')
+    return Path(os.environ.get('CLIP_DFGS_REALDATA') or home.parent / 'shared' / 'realdata')
 
-@pytest.mark.skipif(not (real_folder()/'col780.tar.gz').is_file(), reason='no real photographs here (set CLIP_DFGS_REALDATA to their folder)')
+
+@pytest.mark.skipif(
+    not (real_folder() / 'col780.tar.gz').is_file(),
+    reason='no real photographs here (set CLIP_DFGS_REALDATA to their folder)',
+)
 def test_real_photographs_load_and_check(tmp_path):
     from clip_dfgs.datasets import check_dataset, load_dataset
-    with tarfile.open(real_folder()/'col780.tar.gz') as tar: tar.extractall(tmp_path, filter='data')
-    records = load_dataset('market1501', tmp_path/'col780')
-    assert {s: (t['pid'].nunique(), len(t)) for s, t in records.groupby('split')} == dict(query=(74, 148), gallery=(74, 1184)) and set(records['camid']) == {0, 1}
-    report = check_dataset('market1501', tmp_path/'col780', decode=True, progress=False)
+
+    with tarfile.open(real_folder() / 'col780.tar.gz') as tar:
+        tar.extractall(tmp_path, filter='data')
+    records = load_dataset('market1501', tmp_path / 'col780')
+    assert {s: (t['pid'].nunique(), len(t)) for s, t in records.groupby('split')} == dict(
+        query=(74, 148), gallery=(74, 1184)
+    ) and set(records['camid']) == {0, 1}
+    report = check_dataset('market1501', tmp_path / 'col780', decode=True, progress=False)
     assert report.ok and set(records['domain']) == {'col780'}
-    pixels = cached_images(records['path'], (128, 64), cache=tmp_path/'c', progress=False)
+    pixels = cached_images(records['path'], (128, 64), cache=tmp_path / 'c', progress=False)
     assert pixels.shape == (1332, 128, 64, 3) and (pixels[700] == load_image(records['path'][700], (128, 64))).all()

@@ -33,10 +33,7 @@ from .images import load_image
 from .models import ReIDModel
 from .samplers import evaluating
 
-# %% ../nbs/62_gallery.ipynb #5400eb6d
-class _Empty(ValueError):
-    "A picture without any pixels."
-
+# %% ../nbs/62_gallery.ipynb #87abe31e
 _FORMS = ('a picture is a path, a PIL image, an array [H,W], [H,W,1], [H,W,3] or [H,W,4], or a tensor '
           '[H,W], [1,H,W], [3,H,W] or [4,H,W]')
 
@@ -62,11 +59,11 @@ def _as_bytes(
         raise ValueError(f'{met}: floats of a picture are between 0 and 1, these are from {low:.3g} to {high:.3g}')
     return (values.clip(0, 1) * 255).round().astype(np.uint8)
 
-# %% ../nbs/62_gallery.ipynb #b7d451ca
+# %% ../nbs/62_gallery.ipynb #9ddce346
 def _channels_last(
     image, # array [H,W] or [H,W,C], or tensor [H,W] or [C,H,W]
 )->np.ndarray: # [H,W,C]
-    "An array with channels last; ValueError for other shapes, `_Empty` without pixels."
+    "An array with channels last; ValueError for other shapes, `ImageError` without pixels."
     met, values = _met(image), image
     if isinstance(image, Tensor):
         image = image.detach().cpu()
@@ -74,7 +71,7 @@ def _channels_last(
         if values.ndim == 3: values = values.transpose(1, 2, 0)
     if values.ndim == 2: values = values[:, :, None]
     if values.ndim != 3 or values.shape[2] not in (1, 3, 4): raise ValueError(f'{met}: {_FORMS}')
-    if not values.size: raise _Empty(f'{met} has no pixels')
+    if not values.size: raise ImageError(f'{met} has no pixels')
     return _as_bytes(values, met)
 
 # %% ../nbs/62_gallery.ipynb #aa199d07
@@ -88,7 +85,7 @@ def _pil(
     if channels == 'bgr': values = np.concatenate([values[:, :, 2::-1], values[:, :, 3:]], 2)
     return Image.fromarray(np.ascontiguousarray(values))
 
-# %% ../nbs/62_gallery.ipynb #65725653
+# %% ../nbs/62_gallery.ipynb #bc3b0314
 def _to_pixels(
     image, # path, PIL image, array or tensor
     size:tuple, # (height, width)
@@ -97,7 +94,7 @@ def _to_pixels(
     "One picture at the model's size; ValueError says what was met, `ImageError` which file cannot be read."
     if isinstance(image, (np.ndarray, Tensor)): image = _pil(image, channels)
     elif isinstance(image, Image.Image) and 0 in image.size:
-        raise _Empty(f'PIL image of width {image.width} and height {image.height} has no pixels')
+        raise ImageError(f'PIL image of width {image.width} and height {image.height} has no pixels')
     elif not isinstance(image, (str, os.PathLike, Image.Image)):
         raise ValueError(f'{_FORMS}; not {type(image).__name__}')
     if not isinstance(image, Image.Image): return load_image(image, size).transpose(2, 0, 1)
@@ -120,7 +117,7 @@ def _listed(
         raise ValueError(f'{_FORMS}, or a list of these; not {type(images).__name__}')
     return list(images)
 
-# %% ../nbs/62_gallery.ipynb #d09a17e3
+# %% ../nbs/62_gallery.ipynb #f703ea3f
 class FeatureExtractor:
     "Test features of pictures in any form, and text features in the same space."
     def __init__(
@@ -183,7 +180,7 @@ class FeatureExtractor:
                 try: pixels.append(_to_pixels(image, (h, w), channels))
                 except ValueError as problem:
                     problems[i] = problem
-                    if leave_out and isinstance(problem, (_Empty, ImageError)): continue
+                    if leave_out and isinstance(problem, ImageError): continue
                     if len(images) == 1 or isinstance(image, (str, os.PathLike)): raise # a path names itself
                     raise type(problem)(f'picture {i} of {len(images)}, counted from 0: {problem}') from None
             if pixels: out.append(self._features(np.stack(pixels)))

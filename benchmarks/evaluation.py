@@ -55,7 +55,7 @@ def ours(*data):
 
 
 def reranked(q, g, *_):
-    from clip_dfgs.evaluation import k_reciprocal_distances
+    from clip_dfgs.reranking import k_reciprocal_distances
     return float(k_reciprocal_distances(q, g).double().mean())
 
 
@@ -97,7 +97,7 @@ def child(case, Q, G, identities, repeats):
     "Runs one case and prints its figures as JSON"
     data, best = features(Q, G, identities), float("inf")
     import numpy, pandas, torch
-    import clip_dfgs.evaluation  # imports are not part of the extra memory
+    import clip_dfgs.evaluation  # noqa: F401  imports are not part of the extra memory
     with open("/proc/self/clear_refs", "w") as f: f.write("5")  # forget the peak of making the features
     before = resident("VmRSS")
     for _ in range(repeats):

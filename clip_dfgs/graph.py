@@ -6,14 +6,15 @@
 __all__ = ['log', 'choose_images', 'identity_features', 'graph_recall', 'nearest_identities', 'save_graph', 'load_graph',
            'domain_neighbours', 'reversed_edges', 'strong_components', 'graph_facts']
 
-# %% ../nbs/20_graph.ipynb #a939a11c
+# %% ../nbs/20_graph.ipynb #1979b730
 import json, logging, os, tempfile
 import numpy as np
 import torch
+from .distances import exact_products
 
 log = logging.getLogger(__name__)
 
-# %% ../nbs/20_graph.ipynb #4c200dfb
+# %% ../nbs/20_graph.ipynb #24f558ef
 def choose_images(
     labels, # identity 0..N-1 of each image, shape [n]
     cameras=None, # camera of each image, shape [n]; None: all images from one camera
@@ -32,7 +33,7 @@ def choose_images(
     first[1:] = (np.diff(labels[order]) != 0) | (np.diff(group[order]) != 0)
     return order[first]
 
-# %% ../nbs/20_graph.ipynb #1a70fbad
+# %% ../nbs/20_graph.ipynb #a3bdb356
 def identity_features(
     features, # one feature for each image, shape [B, D]
     labels, # identity of each image, shape [B]
@@ -53,7 +54,7 @@ def identity_features(
     total = torch.zeros(n, features.shape[1], dtype=torch.float64, device=features.device)
     return (total.index_add_(0, labels[rows], features[rows].double()) / count[:, None]).to(features.dtype)
 
-# %% ../nbs/20_graph.ipynb #d3381de5
+# %% ../nbs/20_graph.ipynb #dbe24291
 def _views(features, metric, second=None, weight=1.):
     "[(features[N,D] float32, ready for squared distances; weight)], for one view or two."
     if metric not in ("euclidean", "cosine"): raise ValueError(f'metric={metric!r}; it can be "euclidean" or "cosine"')
@@ -70,13 +71,14 @@ def _gap(squared, metric):
     "The distance that belongs to a squared Euclidean one."
     return squared.clamp_min(0).sqrt() if metric == "euclidean" else squared / 2
 
-# %% ../nbs/20_graph.ipynb #17703721
+# %% ../nbs/20_graph.ipynb #05bbb51a
 def _block(views, rows, cols, metric):
     "Distances of some identities to others by one product per view, [rows, cols], approximate in the last digits."
     total = 0
     for x, w in views:
         a, b = x[rows], x[cols]
-        total = total + w * _gap(torch.addmm(b.square().sum(1)[None], a, b.T, alpha=-2).add_(a.square().sum(1)[:, None]), metric)
+        with exact_products(): product = torch.addmm(b.square().sum(1)[None], a, b.T, alpha=-2)
+        total = total + w * _gap(product.add_(a.square().sum(1)[:, None]), metric)
     return total
 
 def _rerank(views, rows, candidates, count, metric):
@@ -86,7 +88,7 @@ def _rerank(views, rows, candidates, count, metric):
     exact[candidates == rows[:, None]] = torch.inf              # never the identity itself
     return candidates.gather(1, exact.argsort(dim=1, stable=True)[:, :count])
 
-# %% ../nbs/20_graph.ipynb #baba44f3
+# %% ../nbs/20_graph.ipynb #ac5287cb
 def _doubt(views, distance, metric):
     "How far the product formula can be off at a distance: a few units in the last place of the largest squared norm."
     error = [(w, 4e-6 * x.square().sum(1).max()) for x, w in views]
@@ -107,7 +109,7 @@ def _nearest(views, rows, cols, count, metric, block=1024, spare=8):
         found.append(best)
     return torch.cat(found)
 
-# %% ../nbs/20_graph.ipynb #0772db2f
+# %% ../nbs/20_graph.ipynb #5f822ce8
 def graph_recall(
     neighbours, # the graph to be judged, [N, k]
     features, # [N, D], with the remaining arguments as in `nearest_identities`
@@ -122,7 +124,7 @@ def graph_recall(
     true = _nearest(views, rows, torch.arange(n), k + skip, metric, block=64)[:, skip:]
     return float((true[:, :, None] == neighbours[rows][:, None]).any(2).float().mean())
 
-# %% ../nbs/20_graph.ipynb #b9d8caaa
+# %% ../nbs/20_graph.ipynb #275fe6cd
 def _joined(views, metric):
     "One feature whose squared distance is the (bound on the) sum over the views; float32, contiguous, for faiss."
     root = 0.5 if metric == "cosine" else 1.
@@ -152,7 +154,7 @@ def _faiss_nearest(views, count, metric, recall, seed=0, sample=256):
     log.info("faiss graph: %d identities, %d of %d cells visited, recall %.3f on %d identities", n, index.nprobe, cells, got, len(rows))
     return torch.cat([search(part) for part in everybody.split(20_000)])
 
-# %% ../nbs/20_graph.ipynb #388d871f
+# %% ../nbs/20_graph.ipynb #a97ade76
 def nearest_identities(
     features, # one feature for each identity, shape [N, D]
     k:int, # neighbours kept; cut to N-1-skip
@@ -183,7 +185,7 @@ def _has_faiss():
     if not found: log.warning("nearest_identities: more than 50,000 identities without faiss; the exact search takes long (pip install faiss-cpu)")
     return found
 
-# %% ../nbs/20_graph.ipynb #39e0316e
+# %% ../nbs/20_graph.ipynb #4068ffd8
 def save_graph(path, neighbours, **parameters):
     "Write a graph [N, k] and the parameters it was made with (JSON values) to an .npz file, whole or not at all."
     path = os.fspath(path)
@@ -201,7 +203,7 @@ def load_graph(path)->tuple: # (LongTensor[N, k], dict of parameters)
         if isinstance(e, FileNotFoundError): raise
         raise ValueError(f"{path}: not a graph written by save_graph ({e})") from None
 
-# %% ../nbs/20_graph.ipynb #0365c93a
+# %% ../nbs/20_graph.ipynb #1cbf13dd
 def domain_neighbours(
     features, # one feature for each identity, shape [N, D]
     domains, # domain of each identity, shape [N]
@@ -225,7 +227,7 @@ def domain_neighbours(
         found[rows] = torch.stack(parts, 2).flatten(1)[:, :k]
     return found
 
-# %% ../nbs/20_graph.ipynb #b64d426c
+# %% ../nbs/20_graph.ipynb #0e8a9f38
 def reversed_edges(
     neighbours, # graph [N, k], nearest first
 )->list: # of N lists
@@ -237,7 +239,7 @@ def reversed_edges(
     end = np.cumsum(np.bincount(by_rank, minlength=n)).tolist()
     return [source[a:b] for a, b in zip([0] + end[:-1], end)]
 
-# %% ../nbs/20_graph.ipynb #0504ccfc
+# %% ../nbs/20_graph.ipynb #9c433796
 def strong_components(
     neighbours, # graph [N, k]
 )->np.ndarray: # IntArray[N], the component of each identity, numbered in topological order
@@ -264,7 +266,7 @@ def strong_components(
         count += bool(stack)
     return np.array(component)
 
-# %% ../nbs/20_graph.ipynb #c40199ee
+# %% ../nbs/20_graph.ipynb #e7c0c2b8
 def graph_facts(
     neighbours, # graph [N, k]
     starts:int=20, # from how many identities it is tried how far one gets

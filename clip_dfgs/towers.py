@@ -46,11 +46,11 @@ def fit_tower(
     visual.image_size = size
     return visual
 
-# %% ../nbs/32_towers.ipynb #3f80a230
+# %% ../nbs/32_towers.ipynb #812f3d57
 def _fit_vit(visual, size:tuple, stride:int|None):
     "A new grid of patches for an open_clip ViT."
     patch = visual.patch_size
-    stride = stride or patch[0]
+    stride = patch[0] if stride is None else stride
     if min(s - p for s, p in zip(size, patch)) < 0 or not 0 < stride <= patch[0]:
         raise ValueError(f'an image of {size[0]}x{size[1]} with stride {stride} does not suit patches of {patch[0]}')
     grid = tuple((s - p)//stride + 1 for s, p in zip(size, patch))

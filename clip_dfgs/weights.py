@@ -137,15 +137,15 @@ def _opened(
         with torch.serialization.safe_globals(_harmless()), path.open('rb') as file:
             return torch.load(file, map_location='cpu', weights_only=True), False
 
-# %% ../nbs/31_weights.ipynb #71bd8531
+# %% ../nbs/31_weights.ipynb #8bfb8235
 def _trouble(
     error:Exception, # of opening
 )->str:
     "An error of reading, as what it means and what to do."
     objects = re.findall(r'GLOBAL (\S+)', str(error))
     if objects:
-        return (f'it holds Python objects ({objects[0]}), which are not unpickled because they can run code; in the '
-                "program that wrote it, save the tensors alone: torch.save(model.state_dict(), 'tensors.pt')")
+        return (f'it holds Python objects ({objects[0]}), which can run code; '
+                "save its tensors alone: torch.save(model.state_dict(), 'tensors.pt')")
     if isinstance(error, EOFError) or re.search('central directory|EOF|not a ZIP|incomplete|[Hh]eader', str(error)):
         return f'it is damaged or was cut short ({_first_line(error, 80)})'
     if isinstance(error, (OSError, RuntimeError)): return f'{type(error).__name__}: {_first_line(error)}'
@@ -362,15 +362,24 @@ def load_clip(
     if pretrained: fill_weights(model, _fetch(model, plain, pretrained, tag), what)
     return model, cfg, _normalisation_of(tag)
 
-# %% ../nbs/31_weights.ipynb #eb132f88
-@functools.lru_cache(maxsize=4)
+# %% ../nbs/31_weights.ipynb #851b55af
 def tokenizer_of(
     clip:str, # model name
     length:int=77, # context length
+    model_cfg:dict|None=None, # its config; None: looked up by the name
 ): # callable: list of texts -> ids [B,length]
     "The tokenizer a model was trained with; ValueError if it cannot be had."
-    cfg = None if clip == 'pedestrians' else _architecture(clip)
-    own = cfg and (cfg['text_cfg'].get('hf_tokenizer_name') or 'siglip' in clip.lower())
+    if model_cfg is None: model_cfg = {} if clip == 'pedestrians' else _architecture(clip)
+    own = model_cfg.get('text_cfg', {}).get('hf_tokenizer_name') or 'siglip' in clip.lower()
+    return _tokenizer(clip, length, bool(own))
+
+@functools.lru_cache(maxsize=4)
+def _tokenizer(
+    clip:str, # model name
+    length:int, # context length
+    own:bool, # whether the model has a tokenizer of its own, which has to be fetched
+):
+    "CLIP's own tokenizer, or the one of a model."
     if not own: return open_clip.SimpleTokenizer(context_length=length)
     try: return open_clip.get_tokenizer(clip)
     except Exception as e:

@@ -1,13 +1,15 @@
 "`ReIDModel`: the real architecture against the definition, what each stage trains, sentences, folders."
 import json
+import shutil
 import subprocess
 import sys
 import warnings
 
+import numpy as np
 import open_clip
 import pytest
 import torch
-from openai_layout import image_features, openai_state, text_feature
+from openai_layout import CONFIG, image_features, openai_state, text_feature
 from safetensors.torch import load_file
 
 from clip_dfgs.models import ReIDModel
@@ -115,6 +117,61 @@ def test_image_only_backbone_has_no_text(tmp_path):
     for call in (lambda: model.text_features(torch.tensor([0])), lambda: model.encode_captions(['x']),
                  lambda: model.trainable('prompts')):
         with pytest.raises(ValueError, match='timm:test_vit2 has no text encoder'): call()
+
+
+@pytest.mark.parametrize('wrong,message', [
+    (torch.tensor([-1]), 'label -1 was met, the model has labels 0 to 3'), (torch.tensor([0, 4]), 'label 4 was met')])
+def test_prompts_of_unknown_identities_are_refused(wrong, message):
+    model = ReIDModel.create('pedestrians', pretrained=None, num_ids=4)
+    with pytest.raises(ValueError, match=message): model.text_features(wrong)
+
+
+@pytest.mark.parametrize('wrong,message', [
+    (torch.tensor([0, -1]), 'camera -1 was met, the model has cameras 0 to 1'),
+    (torch.tensor([2, 0]), 'camera 2 was met')])
+def test_unknown_cameras_are_refused(wrong, message):
+    model = ReIDModel.create('pedestrians', pretrained=None, cameras=2)
+    with pytest.raises(ValueError, match=message): model.embed(pictures(2), wrong)
+
+
+@pytest.mark.parametrize('images,message', [
+    (torch.zeros(2, 128, 64, 3), r'images have shape \(2, 128, 64, 3\), the model takes \[B, 3, 128, 64\]'),
+    (torch.zeros(3, 128, 64), 'images have shape'),
+    (torch.zeros(1, 3, 128, 64, dtype=torch.int64), 'images are torch.int64')])
+def test_images_of_another_form_are_refused(images, message):
+    with pytest.raises(ValueError, match=message): ReIDModel.create('pedestrians', pretrained=None).embed(images)
+
+
+@pytest.mark.parametrize('wrong', [
+    dict(image_size=128), dict(image_size=(128,)), dict(image_size=(128, 64, 3)), dict(image_size=(128., 64)),
+    dict(image_size=(0, 64)), dict(image_size='tall'), dict(stride=0), dict(stride=-4), dict(stride=4.5),
+    dict(num_ids=-1), dict(num_ids=2.), dict(num_ids=None), dict(num_ids=True), dict(cameras=-1), dict(cameras='two'),
+    dict(seed=None), dict(seed=-1)])
+def test_settings_that_are_no_whole_numbers_are_named(wrong):
+    name, = wrong
+    with pytest.raises(ValueError, match=f'^{name} is .*; it takes') as e:
+        ReIDModel.create('pedestrians', None, **wrong)
+    assert '\n' not in str(e.value)
+
+
+def test_numpy_numbers_are_settings_and_are_saved(tmp_path):
+    settings = dict(num_ids=np.int64(3), cameras=np.int32(2), stride=np.int64(12), image_size=np.array([96, 48]))
+    model = ReIDModel.create('pedestrians', None, **settings, seed=np.uint8(1))
+    model.save(tmp_path)
+    back = ReIDModel.load(tmp_path)
+    assert back.config == model.config and back.config['image_size'] == [96, 48] and back.num_ids == 3
+
+
+def test_a_saved_model_needs_nothing_of_the_folder_it_came_from(tmp_path):
+    source = tmp_path/'source'
+    source.mkdir()
+    (source/'open_clip_config.json').write_text(json.dumps(dict(model_cfg=CONFIG)))
+    model = ReIDModel.create(f'local-dir:{source}', None, num_ids=2, image_size=(64, 32)).eval()
+    model.save(tmp_path/'model')
+    shutil.rmtree(source)
+    back = ReIDModel.load(tmp_path/'model').eval()
+    assert torch.equal(back.text_features(torch.tensor([1])), model.text_features(torch.tensor([1])))
+    assert torch.equal(back.encode_captions(['a person']), model.encode_captions(['a person']))
 
 
 # ---------------------------------------------------------------- sentences

@@ -168,7 +168,7 @@ class Bomb:
 def test_nothing_is_unpickled_and_the_way_out_is_named(tmp_path, monkeypatch, extra, kind):
     monkeypatch.chdir(tmp_path)
     torch.save(dict(state_dict=STATE, args=extra), 'run.pt')
-    message = f'run.pt: .*{kind}.*save the tensors alone: torch.save'
+    message = f'run.pt: .*{kind}.*save its tensors alone: torch.save'
     with pytest.raises(ValueError, match=message) as e: read_weights('run.pt')
     assert '\n' not in str(e.value) and '\x1b' not in str(e.value)
     assert not (tmp_path/'exploded').exists()

@@ -25,8 +25,9 @@ class Plain(Dataset):
     def __init__(self, paths, size):
         self.paths = paths
         self.transform = v2.Compose([
-            v2.Resize(size, v2.InterpolationMode.BICUBIC), v2.RandomHorizontalFlip(0.5), v2.Pad(10), v2.RandomCrop(size),
-            v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5]*3, [0.5]*3),
+            v2.Resize(size, v2.InterpolationMode.BICUBIC), v2.RandomHorizontalFlip(0.5), v2.Pad(10),
+            v2.RandomCrop(size), v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize([0.5]*3, [0.5]*3),
             v2.RandomErasing(0.5, (0.02, 0.4), value='random')])
     def __len__(self): return len(self.paths)
     def __getitem__(self, i): return self.transform(Image.open(self.paths[i]).convert('RGB'))

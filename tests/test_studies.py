@@ -1,0 +1,131 @@
+"A study: killed and called again it ends in the same table; intervals are those of the definition."
+import multiprocessing
+import os
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import ttest_rel
+
+from clip_dfgs.config import TrainConfig
+from clip_dfgs.pedestrians import make_domain
+from clip_dfgs.records import pool
+from clip_dfgs.studies import Study, compare_variants, t_interval
+
+VARIANTS = {'PK': dict(sampler='pk'), 'DFGS k=5': dict(sampler='dfgs', k=5)}
+
+
+def short(cache):
+    "A start and variants of three steps."
+    config = TrainConfig(cache=str(cache), log_steps=1, checkpoint_steps=1, precision='no', pretrained=None)
+    return replace(config, adapt=replace(config.adapt, steps=2, batch=16), prompts=replace(config.prompts, steps=2),
+                   finetune=replace(config.finetune, steps=3, batch=16))
+
+
+@pytest.fixture(scope='module')
+def tables(tmp_path_factory):
+    "Training rows, and two targets."
+    folder = tmp_path_factory.mktemp('study')
+    def domain(name, seed, share):
+        return make_domain(folder/name, seed, 16, cameras=2, test_share=share, progress=False)
+    targets = pd.concat([domain('t1', 801, 1.), domain('t2', 802, 1.)], ignore_index=True)
+    return pool([domain('s', 800, 0.)]), targets
+
+
+def study_in(out, tables, cache):
+    "The study as a process of its own runs it."
+    import torch
+    torch.set_num_threads(1)
+    compare_variants(*tables, short(cache), VARIANTS, (0, 1), out, every=2)
+
+
+def table_of(out):
+    "Its rows in an order of their own."
+    return Study.load(out).table.sort_values(['seed', 'variant', 'step', 'domain']).reset_index(drop=True)
+
+
+@pytest.fixture(scope='module')
+def whole(tables, tmp_path_factory):
+    "A study that nobody disturbs."
+    folder = tmp_path_factory.mktemp('whole')
+    study_in(folder/'study', tables, folder/'cache')
+    return folder/'study'
+
+
+def test_a_row_a_seed_variant_step_and_domain(whole):
+    table = table_of(whole)
+    assert len(table) == 2*(1 + 2*2)*2 and not table.duplicated(['seed', 'variant', 'step', 'domain']).any()
+    assert set(table['step'][table['variant'] != 'start']) == {2, 3}
+    assert table['mAP'].between(0, 1, inclusive='neither').all() and (table['queries'] > 0).all()
+
+
+@pytest.mark.parametrize('moment', ['the first row', 'a later row'])
+def test_a_killed_study_goes_on_and_ends_in_the_same_table(whole, tables, tmp_path, moment):
+    process = multiprocessing.get_context('forkserver').Process(
+        target=study_in, args=(tmp_path/'study', tables, tmp_path/'cache'))
+    process.start()
+    wanted = 2 if moment == 'the first row' else 8
+    for _ in range(2400):
+        file = tmp_path/'study'/'seed-0'/'table.csv'
+        if file.exists() and len(pd.read_csv(file)) >= wanted: break
+        assert process.is_alive(), 'the study ended before it could be killed'
+        time.sleep(.05)
+    process.kill()
+    process.join()
+    study_in(tmp_path/'study', tables, tmp_path/'cache')
+    pd.testing.assert_frame_equal(table_of(tmp_path/'study'), table_of(whole))
+
+
+def test_two_processes_share_the_seeds(whole, tables, tmp_path):
+    "Each takes the seeds that are free; together they write what one writes."
+    context = multiprocessing.get_context('forkserver')
+    both = [context.Process(target=study_in, args=(tmp_path/'study', tables, tmp_path/'cache')) for _ in range(2)]
+    for process in both: process.start()
+    for process in both: process.join()
+    study_in(tmp_path/'study', tables, tmp_path/'cache')
+    pd.testing.assert_frame_equal(table_of(tmp_path/'study'), table_of(whole))
+
+
+def made(gains, queries=50):
+    "A study with given gains of B over A, a seed each, and queries that all gain the same."
+    rows, lines = [], []
+    for seed, gain in enumerate(gains):
+        for variant, mAP in (('start', .3), ('A', .4), ('B', .4 + gain)):
+            rows.append(dict(seed=seed, variant=variant, step=0 if variant == 'start' else 9, domain='x', mAP=mAP))
+            lines += [dict(seed=seed, variant=variant, step=rows[-1]['step'], domain='x', identity=i//2, AP=mAP)
+                      for i in range(queries)]
+    return Study(None, pd.DataFrame(rows), pd.DataFrame(lines), pd.DataFrame())
+
+
+def test_intervals_are_those_of_a_paired_t_test():
+    gains = [.01, .03, -.005, .02]
+    row = made(gains).differences(to='A').loc['B']
+    test = ttest_rel(100*(.4 + np.array(gains)), [40]*4).confidence_interval(.95)
+    assert row['mean'] == pytest.approx(100*np.mean(gains)) and row['n'] == 4
+    assert (row['low'], row['high']) == pytest.approx((test.low, test.high))
+    assert (row['queries low'], row['queries high']) == pytest.approx((row['mean'], row['mean']))   # all queries alike
+    assert np.isnan(t_interval([1.])).all()
+
+
+def test_the_last_step_of_each_run_counts():
+    study = made([.1, .2])
+    early = study.table[study.table['variant'] == 'B'].assign(step=3, mAP=.9)
+    both = Study(None, pd.concat([study.table, early]), study.queries, study.history)
+    pd.testing.assert_frame_equal(both.last(), study.last())
+
+
+def test_another_study_in_the_same_folder_is_refused(whole, tables, tmp_path):
+    out = tmp_path/'study'
+    out.mkdir()
+    (out/'study.json').write_bytes((whole/'study.json').read_bytes())
+    cache = os.path.join(whole.parent, 'cache')
+    with pytest.raises(ValueError, match='other settings'):
+        compare_variants(*tables, replace(short(cache), temperature=.2), VARIANTS, (0,), out, every=2)
+    with pytest.raises(ValueError, match="'PK' was another one"):
+        compare_variants(*tables, short(cache), {'PK': dict(sampler='gs')}, (0,), out, every=2)
+    with pytest.raises(ValueError, match="'start' is what all"):
+        compare_variants(*tables, short(cache), {'start': {}}, (0,), tmp_path/'other')
+    with pytest.raises(ValueError, match='no study is there'): Study.load(tmp_path/'nowhere')
+    with pytest.raises(ValueError, match="'C' is not among the variants"): made([.1]).differences(to='C')

@@ -102,7 +102,7 @@ def tower_features(
     if isinstance(visual, ModifiedResNet): return _resnet_features(visual, x)
     return _timm_features(visual, x)
 
-# %% ../nbs/32_towers.ipynb #00b8c1a8
+# %% ../nbs/32_towers.ipynb #d40b9784
 def _vit_features(
     visual:VisionTransformer,
     x:Tensor, # normalised images, shape [B,3,H,W]
@@ -110,7 +110,7 @@ def _vit_features(
 )->ImageFeatures:
     "The class token (or the mean, if the tower pools so) before and after the final block."
     patches = visual.conv1(x).flatten(2).transpose(1, 2)
-    first = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+    first = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
     tokens = torch.cat([first, patches], 1) + visual.positional_embedding.to(patches.dtype)
     if camera is not None: tokens = tokens + camera[:, None].to(tokens.dtype)
     tokens = visual.ln_pre(visual.patch_dropout(tokens))
@@ -145,7 +145,7 @@ def _timm_features(
     projected = visual.head(visual.trunk.forward_head(final) if projects_itself else pooled)
     return ImageFeatures(blocks[0].mean((2, 3)), pooled, projected)
 
-# %% ../nbs/32_towers.ipynb #1e398265
+# %% ../nbs/32_towers.ipynb #195b8709
 def run_block(
     block:nn.Module, # an open_clip residual attention block
     x:Tensor, # tokens, shape [B,L,W]
@@ -158,7 +158,7 @@ def run_block(
         out = block(x, attn_mask=mask)
         return out if take is None else take(out)
     query, key, value = _queries_keys_values(block, x, take)
-    if take is not None and mask is not None: mask = take(mask.expand(len(x), *mask.shape))[:, None]
+    if take is not None and mask is not None: mask = take(mask.expand(x.shape[0], *mask.shape))[:, None]
     if front is not None: key, value = _behind(block, front, key, value)
     mask = None if mask is None else mask.to(query.dtype)
     seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -166,7 +166,7 @@ def run_block(
     x = (x if take is None else take(x)) + block.ls_1(seen)
     return x + block.ls_2(_run_mlp(block.mlp, block.ln_2(x)))
 
-# %% ../nbs/32_towers.ipynb #955dd1e6
+# %% ../nbs/32_towers.ipynb #e7b7bf3f
 def _by_head(
     products:Tensor, # shape [B,L,n*W]
     attention:nn.Module, # of the block
@@ -202,7 +202,7 @@ def _behind(
 )->tuple[Tensor,Tensor]: # each [B,heads,A+L,W/heads]
     "Keys and values with those of `front` ahead of them."
     ahead = _keys_values(block, block.ln_1(front))
-    return tuple(torch.cat([a.expand(len(key), -1, -1, -1), b], 2) for a, b in zip(ahead, (key, value)))
+    return tuple(torch.cat([a.expand(key.shape[0], -1, -1, -1), b], 2) for a, b in zip(ahead, (key, value)))
 
 # %% ../nbs/32_towers.ipynb #ace4dc29
 def _run_mlp(

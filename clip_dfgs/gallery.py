@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['FeatureExtractor', 'Embedder', 'Gallery', 'save_gallery', 'load_gallery']
 
-# %% ../nbs/62_gallery.ipynb #2e96629a
+# %% ../nbs/62_gallery.ipynb #44b7c5ba
 import copy
 import json
-import os
 import warnings
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,96 +26,14 @@ from .files import choose
 from .files import image_files
 from .files import left_out
 from .files import replacing
-from .images import ImageError
-from .images import load_image
+from .inputs import _in_their_places
+from .inputs import _listed
+from .inputs import _read_block
 from .models import ReIDModel
+from .pictures import ImageError
 from .samplers import evaluating
 
-# %% ../nbs/62_gallery.ipynb #87abe31e
-_FORMS = ('a picture is a path, a PIL image, an array [H,W], [H,W,1], [H,W,3] or [H,W,4], or a tensor '
-          '[H,W], [1,H,W], [3,H,W] or [4,H,W]')
-
-# %% ../nbs/62_gallery.ipynb #af55693b
-def _met(
-    image, # array or tensor
-)->str: # like "tensor float32 [3,128,64]"
-    "What was passed, in words."
-    kind = 'tensor' if isinstance(image, Tensor) else 'array'
-    return f'{kind} {str(image.dtype).removeprefix("torch.")} {list(image.shape)}'.replace(', ', ',')
-
-# %% ../nbs/62_gallery.ipynb #102d0bf7
-def _as_bytes(
-    values:np.ndarray, # uint8, uint16, or floats between 0 and 1
-    met:str, # what was passed, for the message
-)->np.ndarray: # uint8
-    "The numbers of a picture as bytes; ValueError for other kinds and for floats outside of 0..1."
-    if values.dtype == np.uint8: return values
-    if values.dtype == np.uint16: return (values / 257).round().astype(np.uint8)
-    if values.dtype.kind != 'f': raise ValueError(f'{met}: a picture holds uint8, or floats between 0 and 1')
-    low, high = values.min(), values.max()
-    if not (low >= -1e-3 and high <= 1.001):
-        raise ValueError(f'{met}: floats of a picture are between 0 and 1, these are from {low:.3g} to {high:.3g}')
-    return (values.clip(0, 1) * 255).round().astype(np.uint8)
-
-# %% ../nbs/62_gallery.ipynb #9ddce346
-def _channels_last(
-    image, # array [H,W] or [H,W,C], or tensor [H,W] or [C,H,W]
-)->np.ndarray: # [H,W,C]
-    "An array with channels last; ValueError for other shapes, `ImageError` without pixels."
-    met, values = _met(image), image
-    if isinstance(image, Tensor):
-        image = image.detach().cpu()
-        values = (image.float() if image.is_floating_point() else image).numpy()
-        if values.ndim == 3: values = values.transpose(1, 2, 0)
-    if values.ndim == 2: values = values[:, :, None]
-    if values.ndim != 3 or values.shape[2] not in (1, 3, 4): raise ValueError(f'{met}: {_FORMS}')
-    if not values.size: raise ImageError(f'{met} has no pixels')
-    return _as_bytes(values, met)
-
-# %% ../nbs/62_gallery.ipynb #aa199d07
-def _pil(
-    image, # array or tensor
-    channels:str, # "rgb" or "bgr"
-)->Image.Image:
-    "An array or tensor as a PIL image."
-    values = _channels_last(image)
-    if values.shape[2] == 1: return Image.fromarray(np.ascontiguousarray(values[:, :, 0]))
-    if channels == 'bgr': values = np.concatenate([values[:, :, 2::-1], values[:, :, 3:]], 2)
-    return Image.fromarray(np.ascontiguousarray(values))
-
-# %% ../nbs/62_gallery.ipynb #bc3b0314
-def _to_pixels(
-    image, # path, PIL image, array or tensor
-    size:tuple, # (height, width)
-    channels:str='rgb', # of arrays and tensors, or "bgr"
-)->np.ndarray: # uint8 [3,height,width]
-    "One picture at the model's size; ValueError says what was met, `ImageError` which file cannot be read."
-    if isinstance(image, (np.ndarray, Tensor)): image = _pil(image, channels)
-    elif isinstance(image, Image.Image) and 0 in image.size:
-        raise ImageError(f'PIL image of width {image.width} and height {image.height} has no pixels')
-    elif not isinstance(image, (str, os.PathLike, Image.Image)):
-        raise ValueError(f'{_FORMS}; not {type(image).__name__}')
-    if not isinstance(image, Image.Image): return load_image(image, size).transpose(2, 0, 1)
-    try: image = image.convert('RGB').resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    except OSError as problem: raise ImageError(f'PIL image cannot be read ({problem})') from None
-    return np.array(image).transpose(2, 0, 1)
-
-# %% ../nbs/62_gallery.ipynb #3cee4dd9
-def _listed(
-    images, # one picture or several, in any form
-)->list: # of pictures
-    "The pictures one by one; ValueError for what is neither a picture nor several."
-    if isinstance(images, (str, os.PathLike, Image.Image)): return [images]
-    if isinstance(images, (np.ndarray, Tensor)):
-        paths = isinstance(images, np.ndarray) and images.dtype.kind in 'OU'
-        several = images.ndim == 4 or images.ndim == 1 and (paths or not len(images))
-        return list(images) if several else [images]
-    if isinstance(images, pd.DataFrame): raise ValueError('a table of records: give its column `path`')
-    if isinstance(images, (bytes, dict)) or not hasattr(images, '__iter__'):
-        raise ValueError(f'{_FORMS}, or a list of these; not {type(images).__name__}')
-    return list(images)
-
-# %% ../nbs/62_gallery.ipynb #f703ea3f
+# %% ../nbs/62_gallery.ipynb #70833bb4
 class FeatureExtractor:
     "Test features of pictures in any form, and text features in the same space."
     def __init__(
@@ -150,15 +66,15 @@ class FeatureExtractor:
         choose('bad', bad, ('raise', 'none'))
         images = _listed(images)
         features, problems = self._embed(images, progress, channels or self.channels, bad == 'none')
-        if bad == 'raise': return features
-        found = iter(features)
-        return [None if i in problems else next(found) for i in range(len(images))]
+        return features if bad == 'raise' else _in_their_places(features, problems, len(images))
 
     def text(
         self,
         texts, # a sentence, or several
     )->Tensor: # [B, projected width], on the CPU
         "Features of sentences, in the space of the image features' last columns."
+        if not isinstance(texts, str) and not hasattr(texts, '__iter__'):
+            raise ValueError(f'give a sentence or a list of sentences, not {type(texts).__name__}')
         texts = [texts] if isinstance(texts, str) else list(texts)
         with evaluating(self.model): out = self.model.encode_captions(texts).float().cpu()
         return F.normalize(out, dim=1) if self.normalise else out
@@ -172,19 +88,13 @@ class FeatureExtractor:
     )->tuple: # features [b,D] of the others, {position: what is wrong}
         "Features block by block."
         choose('channels', channels, ('rgb', 'bgr'))
-        h, w = self.model.config['image_size']
+        size = self.model.config['image_size']
         out, problems = [], {}
         for start in tqdm(range(0, len(images), self.batch), 'features', disable=not progress, delay=2):
-            pixels = []
-            for i, image in enumerate(images[start:start + self.batch], start):
-                try: pixels.append(_to_pixels(image, (h, w), channels))
-                except ValueError as problem:
-                    problems[i] = problem
-                    if leave_out and isinstance(problem, ImageError): continue
-                    if len(images) == 1 or isinstance(image, (str, os.PathLike)): raise # a path names itself
-                    raise type(problem)(f'picture {i} of {len(images)}, counted from 0: {problem}') from None
-            if pixels: out.append(self._features(np.stack(pixels)))
-        if not out: out = [self._features(np.zeros((1, 3, h, w), np.uint8))[:0]]
+            pixels, wrong = _read_block(images, start, self.batch, size, channels, leave_out)
+            problems |= wrong
+            if len(pixels): out.append(self._features(pixels))
+        if not out: out = [self._features(np.zeros((1, 3, *size), np.uint8))[:0]]
         return torch.cat(out), problems
 
     def _features(

@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from clip_dfgs.export import export_onnx
-from clip_dfgs.gallery import Embedder
+from clip_dfgs.export import OnnxExtractor, export_onnx
+from clip_dfgs.gallery import Embedder, FeatureExtractor
+from clip_dfgs.inputs import crops
 from clip_dfgs.models import ReIDModel
 
 onnx = pytest.importorskip('onnx')
@@ -86,9 +88,71 @@ def test_missing_packages_are_named(monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_module_itself_does_not_load_torch():
-    code = 'import sys, clip_dfgs.export; print("torch" in sys.modules)'
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    "A model with the small CLIP's weights, and its ONNX file."
+    model, file = ReIDModel.create('pedestrians', 'pedestrians'), tmp_path_factory.mktemp('onnx')/'person.onnx'
+    export_onnx(model, file)
+    return model, file
+
+
+def picture(seed=0, height=128, width=64): # uint8 [H,W,3]
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_a_reader_without_torch_gives_the_same_features(exported, tmp_path):
+    model, file = exported
+    x = picture()
+    Image.fromarray(x).save(tmp_path/'x.png')
+    light, full = OnnxExtractor(file, batch=2), FeatureExtractor(model)
+    forms = [x, Image.fromarray(x), tmp_path/'x.png', x / 255, torch.from_numpy(x).permute(2, 0, 1), picture(1, 90, 33)]
+    np.testing.assert_allclose(light(forms), full(forms).numpy(), atol=1e-4)
+    np.testing.assert_allclose(light(x), full(x).numpy(), atol=1e-4)
+    np.testing.assert_allclose(light(x[..., ::-1], channels='bgr'), full(x).numpy(), atol=1e-4)
+    assert light([]).shape == full([]).shape
+
+
+def test_boxes_of_a_frame(exported):
+    model, file = exported
+    frame = picture(3, 200, 300)
+    boxes = [(10, 20, 70, 150), (-20, 100, 40, 260), (310, 0, 350, 90), (30, 30, 30, 90)]
+    found = OnnxExtractor(file)(crops(frame, boxes), bad='none')
+    assert [feature is not None for feature in found] == [True, True, False, False]
+    np.testing.assert_allclose(found[1][None], FeatureExtractor(model)(frame[100:, :40]).numpy(), atol=1e-4)
+    with pytest.raises(ValueError, match='picture 2 of 4.*is empty'): OnnxExtractor(file)(crops(frame, boxes))
+
+
+def test_the_reader_does_not_load_torch(exported):
+    code = f'''import sys
+import numpy as np
+from clip_dfgs.export import OnnxExtractor
+print(OnnxExtractor({str(exported[1])!r})(np.zeros((90, 40, 3), np.uint8)).shape, "torch" in sys.modules)'''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == 'False'
+    assert done.stdout.strip() == '(1, 320) False'
     from clip_dfgs import export
-    assert export.Embedder is Embedder
+    assert export.Embedder is Embedder # where it was before
+
+
+def other_program(file):
+    "An ONNX file that computes something, and says nothing."
+    node = onnx.helper.make_node('Identity', ['images'], ['features'])
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in ('images', 'features')]
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], 'g', ends[:1], ends[1:]),
+                                   opset_imports=[onnx.helper.make_opsetid('', 18)], ir_version=9)
+    onnx.save(model, str(file))
+
+
+FILES = {
+    'is missing': lambda file, data: None,
+    'is not an ONNX file, or is damaged': lambda file, data: file.write_bytes(data[:len(data)//2]),
+    'damaged': lambda file, data: file.write_bytes(b''),
+    'or is damaged': lambda file, data: file.write_text('x'),
+    'was not written by export_onnx': lambda file, data: other_program(file),
+}
+
+
+@pytest.mark.parametrize('message', FILES)
+def test_files_that_cannot_be_read_are_one_line(message, exported, tmp_path):
+    FILES[message](tmp_path/'x.onnx', exported[1].read_bytes())
+    with pytest.raises(ValueError, match=message) as problem: OnnxExtractor(tmp_path/'x.onnx')
+    assert '\n' not in str(problem.value) and 'x.onnx' in str(problem.value)

@@ -11,8 +11,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from clip_dfgs.gallery import Embedder, FeatureExtractor, Gallery, load_gallery, save_gallery
-from clip_dfgs.images import ImageError
 from clip_dfgs.models import ReIDModel
+from clip_dfgs.pictures import ImageError, load_image
 
 H, W = 128, 64
 
@@ -163,8 +163,8 @@ EMPTY = {
 @pytest.mark.parametrize('what', EMPTY)
 def test_empty_crops_are_named_or_none(what, extract):
     crops = [picture(1), EMPTY[what], picture(2)]
-    with pytest.raises(ValueError, match='picture 1 of 3, counted from 0: .* has no pixels'): extract(crops)
-    with pytest.raises(ValueError, match='has no pixels'): extract(EMPTY[what])
+    with pytest.raises(ValueError, match='picture 1 of 3, counted from 0: .* is empty'): extract(crops)
+    with pytest.raises(ValueError, match='is empty'): extract(EMPTY[what])
     left, none, right = extract(crops, bad='none')
     assert none is None
     torch.testing.assert_close(torch.stack([left, right]), extract([picture(1), picture(2)]))
@@ -223,6 +223,43 @@ def test_unknown_words_are_refused(extract):
     with pytest.raises(ValueError, match="unknown channels 'BGR'; did you mean 'bgr'|unknown channels 'BGR'"):
         extract(picture(), channels='BGR')
     with pytest.raises(ValueError, match="unknown bad 'skip'"): extract(picture(), bad='skip')
+
+
+ODD = { # how a picture is turned into one that is stored otherwise
+    '16 bits': lambda x: Image.fromarray(x[..., 0].astype(np.uint16) * 257),
+    'half transparent': lambda x: Image.fromarray(np.dstack([x, OPAQUE * (x[..., :1] > 127)])),
+    'palette': lambda x: Image.fromarray(x).quantize(64),
+    'two colours': lambda x: Image.fromarray(x).convert('1'),
+}
+
+
+@pytest.mark.parametrize('form', ODD)
+def test_one_rule_of_pixels_for_files_and_pil_images(form, extract, tmp_path):
+    image = ODD[form](picture())
+    image.save(tmp_path/'x.png')
+    want = extract(load_image(tmp_path/'x.png', None))
+    torch.testing.assert_close(extract(tmp_path/'x.png'), want)
+    torch.testing.assert_close(extract(image), want)
+    with Image.open(tmp_path/'x.png') as again: torch.testing.assert_close(extract(again), want)
+    if form == 'half transparent': torch.testing.assert_close(extract(np.array(image)), want)
+
+
+def test_pil_images_with_an_orientation_are_turned(extract, tmp_path):
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    Image.fromarray(picture()).transpose(Image.Transpose.ROTATE_90).save(tmp_path/'x.png', exif=tag)
+    torch.testing.assert_close(extract(Image.open(tmp_path/'x.png')), extract(picture()))
+    torch.testing.assert_close(extract(tmp_path/'x.png'), extract(picture()))
+
+
+@pytest.mark.parametrize('texts', [7, None, ['a', 7]])
+def test_sentences_are_texts(texts, extract):
+    with pytest.raises(ValueError, match='not int|not NoneType'): extract.text(texts)
+
+
+def test_long_sentences_say_that_they_are_cut(extract):
+    with pytest.warns(UserWarning, match='1 of 2 sentences are longer than the 77 tokens'):
+        extract.text(['a man', 'a man with a hat ' * 40])
 
 
 def in_folder(folder):

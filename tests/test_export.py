@@ -123,10 +123,10 @@ def test_boxes_of_a_frame(exported):
 
 
 def test_the_reader_does_not_load_torch(exported):
-    code = f'''import sys
+    code = f"""import sys
 import numpy as np
 from clip_dfgs.export import OnnxExtractor
-print(OnnxExtractor({str(exported[1])!r})(np.zeros((90, 40, 3), np.uint8)).shape, "torch" in sys.modules)'''
+print(OnnxExtractor({str(exported[1])!r})(np.zeros((90, 40, 3), np.uint8)).shape, "torch" in sys.modules)"""
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == '(1, 320) False'
     from clip_dfgs import export

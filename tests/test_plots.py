@@ -16,8 +16,9 @@ from PIL import Image
 from scipy import stats
 
 from clip_dfgs import charts, plots
-from clip_dfgs.evaluation import evaluate, nearest_gallery, verification
+from clip_dfgs.evaluation import evaluate, nearest_gallery
 from clip_dfgs.samplers import DepthFirstGraphSampler, PKSampler
+from clip_dfgs.verification import verification
 
 
 @pytest.fixture(autouse=True)

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['EXPECTED', 'load_dataset', 'identity_splits', 'DatasetReport', 'unreadable_images', 'check_dataset']
 
-# %% ../nbs/12_datasets.ipynb #fdbd8b15
+# %% ../nbs/12_datasets.ipynb #456cc744
 import inspect
 import os
-import re
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,10 +18,11 @@ import pandas as pd
 from tqdm import tqdm
 
 from .files import did_you_mean, digest_order
-from .parsers import MARKET_FOLDERS, MARKET_NAMES, PARSERS, find_root, read_mat
+from .layouts import find_root, plain
+from .parsers import MARKET_FOLDERS, MARKET_NAMES, PARSERS, read_mat
 from .records import COLUMNS, SPLITS, DatasetError, check_records, found_again
 
-# %% ../nbs/12_datasets.ipynb #28a9fb3f
+# %% ../nbs/12_datasets.ipynb #a1c17479
 def load_dataset(
     name:str, # one of `PARSERS`
     root, # the set's own folder, or one that contains it under a usual name; the file of a `csv`
@@ -33,7 +33,7 @@ def load_dataset(
     "The record table of a data set on the disk, checked; `DatasetError` for an unknown name, option or layout."
     parser = _parser(name, options)
     records = parser(root, **options)
-    if 'domain' not in records: records = records.assign(domain=domain or _own_name(name, root))
+    if 'domain' not in records: records = records.assign(domain=_own_name(name, root) if domain is None else domain)
     elif domain is not None and set(records['domain']) != {domain}:
         own = ', '.join(sorted(set(records['domain']))[:4])
         raise DatasetError(f'{name}: {root} has its own column domain ({own}), '
@@ -43,8 +43,8 @@ def load_dataset(
 
 def _parser(name:str, options:dict):
     "The parser of a name, if it takes these options."
-    if name not in PARSERS:
-        near = did_you_mean(re.sub('[^a-z0-9]', '', str(name).lower()), PARSERS)
+    if name not in list(PARSERS):
+        near = did_you_mean(plain(name), PARSERS)
         raise DatasetError(f'unknown data set {name!r}{near} (known: {", ".join(PARSERS)})')
     known = list(inspect.signature(PARSERS[name]).parameters)[1:]
     for option in options:
@@ -53,14 +53,14 @@ def _parser(name:str, options:dict):
             raise DatasetError(f'{name} has no option {option!r}{did_you_mean(option, known)} ({takes})')
     return PARSERS[name]
 
-# %% ../nbs/12_datasets.ipynb #3873496f
+# %% ../nbs/12_datasets.ipynb #0968f928
 def _own_name(name:str, root)->str:
     "The domain of a data set: its name, or its folder's (its file's) where the layout is borrowed."
-    if name in ('folder', 'csv'): return Path(root).expanduser().resolve().stem
+    if name == 'csv': return Path(root).expanduser().resolve().stem
+    if name == 'folder': return Path(root).expanduser().resolve().name
     if name != 'market1501': return name
     own = find_root(name, root, MARKET_FOLDERS.values(), MARKET_NAMES).resolve().name
-    plain = {re.sub('[^a-z0-9]', '', usual.lower()) for usual in (name, *MARKET_NAMES)}
-    return name if re.sub('[^a-z0-9]', '', own.lower()) in plain else own
+    return name if plain(own) in map(plain, (name, *MARKET_NAMES)) else own
 
 # %% ../nbs/12_datasets.ipynb #f63b39ac
 def _test_half(records, name, partition):
@@ -68,16 +68,19 @@ def _test_half(records, name, partition):
     people = sorted(set(records.loc[records['split'] == 'train', 'pid']))
     return set(digest_order(people, name, partition)[:(len(people) + 1)//2])
 
-# %% ../nbs/12_datasets.ipynb #37651f95
+# %% ../nbs/12_datasets.ipynb #73f12538
 def _grid_partitions(records):
     "The ten official sets of training identities, from the `.mat` beside the images."
     file = Path(records['path'].iloc[0]).parent.parent/'features_and_partitions.mat'
     mat = read_mat('grid', file)
     try:
         cells = mat['trainIdxAll'].ravel()
-        return [set(np.asarray(cell[0, 0][2]).ravel().astype(int).tolist()) for cell in cells]
+        parts = [set(np.asarray(cell[0, 0][2]).ravel().astype(int).tolist()) for cell in cells]
     except (KeyError, IndexError, ValueError, TypeError) as e:
         raise DatasetError(f'grid: {file} has no partitions under the name trainIdxAll ({type(e).__name__})') from None
+    if not parts or any(part.isdisjoint(records['pid']) for part in parts):
+        raise DatasetError(f'grid: the partitions in {file} name nobody who is in the data')
+    return parts
 
 # %% ../nbs/12_datasets.ipynb #8fc6db83
 def _drawn(
@@ -93,12 +96,13 @@ def _drawn(
     records = records.assign(split=split, partition=partition)[split != '']
     return check_records(records.reset_index(drop=True), files=False)
 
-# %% ../nbs/12_datasets.ipynb #5607c20f
+# %% ../nbs/12_datasets.ipynb #3e932e06
 def identity_splits(
     name:str, # of the data set
     records:pd.DataFrame, # its table from `load_dataset`
 )->list: # of record tables with a column `partition`; the table itself for a set with a fixed split
     "The partitions of PRID, GRID, VIPeR and i-LIDS: ten tables, for VIPeR twenty (both directions of each)."
+    _parser(name, {})
     check_records(records, files=False)
     if name not in ('prid', 'grid', 'viper', 'ilids'): return [records]
     if 'partition' in records: raise DatasetError(f'identity_splits: this {name} table is already one partition')
@@ -185,13 +189,14 @@ def _compare(
         rows.append(row)
     return pd.DataFrame(rows, dtype=object), notes
 
-# %% ../nbs/12_datasets.ipynb #ac1c1cb5
+# %% ../nbs/12_datasets.ipynb #2fe5ef29
 def unreadable_images(
     paths, # image files
     workers:int=None, # threads; as many as cores by default
     progress:bool=True, # a bar when it takes more than two seconds
 )->list: # of (path, reason)
     "Decode every image, in parallel, and list those that cannot be decoded to the end."
+    paths = list(paths)
     from PIL import Image
     def why(path):
         try:
@@ -201,26 +206,39 @@ def unreadable_images(
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as threads:
         return [(path, reason) for path, reason in zip(paths, tqdm(threads.map(why, paths), **bar)) if reason]
 
-# %% ../nbs/12_datasets.ipynb #ba53d9c4
-def _match_warnings(tables):
+# %% ../nbs/12_datasets.ipynb #c03d0943
+def _alone(
+    records:pd.DataFrame, # of one domain
+)->set: # paths of queries
+    "Queries that nobody in the gallery matches, by the camera rule where there are several cameras."
+    query, gallery = (records[records['split'] == s] for s in ('query', 'gallery'))
+    rule = pd.concat([query, gallery])['camid'].nunique() > 1
+    cameras = gallery.groupby('pid')['camid'].agg(set).to_dict()
+    return {row.path for row in query.itertuples()
+            if not cameras.get(row.pid, set()) - ({row.camid} if rule else set())}
+
+def _match_warnings(tables)->list: # of sentences
     "How many queries have no match in the gallery, and how many have their own picture there."
-    alone, themselves = set(), set()
+    alone, themselves, said = set(), set(), []
     for table in tables:
-        query, gallery = (table[table['split'] == s] for s in ('query', 'gallery'))
-        cameras = gallery.groupby('pid')['camid'].agg(set).to_dict()
-        rule = pd.concat([query, gallery])['camid'].nunique() > 1
-        for row in query.itertuples():
-            if not cameras.get(row.pid, set()) - ({row.camid} if rule else set()): alone.add(row.path)
-        found = found_again(table, content=True)
-        themselves |= set(table.loc[found.index[found], 'path'])
-    said = []
+        for _, rows in table.groupby('domain', sort=False): alone |= _alone(rows)
+        query = table[table['split'] == 'query']
+        themselves |= set(query['path'][found_again(table, content=True).to_numpy()])
     if alone: said.append(f'{len(alone):,} queries have no match in the gallery, first: {min(alone)}')
     if themselves:
         said.append(f'{len(themselves):,} queries find themselves: the same picture is in the gallery, and no camera '
                     f'leaves it out, first: {min(themselves)}')
     return said
 
-# %% ../nbs/12_datasets.ipynb #f539bc83
+def _camera_warnings(records:pd.DataFrame)->list: # of sentences
+    "Which domains have one camera only."
+    cameras = records.groupby('domain', sort=False)['camid'].nunique()
+    one = list(cameras.index[cameras == 1])
+    if not one: return []
+    which = '' if len(cameras) == 1 else f' in {", ".join(one[:4])}'
+    return [f'one camera only{which}: the camera rule cannot be followed']
+
+# %% ../nbs/12_datasets.ipynb #0b680368
 def check_dataset(
     name:str, # of the data set
     root, # its folder
@@ -233,20 +251,20 @@ def check_dataset(
         warnings.simplefilter('always')
         records = load_dataset(name, root, files=False, **options)
         tables = identity_splits(name, records)
-    borrowed = records['domain'].iloc[0] != name and 'domain' not in options
-    key = 'cuhk03_detected' if options.get('detected') else name
-    counts, notes = _compare(tables, None if borrowed else EXPECTED.get(key))
+    expected = None if _own_name(name, root) != name else EXPECTED.get(name + '_detected'*bool(options.get('detected')))
+    counts, notes = _compare(tables, expected)
     cameras = records.groupby(['split', 'camid']).agg(identities=('pid', _identities), images=('path', 'size'))
     there = records['path'].map(os.path.isfile).astype(bool)
-    notes = [str(w.message) for w in said] + notes + _match_warnings(tables)
-    if records['camid'].nunique() == 1: notes.append('one camera only: the camera rule cannot be followed')
-    broken = unreadable_images(sorted(set(records.loc[there, 'path'])), progress=progress) if decode else []
+    notes = [str(w.message) for w in said] + notes + _match_warnings(tables) + _camera_warnings(records)
+    files = sorted(set(records.loc[there, 'path']))
+    if decode: broken = unreadable_images(files, progress=progress)
+    else: broken = [(file, 'the file is empty') for file in files if not os.path.getsize(file)]
     missing = records.loc[~there, 'path'].tolist()
     return DatasetReport(name, str(root), counts, cameras.reset_index(), missing, broken, notes)
 
-# %% ../nbs/12_datasets.ipynb #d75f46c3
+# %% ../nbs/12_datasets.ipynb #370b746e
 # Names that lived here before
 from .files import IMAGE_SUFFIXES, cache_folder, image_files  # noqa: F401
-from .parsers import as_table, cuhk02, cuhk03, cuhk_sysu, from_csv, from_folder, grid  # noqa: F401
-from .parsers import ilids, market1501, msmt17, number_names, parse_names, prid, viper  # noqa: F401
-from .records import hold_out, pool  # noqa: F401
+from .layouts import as_table, from_csv, from_folder, parse_names  # noqa: F401
+from .parsers import cuhk02, cuhk03, cuhk_sysu, grid, ilids, market1501, msmt17, prid, viper  # noqa: F401
+from .records import hold_out, number_names, pool  # noqa: F401

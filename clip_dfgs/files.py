@@ -82,52 +82,69 @@ def cache_folder(
     usual = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'clip_dfgs'
     return Path(cache or os.environ.get('CLIP_DFGS_CACHE') or usual).expanduser()
 
-# %% ../nbs/01_files.ipynb #3ecdfb70
+# %% ../nbs/01_files.ipynb #288336ef
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.jfif', '.png', '.bmp', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.gif')
 _OTHER_SUFFIXES = ('.heic', '.heif', '.avif', '.jp2', '.j2k', '.jpe', '.jxl', '.tga', '.pbm', '.pnm', '.pcx', '.psd',
                    '.svg', '.raw', '.cr2', '.nef', '.dng', '.exr', '.hdr', '.dib', '.ico', '.xbm', '.sgi', '.dds')
-_SYSTEM_NAMES = ('__MACOSX', '__pycache__', 'Thumbs.db', 'desktop.ini', 'lost+found', '$RECYCLE.BIN',
-                 'System Volume Information')
+_SYSTEM_NAMES = ('__macosx', '__pycache__', 'thumbs.db', 'desktop.ini', 'lost+found', '$recycle.bin', '#recycle',
+                 'system volume information', '@eadir', '@recycle', '@recently-snapshot', '@tmp', '@__thumb')
 
 def hidden(
     name:str, # of a file or folder, without its path
 )->bool:
     "Whether a name belongs to a tool and not to a person: hidden, or a system folder."
-    return name.startswith(('.', '@')) or name in _SYSTEM_NAMES
+    return name.startswith('.') or name.lower() in _SYSTEM_NAMES
 
-# %% ../nbs/01_files.ipynb #7c89e987
+# %% ../nbs/01_files.ipynb #cbc32b1f
 def image_files(
     folder, # an absent one has no images
     deep:bool=False, # look into its folders as well
 )->list: # of `Path`, sorted
     "The images in a folder by their ending, in any case; without hidden files and folders, and files only."
-    return [p for p in _walk(folder, deep) if p.suffix.lower() in IMAGE_SUFFIXES]
+    return [p for p in _walk(folder, deep) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
 
+# %% ../nbs/01_files.ipynb #72adc0b9
 def left_out(
     folder, # an absent one leaves nothing out
     deep:bool=False, # look into its folders as well
 )->str: # "", or like "6 files are not read: 5 .heic, 1 broken link"
-    "Words that count the pictures of a folder that `image_files` does not read."
-    files = _walk(folder, deep, whole=False)
-    kinds = Counter(p.suffix.lower() for p in files if p.suffix.lower() in _OTHER_SUFFIXES)
-    broken = sum(1 for p in files if p.suffix.lower() in IMAGE_SUFFIXES and not p.exists())
-    if broken: kinds['broken links' if broken > 1 else 'broken link'] = broken
+    "Words that count what looks like a picture and is not read by `image_files`; links that lead nowhere as well."
+    kinds = Counter(_why_not(p) for p in _walk(folder, deep))
+    del kinds['']
+    if broken := kinds.pop('broken link', 0): kinds['broken links' if broken > 1 else 'broken link'] = broken
     many = sum(kinds.values())
     if not many: return ''
     parts = ', '.join(f'{n:,} {kind}' for kind, n in kinds.most_common())
     return f'{many:,} {"file is" if many == 1 else "files are"} not read: {parts}'
 
-def _walk(
-    folder,
-    deep:bool,
-    whole:bool=True, # leave out broken links
-)->list: # of `Path`, sorted
-    "The files in a folder, without what is hidden."
-    found = []
-    for here, folders, names in os.walk(folder, followlinks=True):
+# %% ../nbs/01_files.ipynb #1f3157f3
+_FIRST_BYTES = (b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', b'II*\0', b'MM\0*', b'RIFF')
+
+def _why_not(path:Path)->str:
+    "Why a file is not read although it may be a picture; empty for one that is read and for other files."
+    if not path.exists(): return 'broken link'
+    ending = path.suffix.lower()
+    if ending in IMAGE_SUFFIXES or not path.is_file(): return ''
+    if ending in _OTHER_SUFFIXES: return ending
+    if ending and not ending[1:].isdigit(): return ''
+    with open(path, 'rb') as file: return 'without an ending' if file.read(8).startswith(_FIRST_BYTES) else ''
+
+# %% ../nbs/01_files.ipynb #92f3d176
+def _walk(folder, deep:bool)->list:
+    "What is in a folder and is no folder, sorted, without what is hidden; no folder twice, however it is linked."
+    found, seen = [], set()
+    for here, folders, names in os.walk(folder, followlinks=True, onerror=_unless_absent):
+        if (real := os.path.realpath(here)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(f for f in folders if not hidden(f)) if deep else []
         found += [Path(here)/n for n in names if not hidden(n)]
-    return sorted(p for p in found if p.is_file() or not whole and p.is_symlink())
+    return sorted(found)
+
+def _unless_absent(error:OSError):
+    "A folder that may not be read is an error; one that is not there is empty."
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)): raise error
 
 # %% ../nbs/01_files.ipynb #c330f96d
 def digest_order(

@@ -208,7 +208,7 @@ def test_a_label_of_somebody_else_is_not_a_pooled_table(tmp_path):
 def test_one_domain_name_for_two_sets_is_said(tmp_path):
     "Two sites in one layout have people and files of the same names."
     tables = [load_dataset('market1501', make_tree('market1501', tmp_path/site)) for site in 'ab']
-    with pytest.warns(UserWarning, match='have a namesake in another folder'):
+    with pytest.warns(UserWarning, match='lie in two places'):
         check_records(pd.concat(tables, ignore_index=True))
 
 

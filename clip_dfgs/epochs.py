@@ -11,13 +11,15 @@ import torch
 
 from .walk import _array, _camera_array
 
-# %% ../nbs/23_epochs.ipynb #6112a3d7
+# %% ../nbs/23_epochs.ipynb #339db47d
 def _numbered(
     labels, # identity of each image: numbers or names
 )->np.ndarray: # 0..N-1, shape [n]
     "Labels of any kind as numbers 0..N-1, in their own order."
     found = _array('labels', labels)
     if found.ndim != 1: raise ValueError(f'labels: a flat list is needed, got shape {list(found.shape)}')
+    unknown = [i for i, v in enumerate(found.tolist()) if v is None or v != v] if found.dtype.kind in 'fO' else []
+    if unknown: raise ValueError(f'labels[{unknown[0]}] is {found[unknown[0]]}; every image needs an identity')
     return np.unique(found, return_inverse=True)[1].reshape(-1)
 
 def _batch_arrays(
@@ -25,11 +27,13 @@ def _batch_arrays(
     n:int, # number of images
 )->list: # of IntArray
     "The batches as arrays, or ValueError if they are not rows of these images."
-    found = [_array('batches', rows).astype(np.int64, copy=False) for rows in batches]
+    found = [_array('batches', rows) for rows in batches]
     for b, rows in enumerate(found):
+        if len(rows) and rows.dtype.kind not in 'iu':
+            raise ValueError(f'batch {b} is of {rows.dtype}; image rows are whole numbers')
         wrong = rows[(rows < 0) | (rows >= n)]
         if len(wrong): raise ValueError(f'batch {b} holds row {wrong[0]}; there are {n} images, with rows 0..{n - 1}')
-    return found
+    return [rows.astype(np.int64, copy=False) for rows in found]
 
 # %% ../nbs/23_epochs.ipynb #f327f508
 def _one_anchor(

@@ -59,25 +59,40 @@ class _Pass:
         self.sampler.load_state_dict(state)
         self.rows, self.place = self.sampler._enter(self)
 
-# %% ../nbs/22_passes.ipynb #0056ea76
-class PlannedEpochs(Sampler):
-    "A batch sampler that plans an epoch at a time. A subclass has `plan`: [batches of all ranks, batch] of rows."
-    def __init__(self,
-        seed:int=0, # together with the epoch it decides everything
-        rank:int=0, # which of the ranks this is
-        world:int=1, # number of ranks; batch b of the epoch goes to rank b mod world
-    ):
-        self.seed, self.rank, self.world = seed, rank, world
+# %% ../nbs/22_passes.ipynb #0467e589
+class _Places:
+    "The passes of one epoch: those that are running, and of the ended ones the one that came furthest."
+    def __init__(self): self.all = []
+    def __getstate__(self): return dict(all=[])                 # a copied sampler has no passes of its own
+    def __contains__(self, place): return place in self.all
+
+    def add(self, place:_Place): self.all = self.running() + self.furthest() + [place]
+    def running(self)->list: return [place for place in self.all if place.running]
+
+    def furthest(self)->list: # of one place, or empty
+        ended = [place for place in self.all if not place.running]
+        return [max(ended, key=lambda place: place.position)] if ended else []
+
+    def counting(self, doubt=True): # a place, or None if no pass has begun
+        "The place that a state is of; a warning if that is in doubt."
+        running = self.running()
+        positions = [place.position for place in running]
+        if doubt and len(set(positions)) > 1:
+            warnings.warn(f'passes are running at batches {positions}; the state is of the first. To be sure, ask the '
+                          'pass itself: iterator.state_dict(), or count: state_dict(position=steps)', stacklevel=4)
+        return next(iter(running + self.furthest()), None)
+
+# %% ../nbs/22_passes.ipynb #4eb45079
+class _HandedOut(Sampler):
+    "Epochs, ranks and passes; going on from a state is added by `PlannedEpochs`."
+    def __init__(self, seed:int=0, rank:int=0, world:int=1):
+        self.seed, self.rank, self.world = _whole('seed', seed, 0), _whole('rank', rank), _whole('world', world)
+        if not 0 <= self.rank < self.world:
+            raise ValueError(f'rank={rank} of world={world}; ranks run from 0 to world - 1')
         self.epoch, self._plan, self._told, self._warned = 0, None, False, False
         self._forget()
 
     def plan(self)->np.ndarray: raise NotImplementedError('a subclass plans the epoch')
-    def _batches(self)->int: return len(self.plan())
-    def _graph_mark(self): return None
-
-    def _forget(self): self._places, self._loaded, self._whole_passes = [], None, 0
-
-    def __getstate__(self): return self.__dict__ | dict(_places=[])     # a copy has no passes of its own
     def __len__(self): return -(-self._batches() // self.world)
     def __iter__(self): return _Pass(self)
 
@@ -85,11 +100,6 @@ class PlannedEpochs(Sampler):
     def sampler(self):
         "Itself: where the loaders of Lightning and accelerate look for `set_epoch`."
         return self
-
-    @property
-    def position(self)->int:
-        "Batches given so far by the pass that counts."
-        return self.state_dict()['position']
 
     def set_epoch(self,
         epoch:int, # 0, 1, ...
@@ -101,16 +111,75 @@ class PlannedEpochs(Sampler):
             self.epoch, self._plan = epoch, None
             self._forget()
 
+    def _forget(self): self._places, self._loaded, self._whole_passes = _Places(), None, 0
+    def _batches(self)->int: return len(self.plan())
+    def _graph_mark(self): return None
+    def _note(self, planned=True)->dict: # what a pass remembers of its epoch
+        return dict(epoch=self.epoch, graph=self._graph_mark(), plan=self.plan() if planned else None)
+
+    def _enter(self, one:_Pass)->tuple: # (its batches, its place)
+        "A pass begins: with the epoch's first batch, or where a loaded state stands."
+        if self._whole_passes > (1 if self._told else 0) and not self._warned and not self._places.running():
+            self._warned = True
+            warnings.warn(f'{type(self).__name__}: epoch {self.epoch} is handed out again, with the same batches; call '
+                          'set_epoch(epoch) before each epoch', stacklevel=4)
+        note = self._note()
+        rows = note['plan'][self.rank::self.world]
+        if not len(rows): warnings.warn(f'{self!r}: epoch {self.epoch} has no batch', stacklevel=4)
+        if self._loaded is not None: _check_loaded(self._loaded, self._state(note, 1), len(rows))
+        place = _Place(one, note, len(rows), 0 if self._loaded is None else self._loaded['position'])
+        self._places.add(place)
+        if place.position == place.length: self._finish(place)
+        return rows, place
+
+    def _finish(self, place:_Place):
+        "A pass has given its last batch."
+        if place not in self._places: return                    # of an epoch before
+        self._loaded = None
+        self._whole_passes += not self._places.running()
+
+# %% ../nbs/22_passes.ipynb #59403476
+def _check_loaded(
+    state:dict, # that was loaded
+    here:dict, # state of the epoch as it is planned now
+    length:int, # batches of this epoch
+):
+    "ValueError if a loaded state is not of this epoch; there is nothing to compare at an epoch's beginning and end."
+    if state['position'] > length:
+        raise ValueError(f'the saved state stands at batch {state["position"]}; this epoch has {length} batches')
+    if state['position'] in (0, length): return
+    if state['graph'] != here['graph']:
+        raise ValueError('the saved state stands in the middle of an epoch over another graph; set the neighbours '
+                         'of that epoch first (save_graph, load_graph)')
+    if state.get('plan') not in (None, here['plan']):
+        raise ValueError('the saved state stands in the middle of another epoch: the labels, the cameras, the size '
+                         'of the batch, the number of ranks or an option of the sampler was another')
+
+# %% ../nbs/22_passes.ipynb #0f4d58f2
+class PlannedEpochs(_HandedOut):
+    "A batch sampler that plans an epoch at a time. A subclass has `plan`: [batches of all ranks, batch] of rows."
+    def __init__(self,
+        seed:int=0, # together with the epoch it decides everything
+        rank:int=0, # which of the ranks this is
+        world:int=1, # number of ranks; batch b of the epoch goes to rank b mod world
+    ):
+        super().__init__(seed, rank, world)
+
+    @property
+    def position(self)->int:
+        "Batches given so far by the pass that counts."
+        return self.state_dict()['position']
+
     def state_dict(self,
         position:int=None, # batches used so far, if a loader has fetched more than that; None: of the pass that counts
     )->dict: # plain numbers
         "What is needed to go on in the middle of the epoch."
-        place = self._counting()
+        place = self._places.counting(doubt=position is None)
         if position is not None: position = _whole('position', position, 0)
         elif place is not None: position = place.position
         else: position = 0 if self._loaded is None else self._loaded['position']
-        if place is None and self._loaded is not None: return self._loaded | dict(position=position)
         if position > len(self): raise ValueError(f'position={position}; this epoch has {len(self)} batches')
+        if place is None and self._loaded is not None: return self._loaded | dict(position=position)
         return self._state(self._note(position > 0) if place is None else place.note, position)
 
     def load_state_dict(self,
@@ -126,65 +195,7 @@ class PlannedEpochs(Sampler):
         self._forget()
         self._loaded = dict(state) | dict(position=position)
 
-    def _note(self, planned=True)->dict:
-        "What a pass remembers of its epoch."
-        return dict(epoch=self.epoch, graph=self._graph_mark(), plan=self.plan() if planned else None)
-
     def _state(self, note, position)->dict:
         "A note and a place in plain numbers."
         mark = None if note['plan'] is None else zlib.crc32(np.ascontiguousarray(note['plan']))
         return dict(seed=self.seed, epoch=note['epoch'], position=position, graph=note['graph'], plan=mark)
-
-    def _enter(self, one:_Pass)->tuple: # (its batches, its place)
-        "A pass begins: with the epoch's first batch, or where a loaded state stands."
-        if self._whole_passes > (1 if self._told else 0) and not self._warned and not self._running(): self._repeats()
-        note = self._note()
-        rows = note['plan'][self.rank::self.world]
-        if not len(rows): warnings.warn(f'{self!r}: epoch {self.epoch} has no batch', stacklevel=4)
-        if self._loaded is not None: self._check_loaded(note, len(rows))
-        place = _Place(one, note, len(rows), 0 if self._loaded is None else self._loaded['position'])
-        self._places = self._running() + [p for p in [self._furthest()] if p is not None] + [place]
-        if place.position == place.length: self._finish(place)
-        return rows, place
-
-    def _finish(self, place):
-        "A pass has given its last batch."
-        if place not in self._places: return                # of an epoch before
-        self._loaded = None
-        self._whole_passes += not self._running()
-
-    def _running(self): return [place for place in self._places if place.running]
-
-    def _furthest(self):
-        "Of the passes that have ended, the one that came furthest; None if there is none."
-        ended = [place for place in self._places if not place.running]
-        return max(ended, key=lambda place: place.position, default=None)
-
-    def _counting(self):
-        "The place that `state_dict` means, None if no pass of this epoch has begun."
-        running = self._running()
-        if not running: return self._furthest()
-        places = [place.position for place in running]
-        if len(set(places)) > 1:
-            warnings.warn(f'passes are running at batches {places}; the state is of the first. To be sure, ask the '
-                          'pass itself: iterator.state_dict(), or count: state_dict(position=steps)', stacklevel=3)
-        return running[0]
-
-    def _repeats(self):
-        "Say once that an epoch is handed out again."
-        self._warned = True
-        warnings.warn(f'{type(self).__name__}: epoch {self.epoch} is handed out again, with the same batches; call '
-                      'set_epoch(epoch) before each epoch', stacklevel=5)
-
-    def _check_loaded(self, note, length):
-        "ValueError if the loaded state is not of this epoch; nothing to compare at its beginning and its end."
-        state = self._loaded
-        if state['position'] > length:
-            raise ValueError(f'the saved state stands at batch {state["position"]}; this epoch has {length} batches')
-        if state['position'] in (0, length): return
-        if state['graph'] != note['graph']:
-            raise ValueError('the saved state stands in the middle of an epoch over another graph; set the neighbours '
-                             'of that epoch first (save_graph, load_graph)')
-        if state.get('plan') not in (None, self._state(note, 0)['plan']):
-            raise ValueError('the saved state stands in the middle of another epoch: the labels, the cameras, the size '
-                             'of the batch, the number of ranks or an option of the sampler was another')

@@ -18,13 +18,12 @@ from .passes import PlannedEpochs
 from .walk import _camera_array, _check_neighbours, _label_array, _order, _share, _whole
 from .walk import batch_count, depth_first_batches, tuplet_table
 
-# %% ../nbs/22_samplers.ipynb #ac347561
-def _check_batches(labels, cameras, batch, instances, seed, rank, world):
+# %% ../nbs/22_samplers.ipynb #92419cd3
+def _check_batches(labels, cameras, batch, instances):
     "The arguments of a sampler as arrays and ints, or ValueError naming what does not fit."
     labels = _label_array(labels)
     cameras = _camera_array(cameras, len(labels))
-    batch, instances, seed = _whole('batch', batch), _whole('instances', instances), _whole('seed', seed, 0)
-    rank, world = _whole('rank', rank), _whole('world', world)
+    batch, instances = _whole('batch', batch), _whole('instances', instances)
     seen = np.unique(labels)
     n = len(seen)
     if seen[0] != 0 or seen[-1] != n - 1:
@@ -36,10 +35,9 @@ def _check_batches(labels, cameras, batch, instances, seed, rank, world):
     if n < batch // instances:
         need = f'{batch // instances} identities x {instances} images needs {batch // instances} identities'
         raise ValueError(f'a batch of {batch} = {need}; there are {n}')
-    if not 0 <= rank < world: raise ValueError(f'rank={rank} of world={world}; ranks run from 0 to world - 1')
-    return labels, cameras, batch, instances, seed, rank, world
+    return labels, cameras, batch, instances
 
-# %% ../nbs/22_samplers.ipynb #ea7ce11d
+# %% ../nbs/22_samplers.ipynb #517dc2b4
 class PKSampler(PlannedEpochs):
     "P random identities, K images of each; every tuplet once an epoch. A batch sampler: yields lists of image rows."
     neighbours = None
@@ -53,9 +51,8 @@ class PKSampler(PlannedEpochs):
         rank:int=0, # which of the ranks this is
         world:int=1, # number of ranks; batch b of the epoch goes to rank b mod world
     ):
-        given = _check_batches(labels, cameras, batch, instances, seed, rank, world)
-        self.labels, self.cameras, self.batch, self.instances, seed, rank, world = given
         super().__init__(seed, rank, world)
+        self.labels, self.cameras, self.batch, self.instances = _check_batches(labels, cameras, batch, instances)
         self.ids_per_batch = self.batch // self.instances
         self.tuplets = -(-np.bincount(self.labels) // self.instances)
         self.tally = {}
@@ -191,29 +188,10 @@ def _companions(
         raise ValueError('GraphSampler: an identity is its own neighbour, or the same neighbour twice')
     return torch.as_tensor(graph[:, :need])
 
-# %% ../nbs/22_samplers.ipynb #b7b5247f
-class GraphSampler(PKSampler):
-    "One batch per anchor identity with its P-1 nearest; pointers into the tuplets are carried across epochs ([GS])."
-    def __init__(self,
-        labels, # identity 0..N-1 of each image, shape [n]
-        cameras=None, # camera of each image, shape [n]; numbers or names, None: unknown
-        neighbours=None, # graph [N, k >= P-1], nearest first; until it is set the companions are random
-        batch:int=64, instances:int=4, seed:int=0, rank:int=0, world:int=1, # as in `PKSampler`
-    ):
-        super().__init__(labels, cameras, batch, instances, seed, rank, world)
-        self.pointers = np.zeros(len(self.tuplets), np.int64)
-        self.neighbours = neighbours
-
-    @property
-    def neighbours(self)->torch.Tensor: # LongTensor[N, P-1], or None
-        "The graph; a new one can be assigned at any time, and is used by the passes that begin after it."
-        return self._neighbours
-
-    @neighbours.setter
-    def neighbours(self, graph):
-        need = self.ids_per_batch - 1
-        self._neighbours = None if graph is None else _companions(graph, len(self.tuplets), need)
-        self._plan = None
+# %% ../nbs/22_samplers.ipynb #51c1e28e
+class _Pointed(PKSampler):
+    "Tuplets taken in turn across epochs: one deal, and a pointer into the tuplets of each identity."
+    _used = None # tuplets of each identity in this epoch, once a pass has handed it out whole
 
     @property
     def pointers(self)->np.ndarray: # IntArray[N]
@@ -243,7 +221,6 @@ class GraphSampler(PKSampler):
         self.pointers = state['pointers']
         if self._loaded['position'] >= len(self): self._used = np.zeros_like(self._pointers)    # counted already
 
-    def _batches(self): return len(self.tuplets)
     def _deal(self, rng): return super()._deal(np.random.default_rng(self.seed))    # one deal: the pointers refer to it
     def _turn(self, ids): return self._pointers[ids] + occurrence(ids)
     def _note(self, planned=True): return super()._note(planned) | dict(pointers=self._pointers)
@@ -259,6 +236,32 @@ class GraphSampler(PKSampler):
     def _finish(self, place):
         if place in self._places and self._used is None: self._used = self._uses(place.note['plan'])
         super()._finish(place)
+
+# %% ../nbs/22_samplers.ipynb #9bf63996
+class GraphSampler(_Pointed):
+    "One batch per anchor identity with its P-1 nearest; pointers into the tuplets are carried across epochs ([GS])."
+    def __init__(self,
+        labels, # identity 0..N-1 of each image, shape [n]
+        cameras=None, # camera of each image, shape [n]; numbers or names, None: unknown
+        neighbours=None, # graph [N, k >= P-1], nearest first; until it is set the companions are random
+        batch:int=64, instances:int=4, seed:int=0, rank:int=0, world:int=1, # as in `PKSampler`
+    ):
+        super().__init__(labels, cameras, batch, instances, seed, rank, world)
+        self.pointers = np.zeros(len(self.tuplets), np.int64)
+        self.neighbours = neighbours
+
+    @property
+    def neighbours(self)->torch.Tensor: # LongTensor[N, P-1], or None
+        "The graph; a new one can be assigned at any time, and is used by the passes that begin after it."
+        return self._neighbours
+
+    @neighbours.setter
+    def neighbours(self, graph):
+        need = self.ids_per_batch - 1
+        self._neighbours = None if graph is None else _companions(graph, len(self.tuplets), need)
+        self._plan = None
+
+    def _batches(self): return len(self.tuplets)
 
     def _identities(self, rng):
         anchors = rng.permutation(len(self.tuplets))

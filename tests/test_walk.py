@@ -1,0 +1,213 @@
+"The walk: tuplets and the depth-first plan, over random layouts."
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layouts import layouts
+
+from clip_dfgs.graph import nearest_identities
+from clip_dfgs.walk import batch_count, camera_tuplets, depth_first_batches, tuplet_table
+
+
+@settings(max_examples=60, deadline=None)
+@given(layouts())
+def test_tuplets_hold_as_many_cameras_as_can_be(layout):
+    labels, cameras, p, k, graph, seed = layout
+    tuplets = camera_tuplets(labels, cameras, k, np.random.default_rng(seed))
+    for v, own in enumerate(tuplets):
+        rows = np.flatnonzero(labels == v)
+        assert len(own) == -(-len(rows) // k) and all(len(t) == k for t in own)
+        times = Counter(i for t in own for i in t)
+        assert set(times) == set(rows) and max(times.values()) - min(times.values()) <= 1
+        if len(rows) >= k: assert all(len(set(t)) == k for t in own)
+        # no deal can do better: a camera with c images is in at most min(c, t) tuplets, a repeated image may add one
+        of_camera = Counter(cameras[rows])
+        bare, t = sum(min(c, len(own)) for c in of_camera.values()), len(own)
+        extra = min(t * k - len(rows), sum(min(c, t - c) for c in of_camera.values() if c < t))
+        most = bare + extra if len(rows) >= k else len(of_camera)
+        assert sum(len(set(cameras[list(x)])) for x in own) == most
+
+
+def test_cameras_are_not_skipped_images_not_dropped_none_shown_too_often():
+    "Published defects of the dealing, each on the smallest case that shows it."
+    cameras = np.array([0, 1, 2, 3, 0, 1, 2, 3])
+    assert all(sorted(cameras[t]) == [0, 1, 2, 3] for t in camera_tuplets([0] * 8, cameras, 4)[0])
+    cameras = np.array([0, 1, 1, 1, 2, 2, 2, 3])                # 0 and 3 are used up at once
+    assert all(len(set(cameras[t])) >= 3 for t in camera_tuplets([0] * 8, cameras, 4)[0])
+    for seed in range(30):
+        dealt = Counter(np.ravel(camera_tuplets([0] * 9, None, 4, np.random.default_rng(seed))[0]).tolist())
+        assert set(dealt) == set(range(9)) and set(dealt.values()) == {1, 2}
+        three = camera_tuplets([0] * 3, None, 4, np.random.default_rng(seed))[0][0]
+        assert max(Counter(three).values()) == 2
+    assert tuplet_table([0, 0, 1], None, 2)[1].tolist() == [0, 1, 2]
+
+
+def test_cameras_have_any_name_and_can_be_unknown():
+    labels, numbers = [0] * 8, [0, 1, 2, 2, 0, 1, 3, 3]         # 3 stands for unknown, the last
+    deal = camera_tuplets(labels, numbers, 4)
+    for names in (['a', 'b', 'c', 'c', 'a', 'b', None, None], [0., 1., 2., 2., 0., 1., float('nan'), float('nan')],
+                  [0, 1, 2, 2, 0, 1, None, None], torch.tensor(numbers, dtype=torch.int16), np.array(list('abccabdd'))):
+        assert camera_tuplets(labels, names, 4) == deal
+    assert camera_tuplets(labels, [None] * 8, 4) == camera_tuplets(labels, None, 4)
+
+
+def literal_published(graph, tuplets, p, start):
+    "The published rule, word by word, with nothing kept between steps that could be counted again."
+    left, stack, batch, batches = list(tuplets), [start], [], []
+    def unfinished(): return sum(t > 0 for t in left)
+    counter = unfinished()
+    while counter != 0 and len(stack) != 0:
+        v = stack.pop()
+        if left[v] == 0: continue
+        if v in batch:
+            stack.insert(0, v)
+            counter = counter - 1
+            continue
+        counter = unfinished()
+        left[v] = left[v] - 1
+        batch.append(v)
+        for u in list(graph[v])[::-1]:
+            if left[u] > 0: stack.append(u)
+        if len(batch) == p:
+            batches.append(batch)
+            batch = []
+    return batches
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 6), st.integers(0, 2**20), st.integers(1, 8))
+def test_published_order_is_the_published_rule(n, k, seed, p):
+    rng = np.random.default_rng(seed)
+    graph = nearest_identities(torch.as_tensor(rng.normal(size=(n, 2))), k).numpy()
+    tuplets, start, p = rng.integers(1, 6, n), int(rng.integers(n)), min(p, n)
+    plan = depth_first_batches(graph, tuplets, p, start, order='published').tolist()
+    assert plan == literal_published(graph.tolist(), tuplets, p, start)
+
+
+def literal_walk(graph, tuplets, p, start, rng, fair):
+    "The complete walk in the words of the chapter, one list for the stack."
+    n, left, stack, plan, batch = len(tuplets), list(tuplets), [start], [], []
+    fans = [sorted((u for u in range(n) if v in graph[u]), key=lambda u: graph[u].index(v)) for v in range(n)]
+    by_chance, total = rng.permutation(n).tolist(), batch_count(tuplets, p)
+
+    def take(v):
+        left[v] = max(0, left[v] - 1)
+        batch.append(v)
+        onward = list(graph[v])
+        if fair: onward = sorted([u for u in onward + fans[v] if left[u]], key=lambda u: -left[u])
+        stack.extend(onward[::-1])
+
+    for row in range(total):
+        last, batch, later = batch, [], []
+        for v in sorted(range(n), key=lambda v: (-tuplets[v], -v)):
+            if left[v] == total - row: take(v)                  # due
+        while len(batch) < p:
+            if stack:
+                v = stack.pop()
+                if left[v] and v not in batch: take(v)
+                elif left[v] and v not in later: later.append(v)
+                continue
+            near = [u for v in (last + batch)[::-1] for u in fans[v]] + by_chance[::-1]
+            near = [u for u in near if left[u] and u not in batch]
+            if not near: break
+            take(near[0])                                       # a restart
+        stack[:0] = later[::-1]
+        if len(batch) < p:
+            for u in [u for v in batch for u in graph[v]] + rng.permutation(n).tolist():
+                if len(batch) < p and u not in batch: take(u)   # topping up
+        plan.append(batch)
+    return plan
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 25), st.integers(0, 6), st.integers(1, 9), st.booleans(), st.integers(0, 2**20))
+def test_walk_is_the_plain_walk(n, k, p, fair, seed):
+    "Topped-up plans as well."
+    rng = np.random.default_rng(seed)
+    graph = nearest_identities(torch.as_tensor(rng.normal(size=(n, 2))), k).numpy()
+    tuplets, start, p = rng.integers(0, 6, n), int(rng.integers(n)), min(p, n)
+    tuplets[start] += 1
+    order = 'fair' if fair else 'paper'
+    fast = depth_first_batches(graph, tuplets, p, start, np.random.default_rng(seed), order)
+    assert fast.tolist() == literal_walk(graph.tolist(), tuplets.tolist(), p, start, np.random.default_rng(seed), fair)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(1, 30), st.integers(0, 6),
+       st.sampled_from(['fair', 'paper']), st.floats(0, 1), st.integers(0, 2**20))
+def test_plan_is_complete_distinct_and_as_short_as_can_be(tuplets, p, k, order, share, seed):
+    n, rng = len(tuplets), np.random.default_rng(seed)
+    if sum(tuplets) == 0: tuplets[0] = 1
+    p = min(p, n)
+    graph = rng.integers(0, n, (n, k))                          # any graph, own neighbours and repeated ones too
+    plan = depth_first_batches(graph, tuplets, p, rng=rng, order=order, random_share=share)
+    assert plan.shape == (max(-(-sum(tuplets) // p), max(tuplets)), p)
+    assert all(len(set(row)) == p for row in plan.tolist())
+    assert (np.bincount(plan.ravel(), minlength=n) >= tuplets).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(2, 40), st.integers(1, 5), st.integers(1, 6), st.sampled_from(['fair', 'paper']),
+       st.integers(0, 2**20))
+def test_walk_follows_edges(n, k, p, order, seed):
+    """Whoever is taken is joined by an edge to somebody taken before, but for the start and the restarts.
+    (In the last batch everybody left is due.) Of the fair order no restart is needless: it is to a stranger."""
+    rng, tally = np.random.default_rng(seed), {}
+    graph = nearest_identities(torch.as_tensor(rng.normal(size=(n, 2))), k).numpy()
+    plan = depth_first_batches(graph, np.ones(n, int), min(p, n), rng=rng, order=order, tally=tally)
+    taken, strangers = [], 0
+    for v in plan[:-1].ravel().tolist():
+        strangers += bool(taken) and not any(v in graph[u] or u in graph[v] for u in taken)
+        taken.append(v)
+    assert strangers == tally['restarts'] if order == 'fair' else strangers <= tally['restarts']
+
+
+def test_small_groups_share_and_large_groups_do_not():
+    "Consecutive batches of the fair order have people in common where a group is hardly larger than a batch."
+    def shared(size):
+        group = np.repeat(np.arange(600 // size), size)
+        alike = [np.flatnonzero((group == group[v]) & (np.arange(600) != v)) for v in range(600)]
+        graph = np.array([np.random.default_rng(v).permutation(own)[:10] for v, own in enumerate(alike)])
+        plan = depth_first_batches(graph, np.full(600, 5), 16)
+        return np.mean([len(set(a) & set(b)) for a, b in zip(plan.tolist(), plan[1:].tolist())])
+    assert shared(20) > 6 and shared(200) < 1
+
+
+one, ring = np.ones(7, int), np.stack([np.roll(np.arange(7), -i)[1:4] for i in range(7)])
+
+
+@pytest.mark.parametrize('options, words', [
+    (dict(order='papers'), "unknown order 'papers'; did you mean 'paper'"), (dict(order=True), 'unknown order True'),
+    (dict(order='paper', fair=True), 'say order alone'), (dict(order='fair', published=True), 'say order alone'),
+    (dict(order='published', published=False), 'say order alone'), (dict(order='fair', fair=False), 'say order alone'),
+    (dict(random_share=1.5), 'random_share=1.5'), (dict(pk_share=-1), 'pk_share=-1'),
+    (dict(pk_share='x'), "pk_share='x'"),
+    (dict(random_share=float('nan')), 'random_share=nan'), (dict(random_share=.1, pk_share=.2), 'are one thing'),
+    (dict(order='published', random_share=.5), 'no random batches'), (dict(start=7), 'start=7'),
+    (dict(start=-1), 'start=-1'),
+    (dict(start=1.5), 'start=1.5'), (dict(ids_per_batch=8), 'batch of 8 identities'),
+    (dict(ids_per_batch=3.), 'ids_per_batch=3.0'),
+    (dict(tuplets=one / 2), 'tuplets'), (dict(tuplets=one * 0), 'not all 0'), (dict(tuplets=-one), 'with -7 tuplets'),
+    (dict(neighbours=ring + 1), 'run from 1 to 7'), (dict(neighbours=ring / 1), 'whole numbers'),
+    (dict(neighbours=ring[:5]), 'needed for 7'), (dict(neighbours=[[1], [2, 3]]), 'rows of equal length')])
+def test_what_does_not_fit_is_named(options, words):
+    with pytest.raises(ValueError, match=words):
+        depth_first_batches(**dict(neighbours=ring, tuplets=one, ids_per_batch=3) | options)
+
+
+def test_other_kinds_of_arguments_give_the_same_plan():
+    plan = depth_first_batches(ring, one * 2, 3, start=2).tolist()
+    for graph in (ring.astype(np.int32), ring.astype(np.uint8), ring.tolist(), torch.as_tensor(ring),
+                  np.asfortranarray(ring)):
+        assert depth_first_batches(graph, one * 2, 3, start=2).tolist() == plan
+    for tuplets in ([2] * 7, torch.full((7,), 2), [[[0], [1]]] * 7, (one * 2).astype(np.int8)):
+        assert depth_first_batches(ring, tuplets, np.int64(3), start=torch.tensor(2)).tolist() == plan
+    for old, order in [(dict(fair=True), 'fair'), (dict(fair=False), 'paper'), (dict(published=True), 'published'),
+                       (dict(published=True, fair=False), 'published'), (dict(published=False), 'fair')]:
+        same = depth_first_batches(ring, one * 2, 3, start=2, order=order).tolist()
+        assert depth_first_batches(ring, one * 2, 3, start=2, **old).tolist() == same
+    shared = [depth_first_batches(ring, one * 2, 3, **{name: .5}).tolist() for name in ('random_share', 'pk_share')]
+    assert shared[0] == shared[1]

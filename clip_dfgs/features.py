@@ -4,10 +4,14 @@
 
 # %% auto #0
 __all__ = ['choose_precision', 'accelerator_for', 'computing', 'attending', 'embed_images', 'embed_together', 'known_cameras',
-           'check_targets', 'evaluate_records', 'results_table']
+           'target_notes', 'check_targets', 'Results', 'evaluate_records', 'results_table']
 
-# %% ../nbs/51_features.ipynb #b703d6a5
+# %% ../nbs/51_features.ipynb #9f580b2a
 import contextlib
+import hashlib
+import os
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +21,7 @@ from accelerate.state import AcceleratorState
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from .datasets import DatasetError, check_records
 from .evaluation import _no_match, evaluate, matches_and_junk
 from .files import choose
 from .images import cached_images
@@ -108,21 +113,122 @@ def embed_together(
     for rows, part in zip(shares, parts): out[rows] = part[:len(rows)]
     return out
 
-# %% ../nbs/51_features.ipynb #4b552776
+# %% ../nbs/51_features.ipynb #d4b91488
 def known_cameras(
     query:pd.DataFrame, # rows of one domain
     gallery:pd.DataFrame, # rows of the same domain
 )->tuple: # cameras of both as arrays, or (None, None)
-    "The cameras that evaluation is to look at: those of the rows, or none where they show one camera only."
+    "The cameras that evaluation is to look at: those of the rows; with one camera none, or the pictures themselves."
     cameras = query['camid'].to_numpy(), gallery['camid'].to_numpy()
     if len(np.unique(np.concatenate(cameras))) > 1: return cameras
-    return None, None
+    pictures = _picture_numbers(query, gallery)
+    return pictures if np.isin(*pictures).any() else (None, None)
 
-# %% ../nbs/51_features.ipynb #05807d99
+def _picture_numbers(
+    query:pd.DataFrame, # as in `known_cameras`
+    gallery:pd.DataFrame, # as in `known_cameras`
+)->tuple: # of both, equal for one file under two paths and for a copy of it
+    "A number for each picture."
+    paths = [*query['path'], *gallery['path']]
+    people = [*query['pid'], *gallery['pid']]
+    files = [_file(path) for path in paths]
+    sizes = [(person, size) for person, (_, size) in zip(people, files)]
+    twice = set(sizes[:len(query)]) & set(sizes[len(query):])                  # only these can be copies
+    keys = [_content(path) if size in twice else file for path, (file, _), size in zip(paths, files, sizes)]
+    numbers, _ = pd.factorize(np.array([str(key) for key in keys], dtype=object))
+    return numbers[:len(query)], numbers[len(query):]
+
+def _file(
+    path, # of a picture
+)->tuple: # its place on the disk, its size
+    "What tells two files apart; the path alone where there is no file."
+    try: status = os.stat(path)
+    except OSError: return path, None
+    return (status.st_dev, status.st_ino), status.st_size
+
+def _content(
+    path, # of a picture
+)->str:
+    "A digest of a file; the path where there is none."
+    try: return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError: return str(path)
+
+# %% ../nbs/51_features.ipynb #bd2b6b9a
+def target_notes(
+    records, # query and gallery rows, one table or several
+    trained:pd.DataFrame=None, # training rows, to be compared with
+)->dict: # domain -> list of sentences
+    "What has to be known to read the ranks of these rows."
+    records = _one_table(records)
+    notes = {}
+    for domain, rows in records[records['split'] != 'train'].groupby('domain', sort=False):
+        query, gallery = (rows[rows['split'] == side] for side in ('query', 'gallery'))
+        found = [*_notes_on_cameras(query, gallery), *_notes_on_folders(rows)]
+        if trained is not None: found += _notes_on_training(rows, trained)
+        if found: notes[domain] = found
+    return notes
+
+def _notes_on_cameras(query:pd.DataFrame, gallery:pd.DataFrame): # yields sentences
+    "One camera, and queries that are in the gallery."
+    if len({*query['camid'], *gallery['camid']}) > 1: return
+    yield "one camera only: pictures by the query's own camera count"
+    own = np.isin(*_picture_numbers(query, gallery)).sum()
+    if own: yield f'{own:,} of {len(query):,} queries are in the gallery too; no picture counts as its own answer'
+
+def _notes_on_folders(rows:pd.DataFrame): # yields sentences
+    "People of one number in two folders of one name: often two data sets under one name."
+    folders = pd.Series([os.path.dirname(str(path)) for path in rows['path']], index=rows.index)
+    names = folders.map(os.path.basename)
+    people = pd.DataFrame(dict(split=rows['split'], pid=rows['pid'], folder=folders, name=names))
+    counts = people.groupby(['split', 'pid', 'name'])['folder'].nunique()
+    if not (counts > 1).any(): return
+    split, pid, name = counts.idxmax()
+    one = people[(people['split'] == split) & (people['pid'] == pid) & (people['name'] == name)]
+    first, second = one['folder'].unique()[:2]
+    yield (f'{(counts > 1).sum():,} people have pictures in two folders of one name ({first} and {second}); '
+           'if these are two data sets, load each with a domain of its own')
+
+def _notes_on_training(rows:pd.DataFrame, trained:pd.DataFrame): # yields sentences
+    "People and pictures that were trained on."
+    seen = {_file(path)[0] for path in trained['path']}
+    pictures = sum(_file(path)[0] in seen for path in rows['path'])
+    if pictures: yield f'{pictures:,} of its {len(rows):,} pictures were trained on'
+    domain = rows['domain'].iloc[0]
+    known = set(trained.loc[trained['domain'] == domain, 'pid'])
+    people = set(rows['pid']) - {0}                                            # 0: distractors
+    if people & known: yield f'{len(people & known):,} of its {len(people):,} people were trained on'
+
+def _one_table(
+    records, # a record table, or several of domains of their own
+)->pd.DataFrame:
+    "One table that keeps the rules; DatasetError where it does not, or where two tables have one domain's name."
+    if isinstance(records, pd.DataFrame):
+        _check_not_merged(records)
+        return check_records(records, files=False)
+    tables = [check_records(table, files=False) for table in records]
+    names = [name for table in tables for name in table['domain'].unique()]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice: raise DatasetError(f'two tables are of the domain {twice[0]!r}; '
+                                 'give each a name of its own: load_dataset(..., domain="...")')
+    if not tables: raise DatasetError('no table was given')
+    return pd.concat(tables, ignore_index=True)
+
+# %% ../nbs/51_features.ipynb #3be17c46
+def _check_not_merged(
+    records:pd.DataFrame,
+):
+    "DatasetError where two tables of one domain were put one under the other: their people would be one."
+    if not records.index.has_duplicates or not {'path', 'pid', 'domain', 'split'} <= {*records}: return
+    for domain, rows in records.groupby('domain', sort=False):
+        for note in _notes_on_folders(rows):
+            if rows.index.has_duplicates: raise DatasetError(f'{domain}: {note}')
+
+# %% ../nbs/51_features.ipynb #259aabe8
 def check_targets(
-    records:pd.DataFrame, # with query and gallery rows
+    records, # with query and gallery rows, one table or several
 ):
     "ValueError that names the first domain without a query, a gallery, or any match between them."
+    records = _one_table(records)
     tests = records[records['split'] != 'train']
     if not len(tests): raise ValueError('no query or gallery row to evaluate on')
     for domain, rows in tests.groupby('domain', sort=False):
@@ -133,18 +239,28 @@ def check_targets(
         matches, _ = matches_and_junk(*labels)
         if not matches.size: raise ValueError(f'{domain}: {_no_match(*labels)}')
 
-# %% ../nbs/51_features.ipynb #5413b5bb
+# %% ../nbs/51_features.ipynb #1d1788aa
+class Results(dict):
+    "domain -> RetrievalResult, and in `notes` domain -> sentences that have to be known."
+    def __init__(self, notes=()):
+        super().__init__()
+        self.notes = dict(notes)
+
 def evaluate_records(
     model:ReIDModel, # any trained model
-    records:pd.DataFrame, # with query and gallery rows
+    records, # with query and gallery rows, one table or several
     accelerator:Accelerator=None, # for its device, precision and processes, which must all call
     cache=None, # folder of decoded images
+    trained:pd.DataFrame=None, # training rows; what of them is in `records` is said
     **options, # of `evaluate`: rerank, bootstrap, ranks
-)->dict: # domain -> RetrievalResult
+)->Results: # domain -> RetrievalResult
     "Rank every domain's gallery for its queries; ValueError as from `check_targets`."
     check_targets(records)
+    records = _one_table(records)
     shown = accelerator is None or accelerator.is_main_process
-    results = {}
+    results = Results(target_notes(records, trained))
+    for domain, notes in results.notes.items():
+        if shown: warnings.warn(f'{domain}: {"; ".join(notes)}', stacklevel=2)
     for domain, rows in records[records['split'] != 'train'].groupby('domain', sort=False):
         pixels = cached_images(rows['path'].tolist(), model.config['image_size'], cache)
         features = embed_together(model, pixels, accelerator, progress=f'embed {domain}' if shown else None)
@@ -156,7 +272,7 @@ def evaluate_records(
         results[domain] = evaluate(features[is_query], features[is_gallery], *ids, *cameras, **options)
     return results
 
-# %% ../nbs/51_features.ipynb #d849121d
+# %% ../nbs/51_features.ipynb #e954cea2
 def results_table(
     results:dict, # of `evaluate_records`
 )->pd.DataFrame: # a row a domain and one for their mean, in percent
@@ -174,4 +290,6 @@ def results_table(
     table.loc['mean'] = table.drop(columns=ends, errors='ignore').mean()            # a mean has no such interval
     counts = ['queries', 'unmatched']
     table.loc['mean', counts] = table.iloc[:-1][counts].sum()
+    notes = getattr(results, 'notes', {})
+    if notes: table['note'] = ['; '.join(notes.get(domain, ())) for domain in table.index]
     return table.rename_axis('domain')

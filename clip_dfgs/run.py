@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['write_csv', 'Run', 'check_folder', 'open_folder', 'keep_records', 'Log', 'read_history']
 
-# %% ../nbs/53_run.ipynb #02739639
+# %% ../nbs/53_run.ipynb #e4e9e496
 import io
 import json
+import os
 import shutil
 import sys
 import time
@@ -34,7 +35,7 @@ def write_csv(
     "Write a table, whole or not at all; TrainError if the disk does not take it."
     with writing(path): write_text(table.to_csv(index=index, lineterminator='\n'), path)
 
-# %% ../nbs/53_run.ipynb #1df6da45
+# %% ../nbs/53_run.ipynb #9f38dd29
 _HISTORY = ('stage', 'epoch', 'step', 'loss', 'rate', 'images_per_s', 'id', 'triplet', 'image_to_text', 'i2t', 't2i',
             'violated', 'spread')
 
@@ -58,14 +59,17 @@ class Run:
 
     def evaluate(
         self,
-        records, # with query and gallery rows
+        records, # with query and gallery rows, one table or several
         **options, # of `evaluate`: rerank, bootstrap, ranks
     )->dict: # domain -> RetrievalResult
         "Rank the query and gallery rows, domain by domain; also written to results.csv. All processes must call it."
+        if not isinstance(records, pd.DataFrame): records = list(records)
+        options = dict(trained=self.records) | options
         results = evaluate_records(self.model, records, self.accelerator, self.config.cache, **options)
         if self.accelerator.is_main_process:
             write_csv(results_table(results), self.out/'results.csv')
-            write_csv(records, self.out/'targets.csv', index=False)
+            targets = records if isinstance(records, pd.DataFrame) else pd.concat(records)
+            write_csv(targets, self.out/'targets.csv', index=False)
         return results
 
     def __repr__(self):
@@ -139,7 +143,7 @@ def _empty(
         if p.is_dir() and not p.is_symlink(): shutil.rmtree(p)
         else: p.unlink()
 
-# %% ../nbs/53_run.ipynb #b31b76c2
+# %% ../nbs/53_run.ipynb #f8fa4031
 def keep_records(
     out:Path, # the run folder
     rows:pd.DataFrame, # pooled training rows
@@ -152,16 +156,32 @@ def keep_records(
         except (OSError, ValueError, KeyError) as e:
             raise ValueError(f'{file} cannot be read ({e}); without it nothing says that the images are the same: '
                              'put it back, or start again with --overwrite') from None
-        if not old.equals(_bare(io.StringIO(rows.to_csv(index=False)))):
+        if not _equal(old, _bare(io.StringIO(_with_bytes(rows).to_csv(index=False)))):
             raise ValueError(f'{out} was made with other images than these {len(rows):,}; '
                              'resume with the same sources or choose another folder')
-    write_csv(rows, file, index=False)
+    write_csv(_with_bytes(rows), file, index=False)
+
+def _with_bytes(
+    rows:pd.DataFrame, # with paths
+)->pd.DataFrame: # with a column more
+    "The rows with the sizes of their files, which tell pictures of one name apart; -1 where there is none."
+    sizes = [os.path.getsize(path) if os.path.exists(path) else -1 for path in rows['path']]
+    return rows.assign(bytes=sizes)
 
 def _bare(
     file, # of a record table
 )->pd.DataFrame: # of text, since a domain may be called 0012 or NA
-    "A record table without the paths."
-    return pd.read_csv(file, dtype=str, keep_default_na=False).drop(columns='path')
+    "A record table with the names of the files, without their folders."
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    return table.assign(path=[os.path.basename(path) for path in table['path']])
+
+def _equal(
+    old:pd.DataFrame, # of `_bare`; an earlier version wrote no sizes
+    new:pd.DataFrame, # of `_bare`
+)->bool:
+    "Whether two tables show the same people on the same pictures."
+    known = [name for name in new if name in old]
+    return {*new} - {'bytes'} <= {*old} and old[known].equals(new[known])
 
 # %% ../nbs/53_run.ipynb #02f80a74
 class Log:

@@ -5,8 +5,11 @@
 # %% auto #0
 __all__ = ['fit', 'make_sampler', 'one_step', 'new_model']
 
-# %% ../nbs/54_trainer.ipynb #a049dded
+# %% ../nbs/54_trainer.ipynb #ab1ab0f7
 import hashlib
+import json
+import os
+import warnings
 from contextlib import closing
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from accelerate import Accelerator
 from .checkpoints import TrainError, on_main, restore, resume_point, save_point, writing
 from .config import Stage, TrainConfig, check_config, class_at, config_dict, rate
 from .datasets import check_records, pool
-from .features import accelerator_for, embed_images, embed_together
+from .features import _check_not_merged, accelerator_for, embed_images, embed_together
 from .graph import nearest_identities
 from .images import ImageDataset, ImageError, cached_images, make_loader
 from .models import ReIDModel
@@ -27,9 +30,9 @@ from .run import Log, Run, check_folder, keep_records, open_folder, read_history
 from .samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, epoch_report, refresh_neighbours
 from .step import Step, _image_losses_of, _prepared, _prompt_losses_of, training_step
 
-# %% ../nbs/54_trainer.ipynb #13d64bfd
+# %% ../nbs/54_trainer.ipynb #ec80fc36
 def fit(
-    records:pd.DataFrame, # pooled by `pool`, or one record table; its train rows
+    records, # pooled by `pool`, or record tables, of which the train rows count
     config:TrainConfig=TrainConfig(), # what to do
     out='runs/run', # the run folder
     resume:bool=False, # go on with a run that stopped
@@ -234,9 +237,9 @@ def one_step(
     net, optimiser = _prepared(run, name, dict(tensors={}, scaler=None))
     return lambda: training_step(run, name, 0, net, optimiser, losses, rows, batch)[0]
 
-# %% ../nbs/54_trainer.ipynb #b7015f09
+# %% ../nbs/54_trainer.ipynb #a10910f5
 def _begin(
-    records:pd.DataFrame, # as in `fit`
+    records, # as in `fit`
     config:TrainConfig, # as in `fit`
     out, # as in `fit`
     resume:bool=False, # as in `fit`
@@ -257,14 +260,23 @@ def _begin(
         if run.restored: run.rows = read_history(out/'history.csv')
     return run
 
-def _training_rows(records:pd.DataFrame)->pd.DataFrame: # with `label` and `camera`
-    "Pooled rows as they are, of a record table its train rows; ValueError for labels with gaps."
-    rows = records if 'label' in records else pool([records])
+def _training_rows(records)->pd.DataFrame: # with `label` and `camera`
+    "Pooled rows as they are, of record tables their train rows; ValueError for labels with gaps."
+    single = isinstance(records, pd.DataFrame)
+    if single: _check_not_merged(records)
+    rows = records if single and _is_pooled(records) else pool(records)
     check_records(rows)
     if sorted(set(rows['label'])) != list(range(rows['label'].nunique())):
         raise ValueError('the labels of the records are not 0, 1, 2, ... without gaps; '
                          'leave the column out, or make it with `pool`')
     return rows
+
+def _is_pooled(records:pd.DataFrame)->bool:
+    "Whether `pool` made a table; a column `label` of somebody's own does not make it one."
+    if not {'label', 'camera'} <= {*records} or set(records['split']) != {'train'}: return False
+    if not pd.api.types.is_integer_dtype(records['label']): return False
+    pairs = records[['label', 'domain', 'pid']].drop_duplicates()
+    return not pairs['label'].duplicated().any() and not pairs.duplicated(['domain', 'pid']).any()
 
 def _track(accelerator:Accelerator, config:TrainConfig, out:Path):
     "Start accelerate's tracker; a run that is resumed goes on in Weights & Biases under its old name."
@@ -275,31 +287,66 @@ def _track(accelerator:Accelerator, config:TrainConfig, out:Path):
     wandb = dict(dir=str(out), name=out.name, id=name, resume='allow')
     accelerator.init_trackers('clip_dfgs', plain, dict(wandb=wandb))
 
-# %% ../nbs/54_trainer.ipynb #58ad93cb
+# %% ../nbs/54_trainer.ipynb #c913e43c
 def new_model(
     rows:pd.DataFrame, # pooled training rows
     config:TrainConfig,
 )->ReIDModel:
     "The model a run starts with; ValueError if it cannot be trained so."
     identities = rows['label'].nunique()
-    if config.init: model = _saved_model(config.init, identities)
+    if config.init: model = _saved_model(config, rows)
     else:
         cameras = int(rows['camera'].max()) + 1 if config.cameras else 0
         model = ReIDModel.create(
             config.clip, config.pretrained, num_ids=identities, image_size=config.image_size, stride=config.stride,
             cameras=cameras, normalisation=config.normalisation, quick_gelu=config.quick_gelu, seed=config.seed)
     check_config(config, identities, model)
+    model.config |= _source(rows)
     return model
 
-def _saved_model(folder, identities:int)->ReIDModel:
-    "A model to start from; ValueError if it was made for other identities."
+# %% ../nbs/54_trainer.ipynb #5be76cd1
+def _saved_model(config:TrainConfig, rows:pd.DataFrame)->ReIDModel:
+    "The model to start from; ValueError if it is another than was asked for, or was trained on other people."
+    folder, identities = config.init, rows['label'].nunique()
     model = ReIDModel.load(folder)
+    _check_saved(config, model)
+    same = '; start from a model of the same sources'
     known = model.config['num_ids']
     if known != identities:
-        raise ValueError(f'{folder} was trained on {known} identities, the sources have {identities}; '
-                         'start from a model of the same sources')
+        raise ValueError(f'{folder} was trained on {known} identities, the sources have {identities}{same}')
+    source = _source(rows)
+    if 'people' not in model.config:
+        warnings.warn(f'{folder} does not say on whom it was trained; its classifiers and prompts are taken '
+                      'for those of the sources, label by label')
+    elif model.config['people'] != source['people']:
+        raise ValueError(f'{folder} was trained on other people than the sources, though as many{same}')
+    elif model.config['pictures'] != source['pictures']:
+        raise ValueError(f'{folder} was trained on other pictures than those of the sources, though people '
+                         f'have the same numbers{same}')
     return model
 
+def _check_saved(config:TrainConfig, model:ReIDModel):
+    "ValueError where a saved model is not what the other settings ask for; None and defaults ask for nothing."
+    saved = dict(clip=model.config['clip'], image_size=tuple(model.config['image_size']),
+                 stride=model.config['stride'], cameras=bool(model.config['cameras']))
+    for name, value in saved.items():
+        asked = getattr(config, name)
+        if asked == getattr(TrainConfig(), name) or asked == value: continue
+        raise ValueError(f'{config.init} has {name} {value}, not {asked}; leave it out, or start from another model')
+
+def _source(rows:pd.DataFrame)->dict:
+    "Digests of the people of a table, label by label, and of their pictures by name and size."
+    people = rows[['label', 'domain', 'pid']].drop_duplicates().sort_values('label')
+    pictures = sorted((label, os.path.basename(path), os.path.getsize(path))
+                      for label, path in zip(rows['label'], rows['path']))
+    return dict(people=_digest(people.astype(str).to_numpy().tolist()), pictures=_digest(pictures))
+
+def _digest(values:list)->str: # 32 hexadecimal digits
+    "A digest of plain values."
+    text = json.dumps(values, default=int)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+# %% ../nbs/54_trainer.ipynb #279eec69
 def _agree(run:Run):
     "Give all processes the main one's batch-norm statistics, so that they embed alike."
     if run.accelerator.num_processes == 1: return

@@ -1,17 +1,20 @@
 "Features of many images and the ranks of record tables."
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from clip_dfgs.datasets import load_dataset
+from clip_dfgs.datasets import DatasetError, load_dataset
 from clip_dfgs.evaluation import evaluate
 from clip_dfgs.features import check_targets, choose_precision, embed_images, embed_together, evaluate_records
-from clip_dfgs.features import known_cameras, results_table
+from clip_dfgs.features import known_cameras, results_table, target_notes
+from clip_dfgs.images import cached_images
 from clip_dfgs.models import ReIDModel
 
 
@@ -111,7 +114,6 @@ def test_records_are_ranked_as_evaluate_ranks(world, tmp_path):
     model = ReIDModel.create('pedestrians', 'pedestrians')
     records = load_dataset('market1501', world)
     found = evaluate_records(model, records, cache=tmp_path)['town']
-    from clip_dfgs.images import cached_images
     sides = []
     for side in ('query', 'gallery'):
         rows = records[records['split'] == side]
@@ -119,6 +121,98 @@ def test_records_are_ranked_as_evaluate_ranks(world, tmp_path):
         sides.append((embed_images(model, pixels), rows['pid'].to_numpy(), rows['camid'].to_numpy()))
     (q, q_ids, q_cams), (g, g_ids, g_cams) = sides
     assert found.mAP == pytest.approx(evaluate(q, g, q_ids, g_ids, q_cams, g_cams).mAP)
+
+
+# What has to be known of a result
+
+@pytest.fixture
+def one_camera(world):
+    "Queries of the rendered domain, its cameras not known, with the gallery that they were taken for: themselves too."
+    records = load_dataset('market1501', world).assign(camid=0)
+    records = records[records['split'] != 'train']
+    queries = records[records['split'] == 'query']
+    return pd.concat([records, queries.assign(split='gallery')], ignore_index=True)
+
+
+def copy_of(path, folder):
+    "The same bytes under another path."
+    return str(shutil.copy(path, folder/f'copy of {Path(path).name}'))
+
+
+def link_to(path, folder):
+    "The same file under another path."
+    link = folder/f'link to {Path(path).name}'
+    link.symlink_to(path)
+    return str(link)
+
+
+def itself(path, folder): return path
+
+
+@pytest.mark.parametrize('again', [itself, copy_of, link_to])
+def test_with_one_camera_no_picture_is_its_own_answer(one_camera, tmp_path, again):
+    "The ranks are those without the query in the gallery, in the gallery as it was."
+    model = ReIDModel.create('pedestrians', 'pedestrians')
+    own = one_camera.index >= len(one_camera) - (one_camera['split'] == 'query').sum()
+    moved = one_camera.assign(path=[again(path, tmp_path) if copied else path
+                                    for path, copied in zip(one_camera['path'], own)])
+    with pytest.warns(UserWarning, match='36 of 36 queries are in the gallery too'):
+        found = evaluate_records(model, moved, cache=tmp_path/'cache')
+    features = embed_images(model, cached_images(one_camera['path'].tolist(), (128, 64), tmp_path/'cache')).numpy()
+    rows, aps = one_camera, []
+    gallery = np.flatnonzero(rows['split'] == 'gallery')
+    for i in np.flatnonzero(rows['split'] == 'query'):
+        others = gallery[rows['path'].iloc[gallery] != rows['path'].iloc[i]]
+        near = others[np.argsort(-features[others] @ features[i]/np.linalg.norm(features[others], axis=1))]
+        hits = np.flatnonzero(rows['pid'].iloc[near].to_numpy() == rows['pid'].iloc[i])
+        aps.append(np.mean((np.arange(len(hits)) + 1)/(hits + 1)))
+    assert found['town'].mAP == pytest.approx(np.mean(aps), abs=1e-6)
+    assert 'in the gallery too' in results_table(found).loc['town', 'note']
+
+
+def test_one_camera_is_said(one_camera):
+    apart = one_camera.drop_duplicates('path')
+    assert target_notes(apart) == {'town': ["one camera only: pictures by the query's own camera count"]}
+
+
+@pytest.mark.parametrize('change, pictures, people', [
+    (dict(), '72 of its 72 pictures', '12 of its 12 people'),
+    (dict(domain='elsewhere'), '72 of its 72 pictures', None),                  # one set under two names
+    (dict(path='other.jpg'), None, '12 of its 12 people'),
+    (dict(path='other.jpg', domain='elsewhere'), None, None)])
+def test_what_was_trained_on_is_said(world, change, pictures, people):
+    targets = load_dataset('market1501', world)
+    targets = targets[targets['split'] != 'train']
+    if 'path' in change: change = change | dict(path=[f'other{i}.jpg' for i in range(len(targets))])
+    notes = target_notes(targets, trained=targets.assign(split='train', **change)).get('town', [])
+    expected = [f'{words} were trained on' for words in (pictures, people) if words]
+    assert notes == expected
+
+
+def test_targets_that_are_all_right_have_no_note(world):
+    records = load_dataset('market1501', world)
+    assert target_notes(records, trained=records[records['split'] == 'train']) == {}
+
+
+@pytest.mark.parametrize('pid', [np.nan, 1.5, 'a', None])
+def test_a_table_is_checked_before_it_is_ranked(world, pid):
+    records = load_dataset('market1501', world)
+    records['pid'] = records['pid'].astype(object)
+    records.loc[records.index[-1], 'pid'] = pid
+    with pytest.raises(DatasetError, match='pid'): evaluate_records(None, records)
+
+
+def test_two_tables_of_one_domain(world, tmp_path):
+    "As a list each is ranked by itself, or refused for its name; one under the other they are refused or named."
+    model = ReIDModel.create('pedestrians', None)
+    copies = [Path(shutil.copytree(world, tmp_path/site/'town')) for site in 'ab']
+    tables = [load_dataset('market1501', folder) for folder in copies]
+    with pytest.raises(DatasetError, match="two tables are of the domain 'town'"): evaluate_records(model, tables)
+    for two in (pd.concat(tables), pd.concat(tables).iloc[::-1]):
+        with pytest.raises(DatasetError, match='two folders of one name'): evaluate_records(model, two)
+    assert 'two folders of one name' in target_notes(pd.concat(tables, ignore_index=True))['town'][0]
+    named = [table.assign(domain=name) for table, name in zip(tables, 'ab')]
+    assert list(evaluate_records(model, named, cache=tmp_path/'cache')) == ['a', 'b']
 
 
 def test_results_with_intervals():

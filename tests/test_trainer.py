@@ -114,6 +114,80 @@ def test_labels_with_gaps(world, tmp_path):
     assert not (tmp_path/'run').exists()
 
 
+@pytest.mark.parametrize('label, camera', [
+    (lambda r: pd.factorize(r['pid'])[0], True), (lambda r: pd.factorize(r['pid'])[0], False), (lambda r: 0, True),
+    (lambda r: r['pid'].astype(str), True), (lambda r: np.nan, True), (lambda r: range(len(r)), True)])
+def test_a_column_of_the_user_s_own_called_label(world, tmp_path, label, camera):
+    "Only `pool` makes a pooled table: the train rows are trained on, as they are without the column."
+    records = load_dataset('market1501', world)
+    own = records.assign(label=label(records))
+    if camera: own['camera'] = own['camid']
+    run = trainer._begin(own, config(), tmp_path/'run')
+    bare = rows_of(world)
+    assert set(run.records['split']) == {'train'} and len(run.records) == len(bare) == 72
+    assert run.records['label'].tolist() == bare['label'].tolist()
+
+
+def test_several_tables_are_pooled(world, tmp_path):
+    tables = [load_dataset('market1501', world, domain=name) for name in 'ab']
+    assert trainer._begin(tables, config(), tmp_path/'run').records['label'].nunique() == 24
+    with pytest.raises(ValueError, match='of the domain'): fit([tables[0]]*2, config(), tmp_path/'no')
+
+
+# A model to start from
+
+@pytest.fixture
+def saved(world, tmp_path):
+    "Folder of a model that was trained on the rendered domain."
+    fit(rows_of(world), only(config(), adapt=1), tmp_path/'first')
+    return tmp_path/'first'/'model'
+
+
+def test_a_saved_model_goes_on(world, saved, tmp_path):
+    run = fit(rows_of(world), only(config(init=str(saved)), finetune=1), tmp_path/'run')
+    assert run.model.config['people'] == ReIDModel.load(saved).config['people']
+
+
+def other_people(rows): return rows.assign(pid=rows['pid'] + 1000)
+def other_domain(rows): return rows.assign(domain='elsewhere')
+def other_order(rows): return rows.assign(label=(rows['label'] + 1) % 12)
+def fewer(rows): return rows[rows['label'] < 11].reset_index(drop=True)
+
+
+@pytest.mark.parametrize('change, words', [
+    (other_people, 'other people'), (other_domain, 'other people'), (other_order, 'other people'),
+    (fewer, 'on 12 identities, the sources have 11')])
+def test_a_saved_model_of_other_people_is_refused(world, saved, tmp_path, change, words):
+    with pytest.raises(ValueError, match=words):
+        fit(change(rows_of(world)), only(config(init=str(saved)), finetune=1), tmp_path/'run')
+    assert not (tmp_path/'run').exists()
+
+
+def test_other_people_of_the_same_numbers_are_refused(world, saved, tmp_path):
+    "Another rendered domain under the same name: the same numbers, cameras and names of files."
+    make_domain(tmp_path/'town', seed=401, identities=24, cameras=3, progress=False)
+    others = rows_of(tmp_path/'town')
+    assert others.drop(columns='path').equals(rows_of(world).drop(columns='path'))
+    with pytest.raises(ValueError, match='other pictures'):
+        fit(others, only(config(init=str(saved)), finetune=1), tmp_path/'run')
+    fit(rows_of(world), only(config(), adapt=1), tmp_path/'run')
+    with pytest.raises(ValueError, match='other images'):
+        fit(others, only(config(), adapt=1), tmp_path/'run', resume=True)
+
+
+def test_a_saved_model_is_the_one_that_was_asked_for(world, saved, tmp_path):
+    for asked in (dict(clip='ViT-B-32', pretrained='openai'), dict(image_size=(64, 32)), dict(cameras=True)):
+        name = next(iter(asked))
+        with pytest.raises(ValueError, match=f'has {name} .*, not'):
+            fit(rows_of(world), only(config(init=str(saved), **asked), finetune=1), tmp_path/'run')
+
+
+def test_a_saved_model_that_does_not_say_on_whom(world, tmp_path):
+    ReIDModel.create('pedestrians', None, num_ids=12).save(tmp_path/'saved')
+    with pytest.warns(UserWarning, match='does not say on whom it was trained'):
+        fit(rows_of(world), only(config(init=str(tmp_path/'saved')), finetune=1), tmp_path/'run')
+
+
 # Precision, memory, compiling
 
 def test_losses_are_float32(world, tmp_path):

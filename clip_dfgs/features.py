@@ -6,51 +6,60 @@
 __all__ = ['choose_precision', 'accelerator_for', 'computing', 'attending', 'embed_images', 'embed_together', 'known_cameras',
            'target_notes', 'check_targets', 'Results', 'evaluate_records', 'results_table']
 
-# %% ../nbs/51_features.ipynb #9f580b2a
+# %% ../nbs/51_features.ipynb #b7f189f0
 import contextlib
-import hashlib
 import os
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import parse_flag_from_env
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from .datasets import DatasetError, check_records
 from .evaluation import _no_match, evaluate, matches_and_junk
-from .files import choose
+from .files import choose, digest_of_file
 from .images import cached_images
 from .models import ReIDModel
+from .records import DatasetError, check_records
 from .samplers import evaluating
 
-# %% ../nbs/51_features.ipynb #9e4456d4
+# %% ../nbs/51_features.ipynb #6a5780db
 def choose_precision(
     precision:str, # auto, no, bf16 or fp16
+    device=None, # None = the one that accelerate takes
+    convolutions:bool=False, # whether the tower is made of them
 )->str: # no, bf16 or fp16
-    "What `auto` means on this device; ValueError for what the device cannot do."
+    "What `auto` means on a device; ValueError for what the device cannot do."
     choose('precision', precision, ('auto', 'no', 'bf16', 'fp16'))
-    cuda = torch.cuda.is_available()
-    if precision == 'fp16' and not (cuda or torch.backends.mps.is_available()):
+    kind = torch.device(device or _processes().device).type
+    if precision == 'fp16' and kind == 'cpu':
         raise ValueError('precision fp16 needs a GPU; choose bf16 or no')
     if precision != 'auto': return precision
-    if cuda: return 'bf16' if torch.cuda.is_bf16_supported() else 'fp16'
+    if kind == 'cuda': return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
+    if kind != 'cpu' or convolutions: return 'no'
     units = (getattr(torch.cpu, f'_is_{unit}_supported', None) for unit in ('amx_tile', 'avx512_bf16'))
     return 'bf16' if any(has_unit() for has_unit in units if has_unit) else 'no'
 
-# %% ../nbs/51_features.ipynb #c0ba7414
+# %% ../nbs/51_features.ipynb #5f2ba40f
+def _processes()->PartialState:
+    "accelerate's device and processes, as the launcher's environment says."
+    return PartialState(cpu=parse_flag_from_env('ACCELERATE_USE_CPU'))
+
+# %% ../nbs/51_features.ipynb #da0aa2ba
 def accelerator_for(
     precision:str, # see `choose_precision`
     track:str=None, # tensorboard or wandb
     folder=None, # where a tracker writes
+    convolutions:bool=False, # see `choose_precision`
 )->Accelerator:
     "accelerate's device and processes in this precision, even if an earlier run of this Python had another."
     AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=choose_precision(precision), log_with=track, project_dir=folder)
+    chosen = choose_precision(precision, convolutions=convolutions)
+    return Accelerator(mixed_precision=chosen, log_with=track, project_dir=folder)
 
 @contextlib.contextmanager
 def computing(
@@ -113,7 +122,7 @@ def embed_together(
     for rows, part in zip(shares, parts): out[rows] = part[:len(rows)]
     return out
 
-# %% ../nbs/51_features.ipynb #d4b91488
+# %% ../nbs/51_features.ipynb #fae7a430
 def known_cameras(
     query:pd.DataFrame, # rows of one domain
     gallery:pd.DataFrame, # rows of the same domain
@@ -150,16 +159,19 @@ def _content(
     path, # of a picture
 )->str:
     "A digest of a file; the path where there is none."
-    try: return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    try: return digest_of_file(path)
     except OSError: return str(path)
 
-# %% ../nbs/51_features.ipynb #bd2b6b9a
+# %% ../nbs/51_features.ipynb #555fde4f
 def target_notes(
     records, # query and gallery rows, one table or several
     trained:pd.DataFrame=None, # training rows, to be compared with
 )->dict: # domain -> list of sentences
     "What has to be known to read the ranks of these rows."
-    records = _one_table(records)
+    return _notes_on(_one_table(records), trained)
+
+def _notes_on(records:pd.DataFrame, trained)->dict: # as `target_notes`, of a table that is checked
+    "What has to be known, domain by domain."
     notes = {}
     for domain, rows in records[records['split'] != 'train'].groupby('domain', sort=False):
         query, gallery = (rows[rows['split'] == side] for side in ('query', 'gallery'))
@@ -223,12 +235,15 @@ def _check_not_merged(
         for note in _notes_on_folders(rows):
             if rows.index.has_duplicates: raise DatasetError(f'{domain}: {note}')
 
-# %% ../nbs/51_features.ipynb #259aabe8
+# %% ../nbs/51_features.ipynb #7cabbc63
 def check_targets(
     records, # with query and gallery rows, one table or several
 ):
     "ValueError that names the first domain without a query, a gallery, or any match between them."
-    records = _one_table(records)
+    _check_matches(_one_table(records))
+
+def _check_matches(records:pd.DataFrame):
+    "As `check_targets`, of a table that is checked."
     tests = records[records['split'] != 'train']
     if not len(tests): raise ValueError('no query or gallery row to evaluate on')
     for domain, rows in tests.groupby('domain', sort=False):
@@ -239,7 +254,7 @@ def check_targets(
         matches, _ = matches_and_junk(*labels)
         if not matches.size: raise ValueError(f'{domain}: {_no_match(*labels)}')
 
-# %% ../nbs/51_features.ipynb #1d1788aa
+# %% ../nbs/51_features.ipynb #1fc3fbc9
 class Results(dict):
     "domain -> RetrievalResult, and in `notes` domain -> sentences that have to be known."
     def __init__(self, notes=()):
@@ -255,10 +270,10 @@ def evaluate_records(
     **options, # of `evaluate`: rerank, bootstrap, ranks
 )->Results: # domain -> RetrievalResult
     "Rank every domain's gallery for its queries; ValueError as from `check_targets`."
-    check_targets(records)
     records = _one_table(records)
+    _check_matches(records)
     shown = accelerator is None or accelerator.is_main_process
-    results = Results(target_notes(records, trained))
+    results = Results(_notes_on(records, trained))
     for domain, notes in results.notes.items():
         if shown: warnings.warn(f'{domain}: {"; ".join(notes)}', stacklevel=2)
     for domain, rows in records[records['split'] != 'train'].groupby('domain', sort=False):

@@ -206,11 +206,14 @@ def training_step(
     optimiser.step()
     return loss, parts, watch
 
-# %% ../nbs/54_step.ipynb #8ca8255a
+# %% ../nbs/54_step.ipynb #cb73fa6d
 def _seed_step(run:Run, name:str, step:int):
-    "Set torch's global stream for one step."
+    "Set torch's global streams, of the CPU and of the run's device, for one step."
     place = [run.config.seed, STAGES.index(name), step, run.accelerator.process_index]
-    torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1)[0]))
+    seed = int(np.random.SeedSequence(place).generate_state(1)[0])
+    torch.default_generator.manual_seed(seed)
+    device = run.accelerator.device.type
+    if device != 'cpu': getattr(torch, device).manual_seed(seed)               # the device of this process alone
 
 def _guard(
     run:Run,

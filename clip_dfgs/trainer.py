@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fit', 'make_sampler', 'one_step', 'new_model']
 
-# %% ../nbs/54_trainer.ipynb #ab1ab0f7
+# %% ../nbs/54_trainer.ipynb #910e451b
 import hashlib
 import json
 import os
@@ -17,20 +17,21 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from .checkpoints import TrainError, on_main, restore, resume_point, save_point, writing
 from .config import Stage, TrainConfig, check_config, class_at, config_dict, rate
-from .datasets import check_records, pool
-from .features import _check_not_merged, accelerator_for, embed_images, embed_together
+from .features import _check_not_merged, _processes, accelerator_for, embed_images, embed_together
 from .graph import nearest_identities
 from .images import ImageDataset, ImageError, cached_images, make_loader
 from .models import ReIDModel
 from .prompt_learner import all_text_features
+from .records import check_records, is_pooled, pool
 from .run import Log, Run, check_folder, keep_records, open_folder, read_history, write_csv
 from .samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, epoch_report, refresh_neighbours
 from .step import Step, _image_losses_of, _prepared, _prompt_losses_of, training_step
 
-# %% ../nbs/54_trainer.ipynb #ec80fc36
+# %% ../nbs/54_trainer.ipynb #7034ff2c
 def fit(
     records, # pooled by `pool`, or record tables, of which the train rows count
     config:TrainConfig=TrainConfig(), # what to do
@@ -42,11 +43,17 @@ def fit(
     "Train through all stages; the run folder holds config, records, history, checkpoints and the model."
     run = _begin(records, config, out, resume, overwrite)
     run.on_step = on_step
-    with torch.random.fork_rng(devices=[]):                            # the caller's random stream stays as it was
+    with _own_random_stream(run.accelerator):
         if config.adapt: _adapt(run)
         if config.prompts: _learn_prompts(run)
         if config.finetune: _finetune(run)
     return _finish(run)
+
+# %% ../nbs/54_trainer.ipynb #ad1f2baf
+def _own_random_stream(accelerator:Accelerator): # a context
+    "The caller's random streams, of the CPU and of the run's GPU, stay as they were."
+    gpu = [accelerator.device] if accelerator.device.type == 'cuda' else []
+    return torch.random.fork_rng(devices=gpu)
 
 # %% ../nbs/54_trainer.ipynb #7f03f56c
 def _adapt(run:Run):
@@ -140,7 +147,7 @@ def _batches(sampler, epoch:int)->list: # of lists of rows
     sampler.set_epoch(epoch)
     return [list(map(int, rows)) for rows in sampler]
 
-# %% ../nbs/54_trainer.ipynb #1ee4bec5
+# %% ../nbs/54_trainer.ipynb #7944d104
 def _set_graph(
     run:Run,
     sampler, # of the last stage
@@ -153,12 +160,18 @@ def _set_graph(
     if config.sampler == 'gs': k = max(k, sampler.ids_per_batch - 1)   # a batch is an anchor and all its companions
     options = dict(k=k, skip=config.skip)
     if config.graph == 'text':
-        if sampler.neighbours is None: sampler.neighbours = nearest_identities(text.cpu(), **options)
+        if sampler.neighbours is None: sampler.neighbours = _text_graph(run, text, options)
         return
     if config.graph == 'dual': options |= dict(second=text.to(device), weight=config.dual_weight)
     sampler.set_epoch(epoch)
     def embed(rows): return embed_images(run.model, run.pixels, rows, accelerator=run.accelerator).to(device)
     refresh_neighbours(sampler, embed, every=config.refresh, model=run.model, **options)
+
+def _text_graph(run:Run, text, options:dict)->torch.Tensor: # LongTensor, shape [N, k]
+    "The graph of the texts, made by the main process and the same for all: devices differ in their last digits."
+    graph = [nearest_identities(text.cpu(), **options) if run.accelerator.is_main_process else None]
+    if run.accelerator.num_processes > 1: broadcast_object_list(graph)
+    return graph[0]
 
 # %% ../nbs/54_trainer.ipynb #2ac52d69
 def _keep(sampler)->dict: # name -> tensor
@@ -237,7 +250,7 @@ def one_step(
     net, optimiser = _prepared(run, name, dict(tensors={}, scaler=None))
     return lambda: training_step(run, name, 0, net, optimiser, losses, rows, batch)[0]
 
-# %% ../nbs/54_trainer.ipynb #a10910f5
+# %% ../nbs/54_trainer.ipynb #8ef8a6dd
 def _begin(
     records, # as in `fit`
     config:TrainConfig, # as in `fit`
@@ -248,9 +261,9 @@ def _begin(
     "Check everything, then make the model, the decoded images and the run folder."
     out, rows = Path(out), _training_rows(records)
     check_config(config, rows['label'].nunique())
-    a = accelerator_for(config.precision, config.track, str(out))
-    on_main(a, lambda: check_folder(out, config, resume, overwrite))
+    on_main(_processes(), lambda: check_folder(out, config, resume, overwrite))
     model = new_model(rows, config)
+    a = accelerator_for(config.precision, config.track, str(out), _has_convolutions(model))
     pixels = cached_images(rows['path'].tolist(), model.config['image_size'], config.cache, progress=a.is_main_process)
     on_main(a, lambda: keep_records(out, rows, open_folder(out, config, resume, overwrite)))
     if config.track: _track(a, config, out)
@@ -260,23 +273,15 @@ def _begin(
         if run.restored: run.rows = read_history(out/'history.csv')
     return run
 
+def _has_convolutions(model:ReIDModel)->bool:
+    "Whether the image tower is made of convolutions; a ViT has one, of its patches."
+    return sum(isinstance(module, torch.nn.Conv2d) for module in model.clip.visual.modules()) > 1
+
 def _training_rows(records)->pd.DataFrame: # with `label` and `camera`
-    "Pooled rows as they are, of record tables their train rows; ValueError for labels with gaps."
+    "Pooled rows as they are, of record tables their train rows."
     single = isinstance(records, pd.DataFrame)
     if single: _check_not_merged(records)
-    rows = records if single and _is_pooled(records) else pool(records)
-    check_records(rows)
-    if sorted(set(rows['label'])) != list(range(rows['label'].nunique())):
-        raise ValueError('the labels of the records are not 0, 1, 2, ... without gaps; '
-                         'leave the column out, or make it with `pool`')
-    return rows
-
-def _is_pooled(records:pd.DataFrame)->bool:
-    "Whether `pool` made a table; a column `label` of somebody's own does not make it one."
-    if not {'label', 'camera'} <= {*records} or set(records['split']) != {'train'}: return False
-    if not pd.api.types.is_integer_dtype(records['label']): return False
-    pairs = records[['label', 'domain', 'pid']].drop_duplicates()
-    return not pairs['label'].duplicated().any() and not pairs.duplicated(['domain', 'pid']).any()
+    return check_records(records if single and is_pooled(records) else pool(records))
 
 def _track(accelerator:Accelerator, config:TrainConfig, out:Path):
     "Start accelerate's tracker; a run that is resumed goes on in Weights & Biases under its old name."

@@ -79,6 +79,26 @@ def test_precision_has_to_be_known():
     with pytest.raises(ValueError, match="unknown precision 'half'"): choose_precision('half')
 
 
+@pytest.mark.parametrize('capability, chosen', [((7, 0), 'fp16'), ((7, 5), 'fp16'), ((8, 0), 'bf16'), ((9, 0), 'bf16')])
+def test_precision_by_what_a_gpu_multiplies_in_hardware(monkeypatch, capability, chosen):
+    "V100 and T4 would emulate bf16."
+    properties = type('Properties', (), dict(major=capability[0], minor=capability[1]))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'current_device', lambda: 0)
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: properties)
+    assert choose_precision('auto', 'cuda') == chosen
+
+
+def test_precision_on_the_cpu_of_a_machine_with_a_gpu(monkeypatch):
+    "The device that is used decides, not what else is there."
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    for unit in ('amx_tile', 'avx512_bf16'): monkeypatch.setattr(torch.cpu, f'_is_{unit}_supported', lambda: False)
+    assert choose_precision('auto', 'cpu') == 'no'
+    with pytest.raises(ValueError, match='fp16 needs a GPU'): choose_precision('fp16', 'cpu')
+    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: True)
+    assert choose_precision('auto', 'cpu') == 'bf16' and choose_precision('auto', 'cpu', convolutions=True) == 'no'
+
+
 def table(rows):
     "A record table of (split, pid, camid)."
     split, pid, camid = zip(*rows)

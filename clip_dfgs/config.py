@@ -91,7 +91,7 @@ _SMALL = dict(
     prompts=Stage(steps=200, batch=256, lr=1e-2, weight_decay=0.),
     finetune=replace(_small, head_lr=2e-3, text_weight=.5))
 
-# %% ../nbs/50_config.ipynb #a1dfb9ce
+# %% ../nbs/50_config.ipynb #0ae5104f
 @_takes_former_names
 @dataclass(frozen=True)
 class TrainConfig:
@@ -113,6 +113,10 @@ class TrainConfig:
     skip:int=0                    # nearest identities that it leaves out, m
     refresh:int=1                 # epochs between two image graphs
     dual_weight:float=1.          # lambda of the dual distance
+    metric:str='euclidean'        # of the graph: euclidean, cosine
+    order:str='fair'              # of the walk of dfgs: fair, paper, published (which does not reach everybody)
+    shuffle_neighbours:bool=True  # walk a person's neighbours in another order each epoch
+    curriculum:tuple=None         # (k, epochs): k of the k neighbours at a time, from far to near
     random_share:float=0.         # share of random batches mixed into dfgs
     temperature:float=.05         # image-text similarity is cosine / temperature; None = dot product, as [CLIP-ReID]
     augment:Augment=Augment(flip=.5, pad=6, erase=0., jitter=.5, strength=(.25, .25, .2, .02)) # of training images
@@ -155,7 +159,7 @@ def _built(
             raise ValueError(f'{kind.__name__}: unknown key {name!r}{near}; known: {", ".join(known)}')
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
-# %% ../nbs/50_config.ipynb #6326e83f
+# %% ../nbs/50_config.ipynb #be1cf40c
 _words = Stage(epochs=120, batch=64, lr=3.5e-4, weight_decay=1e-4, decoupled=False,
                warmup=5/120, warmup_from=1e-5/3.5e-4, floor=1e-6/3.5e-4)
 _images = Stage(epochs=60, batch=64, lr=5e-6, weight_decay=1e-4, bias_factor=2., decoupled=False,
@@ -167,7 +171,8 @@ _clip_reid = TrainConfig(
     adapt=None, prompts=_words, finetune=_images, sampler='pk',
     augment=Augment(flip=.5, pad=10, erase=.5, jitter=0.), workers=8)
 _clip_dfgs = replace(
-    _clip_reid, adapt=replace(_images, text_weight=0.), sampler='dfgs', graph='text', k=10, skip=2)
+    _clip_reid, adapt=replace(_images, text_weight=0.), sampler='dfgs', order='paper',
+    graph='text', k=10, skip=2)
 _follow_up = replace(
     _clip_dfgs, image_size=(224, 224), normalisation='instance',
     adapt=replace(_soft, text_weight=0.), prompts=replace(_words, batch=128), finetune=_soft,
@@ -202,11 +207,13 @@ def _flat(
         else: flat[name] = value
     return flat
 
-# %% ../nbs/50_config.ipynb #c1764fb8
+# %% ../nbs/50_config.ipynb #09722ade
 SAMPLERS = ('pk', 'gs', 'dfgs')
 GRAPHS = ('image', 'text', 'dual')
 _PRECISIONS = ('auto', 'no', 'bf16', 'fp16')
 _TRACKERS = ('tensorboard', 'wandb')
+_ORDERS = ('fair', 'paper', 'published')
+_METRICS = ('euclidean', 'cosine')
 _FEATURES = ('last', 'pooled', 'projected')
 
 def check_config(
@@ -243,12 +250,14 @@ def class_at(
     except (ImportError, AttributeError, ValueError) as e:
         raise ValueError(f'sampler {place!r} is not there ({e}); name it as package.module:Class') from None
 
-# %% ../nbs/50_config.ipynb #3cc1a253
+# %% ../nbs/50_config.ipynb #29d2b5f2
 def _check_names(config:TrainConfig):
     "ValueError for a name that is not known, or whose package or compiler is not there."
     if ':' in config.sampler: class_at(config.sampler)
     else: choose('sampler', config.sampler, SAMPLERS)
     choose('graph', config.graph, GRAPHS)
+    choose('order', config.order, _ORDERS)
+    choose('metric', config.metric, _METRICS)
     choose('precision', config.precision, _PRECISIONS)
     if config.track and not importlib.util.find_spec(choose('tracker', config.track, _TRACKERS)):
         raise ValueError(f'track {config.track!r} needs a package: pip install {config.track}')

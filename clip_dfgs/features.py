@@ -162,7 +162,7 @@ def _content(
     try: return digest_of_file(path)
     except OSError: return str(path)
 
-# %% ../nbs/51_features.ipynb #555fde4f
+# %% ../nbs/51_features.ipynb #5f0f981e
 def target_notes(
     records, # query and gallery rows, one table or several
     trained:pd.DataFrame=None, # training rows, to be compared with
@@ -180,6 +180,7 @@ def _notes_on(records:pd.DataFrame, trained)->dict: # as `target_notes`, of a ta
         if found: notes[domain] = found
     return notes
 
+# %% ../nbs/51_features.ipynb #c4f2648a
 def _notes_on_cameras(query:pd.DataFrame, gallery:pd.DataFrame): # yields sentences
     "One camera, and queries that are in the gallery."
     if len({*query['camid'], *gallery['camid']}) > 1: return
@@ -210,6 +211,7 @@ def _notes_on_training(rows:pd.DataFrame, trained:pd.DataFrame): # yields senten
     people = set(rows['pid']) - {0}                                            # 0: distractors
     if people & known: yield f'{len(people & known):,} of its {len(people):,} people were trained on'
 
+# %% ../nbs/51_features.ipynb #2ab8e2b2
 def _one_table(
     records, # a record table, or several of domains of their own
 )->pd.DataFrame:

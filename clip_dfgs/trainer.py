@@ -124,7 +124,7 @@ def _loop(
     _agree(run)
     save_point(run, name, step, epoch, position, done=True)
 
-# %% ../nbs/54_trainer.ipynb #c9203d73
+# %% ../nbs/54_trainer.ipynb #fe91655e
 def make_sampler(
     name:str, # pk, gs, dfgs or 'package.module:Class'
     run:Run,
@@ -134,7 +134,10 @@ def make_sampler(
     config, a = run.config, run.accelerator
     ours = dict(pk=PKSampler, gs=GraphSampler, dfgs=DepthFirstGraphSampler)
     kind = ours.get(name) or class_at(name)
-    options = dict(random_share=config.random_share) if name == 'dfgs' and config.random_share else {}
+    options = {}
+    if name == 'dfgs':
+        options = dict(order=config.order, random_share=config.random_share, curriculum=config.curriculum,
+                       shuffle_neighbours=config.shuffle_neighbours)
     return kind(*_labels(run.records), batch=stage.batch, instances=stage.instances, seed=config.seed,
                 rank=a.process_index, world=a.num_processes, **options)
 
@@ -147,7 +150,7 @@ def _batches(sampler, epoch:int)->list: # of lists of rows
     sampler.set_epoch(epoch)
     return [list(map(int, rows)) for rows in sampler]
 
-# %% ../nbs/54_trainer.ipynb #7944d104
+# %% ../nbs/54_trainer.ipynb #dd39cb66
 def _set_graph(
     run:Run,
     sampler, # of the last stage
@@ -158,7 +161,7 @@ def _set_graph(
     config, device = run.config, run.accelerator.device
     k = config.k
     if config.sampler == 'gs': k = max(k, sampler.ids_per_batch - 1)   # a batch is an anchor and all its companions
-    options = dict(k=k, skip=config.skip)
+    options = dict(k=k, skip=config.skip, metric=config.metric)
     if config.graph == 'text':
         if sampler.neighbours is None: sampler.neighbours = _text_graph(run, text, options)
         return
@@ -173,7 +176,7 @@ def _text_graph(run:Run, text, options:dict)->torch.Tensor: # LongTensor, shape 
     if run.accelerator.num_processes > 1: broadcast_object_list(graph)
     return graph[0]
 
-# %% ../nbs/54_trainer.ipynb #2ac52d69
+# %% ../nbs/54_trainer.ipynb #2847fb4b
 def _keep(sampler)->dict: # name -> tensor
     "What a sampler needs, beside the epoch, to plan it again: its graph, and GS's pointers."
     found = {name: getattr(sampler, name, None) for name in ('neighbours', 'pointers')}
@@ -187,7 +190,8 @@ def _describe_epoch(run:Run, sampler, epoch:int):
     "Keep what an epoch covers on all processes (sampler.csv) and, of the first, its batches (epoch.csv)."
     if not run.accelerator.is_main_process: return
     sampler.set_epoch(epoch)
-    batches, file = sampler.plan().tolist(), run.out/'sampler.csv'
+    batches = sampler.plan().tolist() if hasattr(sampler, 'plan') else [*sampler]
+    file = run.out/'sampler.csv'
     row = dict(epoch=epoch, **epoch_report(batches, *_labels(run.records)))
     old = pd.read_csv(file) if epoch and file.exists() else pd.DataFrame(dict(epoch=[]))
     table = pd.DataFrame([*old[old['epoch'] < epoch].to_dict('records'), row])

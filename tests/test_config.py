@@ -46,11 +46,9 @@ def test_recipes_are_what_their_papers_say():
     assert clip_reid.adapt is None and clip_reid.sampler == 'pk' and clip_reid.image_size == (256, 128)
     assert clip_reid.prompts.epochs == 120 and clip_reid.prompts.lr == 3.5e-4
     assert clip_reid.finetune.lr == 5e-6 and clip_reid.finetune.id_weight == .25
-    assert clip_dfgs.adapt is not None
+    assert clip_dfgs.adapt is not None and clip_dfgs.order == 'paper'
     assert (clip_dfgs.sampler, clip_dfgs.graph, clip_dfgs.k, clip_dfgs.skip) == ('dfgs', 'text', 10, 2)
-    assert replace(clip_dfgs, adapt=None, sampler='pk', graph='image', skip=0) == replace(
-        clip_reid, adapt=None, sampler='pk', graph='image', skip=0, **{k: getattr(clip_dfgs, k) for k in ('k', 'order')
-                                                                       if hasattr(clip_dfgs, k)})
+    assert replace(clip_dfgs, adapt=None, sampler='pk', order='fair', graph='image', skip=0) == clip_reid
     assert (follow_up.graph, follow_up.k, follow_up.skip, follow_up.finetune.margin) == ('image', 15, 0, None)
     assert follow_up.augment.augmix == .6 and follow_up.finetune.batch == 128
 
@@ -77,6 +75,9 @@ STEP = dict(steps=1, batch=16)
 @pytest.mark.parametrize('change, words', [
     (dict(sampler='dfg'), "did you mean 'dfgs'"),
     (dict(graph='txt'), "did you mean 'text'"),
+    (dict(order='papre'), "did you mean 'paper'"),
+    (dict(metric='cosin'), "did you mean 'cosine'"),
+    (dict(sampler='nowhere:Sampler'), 'nowhere:Sampler.* is not there'),
     (dict(track='wand'), "did you mean 'wandb'"),
     (dict(precision='half'), 'bf16'),
     (dict(clip='ViT-B-61', pretrained='openai'), 'ViT-B-16'),

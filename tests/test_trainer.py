@@ -100,6 +100,19 @@ def test_every_graph(world, tmp_path, graph, sampler):
     assert run.history.stage.tolist() == ['prompts']*2 + ['finetune']*2
 
 
+@pytest.mark.parametrize('change', [
+    dict(order='paper'), dict(order='published'), dict(shuffle_neighbours=False), dict(metric='cosine'),
+    dict(curriculum=(2, 3)), dict(random_share=.5)])
+def test_settings_reach_the_sampler(world, tmp_path, change):
+    "The plan is another one than that of the defaults, or the one of a sampler that was told so."
+    c = only(config(k=6), finetune=2)
+    plans = []
+    for name, told in (('usual', c), ('changed', replace(c, **change))):
+        fit(rows_of(world), told, tmp_path/name)
+        plans.append(pd.read_csv(tmp_path/name/'epoch.csv'))
+    assert not plans[0].equals(plans[1])
+
+
 def test_one_camera_and_a_tower_without_words(world, tmp_path):
     rows = rows_of(world)
     rows = rows[rows['camera'] == 0].reset_index(drop=True)

@@ -57,7 +57,7 @@ def test_rooms_for_other_projects_import_little(module):
 @pytest.mark.parametrize('module', modules)
 def test_a_room_is_small(module):
     code = [line for line in modules[module].read_text().split('\n') if line.strip() and not line.startswith('#')]
-    assert len(code) <= (480 if module == 'pedestrians' else 340)
+    assert len(code) <= (600 if module == 'pedestrians' else 350)
 
 
 def test_public_names_are_the_ones_agreed_on():
@@ -75,15 +75,16 @@ def test_public_names_are_the_ones_agreed_on():
                          ids=lambda n: n.stem)
 def test_a_chapter_says_what_it_is_for(notebook):
     first = json.loads(notebook.read_text())['cells'][0]
-    title, purpose = ''.join(first['source']).split('\n')[:2]
+    title, purpose = [line for line in ''.join(first['source']).split('\n') if line][:2]
     assert title.startswith('# ') and purpose.startswith('> ')
 
 
 @pytest.mark.parametrize('notebook', notebooks, ids=lambda n: n.stem)
 def test_export_cells_hold_one_thing(notebook):
+    "A function or a few small ones; a class is longer, since its methods stand in its body."
     for source in code_cells(notebook):
         if not re.search(r'^#\| exporti?\b', source, re.M): continue
-        assert len(source.split('\n')) <= 60, source[:200]
+        assert len(source.split('\n')) <= (130 if re.search(r'^class ', source, re.M) else 50), source[:200]
 
 
 def statements(source):

@@ -281,7 +281,11 @@ def test_splits_are_pinned_for_ever():
 
 def test_splits_agree_between_processes(tmp_path):
     root = make_tree('viper', tmp_path)
-    code = 'import sys; from clip_dfgs.datasets import *; print([sorted(set(t.loc[t["split"] == "query", "pid"])) for t in identity_splits("viper", load_dataset("viper", sys.argv[1]))])'
+    code = (
+        'import sys\nfrom clip_dfgs.datasets import identity_splits, load_dataset\n'
+        'for t in identity_splits("viper", load_dataset("viper", sys.argv[1])):\n'
+        '    print(sorted(set(t.loc[t["split"] == "query", "pid"])))'
+    )
     runs = {
         subprocess.run(
             [sys.executable, '-c', code, str(root)],

@@ -96,7 +96,7 @@ def cuhk02(root, ids=8):
 
 
 def cuhk03_people(ids):
-    "A dict {image number: uint8 [H,W,3]} for each of `ids` people; images 1..5 are view 1, 6..10 view 2; one is absent."
+    "A dict {image number: uint8 [H,W,3]} a person; images 1..5 are view 1, 6..10 view 2; one is absent."
     r = np.random.default_rng(3)
     return [
         {i: r.integers(0, 255, (32, 16, 3), dtype=np.uint8) for i in (1, 5, 6, 7) if (p, i) != (0, 5)}

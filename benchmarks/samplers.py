@@ -1,27 +1,42 @@
 """Samplers, measured: one epoch of PK, GS, DFGS and published DFGS over growing numbers of identities.
 
-    python benchmarks/samplers.py                 # 1,000 to 20,000 identities x 17 images: time, memory, coverage, hardness, growth laws
-    python benchmarks/samplers.py --million       # 1,000,000 identities x 10 images (about 3 minutes, below 8 GB; asks faiss for recall 0.7, the library's default 0.95 takes longer)
-    python benchmarks/samplers.py --learning      # does it learn better? a small network trained with each sampler
+    python benchmarks/samplers.py              # 1,000 to 20,000 identities x 17 images: time, memory, coverage
+    python benchmarks/samplers.py --million    # 1,000,000 identities x 10 images (about 3 minutes, below 8 GB)
+    python benchmarks/samplers.py --learning   # does it learn better? a small network trained with each sampler
 
-Each measurement runs in a process of its own, so that its peak memory is its own.
-`graph` and `plan` are seconds of processor time, which other work on the machine does not change (all cores together; `wall` in the last
-column is what a clock shows), `memory` is the peak beyond what Python, numpy and torch take; `images` is the share of images in the epoch;
-`hardness` is nearest negative overall / nearest negative in the batch, mean over anchors (1 is the hardest batch there is).
+Each measurement runs in a process of its own, so that its peak memory is its own. `graph` and `plan` are seconds of
+processor time, which other work on the machine does not change (all cores together; `wall` in the last column is what
+a clock shows), `memory` is the peak beyond what Python, numpy and torch take; `images` is the share of images in the
+epoch; `hardness` is nearest negative overall / nearest negative in the batch, mean over anchors (1: the hardest batch).
+At a million, faiss is asked for recall 0.7; the library's default of 0.95 takes longer.
 """
-import argparse, json, resource, subprocess, sys, time
-import numpy as np, torch
-from clip_dfgs.graph import graph_recall, identity_features, nearest_identities
-from clip_dfgs.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, epoch_report, hardness, refresh_neighbours
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
 
-KINDS = dict(pk=(PKSampler, 0, {}), gs=(GraphSampler, 15, {}), dfgs=(DepthFirstGraphSampler, 10, {}),
-    paper=(DepthFirstGraphSampler, 10, dict(fair=False)), published=(DepthFirstGraphSampler, 10, dict(published=True)))
+import numpy as np
+import torch
+
+from clip_dfgs.epochs import hardness
+from clip_dfgs.graph import graph_recall, nearest_identities
+from clip_dfgs.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, refresh_neighbours
+
+# a sampler, the neighbours of its graph, its options
+KINDS = dict(
+    pk=(PKSampler, 0, {}), gs=(GraphSampler, 15, {}), dfgs=(DepthFirstGraphSampler, 10, {}),
+    paper=(DepthFirstGraphSampler, 10, dict(order='paper')),
+    published=(DepthFirstGraphSampler, 10, dict(order='published')))
 
 
 def crowd(n, width=128, seed=0):
     "Features of n people, 50 look-alikes to a group: 24 traits, seen through a random nonlinear map, and noise."
     rng = np.random.default_rng(seed)
-    traits = rng.standard_normal((-(-n // 50), 24), np.float32)[rng.integers(0, -(-n // 50), n)] + .5 * rng.standard_normal((n, 24), np.float32)
+    groups = -(-n // 50)
+    centres = rng.standard_normal((groups, 24), np.float32)
+    traits = centres[rng.integers(0, groups, n)] + .5 * rng.standard_normal((n, 24), np.float32)
     x = np.tanh(traits @ rng.standard_normal((24, width), np.float32) / 4)
     return torch.from_numpy(x + .1 * rng.standard_normal((n, width), np.float32))
 
@@ -36,31 +51,39 @@ def measure(kind, n, images):
     make, k, options = KINDS[kind]
     sampler, before, row = make(labels, cameras, **options), peak(), dict(n=n, kind=kind)
     clock, start = time.perf_counter(), time.process_time()
-    if k: sampler.neighbours = nearest_identities(x, k, recall=.95 if n <= 200_000 else .7)   # at a million, speed before the last neighbours
-    row["graph"] = time.process_time() - start
+    recall = .95 if n <= 200_000 else .7                        # at a million, speed before the last neighbours
+    if k: sampler.neighbours = nearest_identities(x, k, recall=recall)
+    row['graph'] = time.process_time() - start
     start = time.process_time()
     plan = sampler.plan()
-    row |= dict(plan=time.process_time() - start, wall=time.perf_counter() - clock, memory=peak() - before, total_memory=peak(), batches=len(plan))
+    row |= dict(plan=time.process_time() - start, wall=time.perf_counter() - clock)
+    row |= dict(memory=peak() - before, total_memory=peak(), batches=len(plan))
     row |= dict(identities=len(np.unique(labels[plan])) / n, images=len(np.unique(plan)) / len(labels))
     row |= hardness(plan, labels, x, anchors=1024) if len(plan) else {}
-    if k and n > 50_000: row["recall"] = graph_recall(sampler.neighbours, x, sample=512, seed=5)
+    if k and n > 50_000: row['recall'] = graph_recall(sampler.neighbours, x, sample=512, seed=5)
     return row
 
 
 def apart(kind, n, images):
     "`measure` in a process of its own."
-    out = subprocess.run([sys.executable, __file__, "--one", kind, str(n), str(images)], capture_output=True, text=True)
+    command = [sys.executable, __file__, '--one', kind, str(n), str(images)]
+    out = subprocess.run(command, capture_output=True, text=True)
     if out.returncode: sys.exit(out.stderr)
     return json.loads(out.stdout.splitlines()[-1])
 
 
+WIDTHS = dict(n=(9, ','), kind=(10, ''), graph=(8, '.2f'), plan=(8, '.2f'), memory=(8, '.2f'), batches=(8, ','),
+              identities=(10, '.1%'), images=(8, '.1%'), hardness=(9, '.3f'), wall=(8, '.2f'))
+
+
 def show(row):
-    print(f"{row['n']:>9,} {row['kind']:>10} {row['graph']:8.2f} {row['plan']:8.2f} {row['memory']:8.2f} {row['batches']:8,} {row['identities']:10.1%} {row['images']:8.1%} {row.get('hardness', np.nan):9.3f} {row['wall']:8.2f}"
-        + (f"   recall {row['recall']:.3f}, peak of the process {row['total_memory']:.1f} GB" if "recall" in row else ""), flush=True)
+    cells = [format(format(row.get(name, np.nan), form), f'>{width}') for name, (width, form) in WIDTHS.items()]
+    if 'recall' in row: cells.append(f"  recall {row['recall']:.3f}, peak of the process {row['total_memory']:.1f} GB")
+    print(*cells, flush=True)
 
 
 def table(sizes, kinds, images):
-    print(f"{'N':>9} {'sampler':>10} {'graph s':>8} {'plan s':>8} {'GB':>8} {'batches':>8} {'identities':>10} {'images':>8} {'hardness':>9} {'wall s':>8}")
+    print(*(format(name, f'>{width}') for name, (width, _) in WIDTHS.items()), '(seconds, GB)')
     rows = []
     for n in sizes:
         for kind in kinds:
@@ -71,17 +94,20 @@ def table(sizes, kinds, images):
 
 def growth(rows):
     "Exponents of time ~ N^a by least squares on the logarithms, and ratios at the largest N."
-    for kind in KINDS:
-        own = [r for r in rows if r["kind"] == kind and r["n"] >= 2000]
-        law = lambda what: np.polyfit(np.log([r["n"] for r in own]), np.log([r[what] for r in own]), 1)[0]
-        print(f"{kind:>10}: plan ~ N^{law('plan'):.2f}" + (f", graph ~ N^{law('graph'):.2f}" if KINDS[kind][1] else ""))
-    last = {r["kind"]: r for r in rows if r["n"] == rows[-1]["n"]}
-    print(f"at {rows[-1]['n']:,} identities: hardness of dfgs / published {last['dfgs']['hardness'] / last['published']['hardness']:.2f}, dfgs / pk {last['dfgs']['hardness'] / last['pk']['hardness']:.2f}; "
-        f"images of dfgs / published {last['dfgs']['images'] / last['published']['images']:.1f}")
+    for kind, (_, k, _) in KINDS.items():
+        own = [r for r in rows if r['kind'] == kind and r['n'] >= 2000]
+        sizes = np.log([r['n'] for r in own])
+        for what in ('plan', 'graph') if k else ('plan',):
+            exponent = np.polyfit(sizes, np.log([r[what] for r in own]), 1)[0]
+            print(f'{kind:>10}: {what} ~ N^{exponent:.2f}')
+    last = {r['kind']: r for r in rows if r['n'] == rows[-1]['n']}
+    print(f"at {rows[-1]['n']:,} identities:")
+    for what, other in (('hardness', 'published'), ('hardness', 'pk'), ('images', 'published')):
+        print(f"    {what} of dfgs / {other}: {last['dfgs'][what] / last[other][what]:.2f}")
 
 
 def people(seed, groups, each, images):
-    "Images of people in groups of look-alikes: 24 traits, a camera's offset, the image's own circumstances; mixed by one fixed map."
+    "Images of people in groups of look-alikes: traits, a camera's offset, own circumstances; mixed by one fixed map."
     rng, fixed = np.random.default_rng(seed), np.random.default_rng(99)
     n = groups * each
     traits = np.repeat(rng.normal(size=(groups, 24)), each, 0) + .35 * rng.normal(size=(n, 24))
@@ -89,7 +115,8 @@ def people(seed, groups, each, images):
     cameras = rng.integers(0, 6, len(labels))
     mix, offset = fixed.normal(size=(56, 128)) / 4, fixed.normal(size=(6, 24))
     scene = offset[cameras] + .8 * rng.normal(size=(len(labels), 24))
-    return torch.as_tensor(np.tanh(np.concatenate([traits[labels], scene, rng.normal(size=(len(labels), 8))], 1) @ mix), dtype=torch.float32), labels, cameras
+    parts = np.concatenate([traits[labels], scene, rng.normal(size=(len(labels), 8))], 1)
+    return torch.as_tensor(np.tanh(parts @ mix), dtype=torch.float32), labels, cameras
 
 
 def mean_average_precision(x, labels, cameras):
@@ -111,12 +138,13 @@ def train(kind, k, seed, steps=1128):
     sampler, done, epoch = make(labels, cameras, seed=seed, **options), 0, 0
     while done < steps:
         sampler.set_epoch(epoch)
-        if kind != "pk": refresh_neighbours(sampler, lambda rows: network(x[rows]), k=k, model=network)
+        if kind != 'pk': refresh_neighbours(sampler, lambda rows: network(x[rows]), k=k, model=network)
         epoch += 1
         for rows in list(sampler)[:steps - done]:
             f, y = network(x[rows]), torch.as_tensor(labels[rows])
             d, same = torch.cdist(f, f), y[:, None] == y[None]
-            loss = torch.nn.functional.softplus(d.masked_fill(~same, -1).amax(1) - d.masked_fill(same, 1e9).amin(1)).mean()
+            gap = d.masked_fill(~same, -1).amax(1) - d.masked_fill(same, 1e9).amin(1)
+            loss = torch.nn.functional.softplus(gap).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -125,19 +153,20 @@ def train(kind, k, seed, steps=1128):
 
 
 def learning(seeds=5):
-    print(f"mAP on 300 unseen people after 1,128 steps, {seeds} seeds: mean +- standard error")
-    for kind, k in [("pk", 0), ("gs", 15)] + [(kind, k) for k in (5, 10, 15) for kind in ("published", "paper", "dfgs")]:
+    print(f'mAP on 300 unseen people after 1,128 steps, {seeds} seeds: mean +- standard error')
+    walks = [(kind, k) for k in (5, 10, 15) for kind in ('published', 'paper', 'dfgs')]
+    for kind, k in [('pk', 0), ('gs', 15), *walks]:
         found = np.array([train(kind, k, seed) for seed in range(seeds)])
-        print(f"{kind:>10} k={k:<3} {found.mean():.3f} +- {found.std(ddof=1) / seeds ** .5:.3f}", flush=True)
+        print(f'{kind:>10} k={k:<3} {found.mean():.3f} +- {found.std(ddof=1) / seeds ** .5:.3f}', flush=True)
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     parser = argparse.ArgumentParser()
-    parser.add_argument("--million", action="store_true", help="1,000,000 identities x 10 images")
-    parser.add_argument("--learning", action="store_true", help="train a small network with each sampler")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument('--million', action='store_true', help='1,000,000 identities x 10 images')
+    parser.add_argument('--learning', action='store_true', help='train a small network with each sampler')
+    parser.add_argument('--one', nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one: print(json.dumps(measure(args.one[0], int(args.one[1]), int(args.one[2]))))
-    elif args.million: table([1_000_000], ["dfgs"], 10)
+    elif args.million: table([1_000_000], ['dfgs'], 10)
     elif args.learning: learning()
     else: growth(table([1000, 2000, 5000, 10_000, 20_000], list(KINDS), 17))

@@ -1,17 +1,19 @@
 "Who is who, in every layout and however it is written; which pictures a folder holds; what a table must not be."
+import os
 import shutil
 import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import make_tree, picture
 
 from clip_dfgs.datasets import check_dataset, load_dataset
-from clip_dfgs.records import (DatasetError, check_records, found_again, is_pooled, number_cameras, number_people, pool,
-                               whole_number)
+from clip_dfgs.parsers import PARSERS
+from clip_dfgs.records import (DatasetError, check_records, found_again, hold_out, is_pooled, number_cameras,
+                               number_people, pool, whole_number)
 
 SPELLINGS = [int, float, str, lambda n: f'{n}.0', lambda n: f' {n} ', np.int64, np.float32,
              lambda n: f'{n:04d}' if n >= 0 else f'-{-n:03d}']
@@ -229,3 +231,256 @@ def test_queries_that_find_themselves(tmp_path, content):
 
 def test_whole_numbers_by_hand():
     assert [whole_number(v) for v in ('007', 7., '-1', 'a1', '1e3')] == [7, 7, -1, None, None]
+
+
+# ---- siblings: each is a way in which pictures or people could be lost, merged or found twice
+
+
+@pytest.mark.parametrize('written, people', [
+    (['nan', 'a'], None), (['NaN', 'a'], None), (['<NA>', 'a'], None), (['Nan', 'NA'], 2), (['None', 'null'], 2),
+    (['Jürgen', 'Ju\u0308rgen'], 1), ([' anna', 'anna '], 1), (['Anna', 'anna'], 2), (['7', '007', '7.0'], 1),
+    (['7', '007', 'x'], 2)])
+def test_which_names_are_one_person(written, people):
+    if people is None:
+        with pytest.raises(DatasetError, match='row 1 is missing'): number_people(written)
+    else: assert len(set(number_people(written).tolist())) == people
+
+
+@pytest.mark.parametrize('names', [('7', '007'), ('Jürgen', 'Ju\u0308rgen'), ('7', '7.0')])
+def test_two_folders_of_one_identity_are_refused(tmp_path, names):
+    for i, name in enumerate(names): picture(tmp_path/'f'/name/f'{i}.jpg', i)
+    with pytest.raises(DatasetError, match='are one identity; rename one'): load_dataset('folder', tmp_path/'f')
+
+
+@pytest.mark.parametrize('name', ['nan', '1.5', '<NA>'])
+def test_a_folder_that_names_nobody_is_refused_with_its_picture(tmp_path, name):
+    picture(tmp_path/'f'/name/'a.jpg')
+    with pytest.raises(DatasetError, match='identity of .*a.jpg is'): load_dataset('folder', tmp_path/'f')
+
+
+def test_an_instagram_name_is_a_person(tmp_path):
+    for name in ('@anna', 'ben'): picture(tmp_path/'f'/name/'a.jpg')
+    assert load_dataset('folder', tmp_path/'f')['pid'].nunique() == 2
+
+
+@pytest.mark.parametrize('files, cameras', [
+    (('a_c1.jpg', 'a_c01.jpg', 'a_c2.jpg', 'a_c10.jpg'), [0, 0, 1, 2]),
+    (('a_cx.jpg', 'a_cy.jpg', 'a_cx1.jpg'), [0, 2, 1])])
+def test_cameras_of_file_names_follow_the_rule(tmp_path, files, cameras):
+    for file in files: picture(tmp_path/'f'/'anna'/file)
+    records = load_dataset('folder', tmp_path/'f', camera=r'_c(\w+)')
+    assert [records.loc[records['path'].str.endswith(f), 'camid'].iloc[0] for f in files] == cameras
+
+
+@pytest.mark.parametrize('camera', ['a{99999999999999999999}', b'_c(\\d)', ['_c(1)'], '', '(?P<c>', '('*2000])
+def test_no_expression_ends_in_a_traceback(tmp_path, camera):
+    picture(tmp_path/'f'/'anna'/'x_c1_1.jpg')
+    with pytest.raises(DatasetError, match='^camera=') as said: load_dataset('folder', tmp_path/'f', camera=camera)
+    assert '\n' not in str(said.value)
+
+
+def test_a_csv_finds_cameras_in_file_names_and_not_in_folders(tmp_path):
+    for i in (1, 2): picture(tmp_path/'c9'/f'x_c{i}.jpg', i)
+    (tmp_path/'t.csv').write_text('path,pid\nc9\\x_c1.jpg,1\nc9/x_c2.jpg,1\n')
+    assert load_dataset('csv', tmp_path/'t.csv', camera=r'c(\d)')['camid'].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize('column, option', [('split', dict(split='query')), ('camid', dict(camera='c(1)')),
+                                            ('domain', dict(domain='x'))])
+def test_an_option_that_a_column_decides_is_refused(tmp_path, column, option):
+    picture(tmp_path/'c1.jpg')
+    (tmp_path/'t.csv').write_text(f'path,pid,{column}\nc1.jpg,1,{dict(split="train", camid=0, domain="y")[column]}\n')
+    with pytest.raises(DatasetError, match=f'column {column}'): load_dataset('csv', tmp_path/'t.csv', **option)
+
+
+def test_split_folders_decide_over_the_option(tmp_path):
+    picture(tmp_path/'query'/'anna'/'1.jpg')
+    with pytest.raises(DatasetError, match="leave split='train' out"):
+        load_dataset('folder', tmp_path, split='train')
+
+
+@pytest.mark.parametrize('header, words', [('path,pid,pid', 'has 2 columns pid'), ('path,pid', 'is no table')])
+def test_cells_without_a_column_of_their_own(tmp_path, header, words):
+    picture(tmp_path/'a.jpg')
+    (tmp_path/'t.csv').write_text(f'{header}\na.jpg,1,2\n')
+    with pytest.raises(DatasetError, match=words): load_dataset('csv', tmp_path/'t.csv')
+
+
+def test_commas_at_the_end_of_rows_mean_nothing(tmp_path):
+    picture(tmp_path/'a.jpg')
+    (tmp_path/'t.csv').write_text('path,pid\na.jpg,4,\n')
+    assert load_dataset('csv', tmp_path/'t.csv')['pid'].tolist() == [4]
+
+
+@pytest.mark.parametrize('root', [None, 3, '', '~nobody-of-this-name/x', 'a\0b', 'x'*5000])
+@pytest.mark.parametrize('name', ['market1501', 'folder', 'csv', 'cuhk_sysu', 'msmt17'])
+def test_what_is_no_path(name, root):
+    with pytest.raises(DatasetError, match=f'^{name}: ') as said: load_dataset(name, root)
+    assert '\n' not in str(said.value)
+
+
+@pytest.mark.parametrize('where, words', [
+    ('bounding_box_train/0002/0002_c1s1_000001_01.jpg', '1 of 33 images .* lie in folders further below'),
+    ('bounding_box_val/0002_c1s1_000001_01.jpg', '1 images in .*bounding_box_val are left out'),
+    ('val/0002/a.jpg', '1 images in .*val are left out')])
+def test_pictures_beside_and_below_the_folders_of_a_set(tmp_path, where, words):
+    root = make_tree('market1501', tmp_path)
+    before = load_dataset('market1501', root)
+    picture(root/where)
+    picture(root/'gt_bbox'/'0002_c1s1_000001_01.jpg')       # of the release, not used by anybody
+    with pytest.warns(UserWarning, match=words) as said: after = load_dataset('market1501', root)
+    assert len(said) == 1 and len(after) == len(before)
+
+
+def test_a_split_that_is_a_link_to_nowhere(tmp_path):
+    root = make_tree('market1501', tmp_path)
+    shutil.rmtree(root/'query')
+    assert 'query' not in set(load_dataset('market1501', root)['split'])
+    (root/'query').symlink_to(tmp_path/'gone')
+    with pytest.raises(DatasetError, match='query is not there'): load_dataset('market1501', root)
+
+
+def test_cameras_counted_from_zero(tmp_path):
+    for i in range(3): picture(tmp_path/'own'/'query'/f'0001_c{i}_{i}.jpg')
+    assert load_dataset('market1501', tmp_path/'own')['camid'].tolist() == [0, 1, 2]
+
+
+def test_a_link_to_a_person_that_leads_nowhere_is_said(tmp_path):
+    picture(tmp_path/'f'/'anna'/'a.jpg')
+    (tmp_path/'f'/'ben').symlink_to(tmp_path/'gone')
+    with pytest.warns(UserWarning, match='1 broken link'): load_dataset('folder', tmp_path/'f')
+
+
+def test_an_empty_file_is_found_without_opening_the_others(tmp_path):
+    root = make_tree('folder', tmp_path)
+    report = check_dataset('folder', root)
+    assert report.ok
+    (next(p for p in root.iterdir() if p.is_dir())/'empty.jpg').touch()
+    report = check_dataset('folder', root)
+    assert [why for _, why in report.unreadable] == ['the file is empty'] and not report.ok
+
+
+def test_names_with_a_dot(tmp_path):
+    for name in ('set.a', 'set.b'): picture(tmp_path/name/'anna'/'1.jpg')
+    assert [load_dataset('folder', tmp_path/f'set.{c}')['domain'][0] for c in 'ab'] == ['set.a', 'set.b']
+
+
+def test_expected_counts_belong_to_the_folder_and_not_to_the_name_given(tmp_path):
+    root = make_tree('market1501', tmp_path)
+    root.rename(tmp_path/'campus')
+    for options in ({}, dict(domain='market1501')):
+        assert check_dataset('market1501', tmp_path/'campus', **options).counts['expected_images'].isna().all()
+
+
+def toy(**columns):
+    "Two people of three images, the second in the test."
+    table = dict(path=[f'{i}.jpg' for i in range(6)], pid=[1]*3 + [2]*3, camid=[0, 1, 2]*2, domain='toy',
+                 split=['train']*3 + ['query'] + ['gallery']*2)
+    return pd.DataFrame(table | columns)
+
+
+def test_categories_are_text():
+    "pandas.Categorical, also with categories that no row has."
+    kind = pd.CategoricalDtype(['elsewhere', 'toy'])
+    table = toy().astype(dict(domain=kind, split='category', path='category'))
+    assert check_records(table, files=False) is table and pool(table)['label'].tolist() == [0, 0, 0]
+    assert hold_out(table, 0.9)['split'].tolist() == hold_out(toy(), 0.9)['split'].tolist()
+    assert found_again(table).tolist() == [False]
+
+
+@pytest.mark.parametrize('index', [[0]*6, [5, 4, 3, 2, 1, 0], list('aabbcc')])
+def test_an_index_with_repeats_moves_nobody(index):
+    "`pd.concat` without `ignore_index` leaves such tables."
+    held = hold_out(toy().set_axis(index), 0.9)
+    assert sorted(held['split'][:3]) == ['gallery', 'gallery', 'query'] and held.index.tolist() == index
+    assert held['split'].tolist()[3:] == toy()['split'].tolist()[3:]
+    mine = found_again(toy(path=['a', 'b', 'c', 'q', 'q', 'f']).set_axis(index))
+    assert mine.tolist() == [True] and mine.index.tolist() == index[3:4]
+
+
+def test_nothing_to_hold_out_is_said():
+    with pytest.raises(DatasetError, match='no training image'): hold_out(toy()[3:])
+
+
+@pytest.mark.parametrize('spell', [lambda p: p, lambda p: f'./{p}', os.path.abspath, lambda p: f'x/../{p}'])
+def test_one_file_in_two_domains_however_it_is_spelt(spell):
+    other = toy(domain='other', path=[spell(p) for p in toy()['path']])
+    with pytest.raises(DatasetError, match='stand in two domains'): pool([toy(), other])
+
+
+@pytest.mark.parametrize('places, said', [
+    (('a/market/query/{0}.jpg', 'b/market/query/{0}.jpg'), True), (('a/query/{0}.jpg', 'b/query/other{0}.jpg'), True),
+    (('a/query/x/{0}.jpg', 'b/query/x/other{0}.jpg'), True), (('a/{0}.jpg', 'a/other{0}.jpg'), False),
+    (('P1/cam1/{0}.jpg', 'P1/cam2/other{0}.jpg'), False), (('one/{0}.jpg', 'two/other{0}.jpg'), False)])
+def test_what_gives_two_sets_under_one_name_away(places, said):
+    tables = [toy(path=[place.format(i) for i in range(6)], split=['query']*6) for place in places]
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter('always')
+        check_records(pd.concat(tables), files=False)
+    assert len(found) == said and all('lie in two places' in str(w.message) for w in found)
+
+
+def test_a_person_in_folders_of_cameras_is_one_place():
+    "camera/person/0001.jpg, a usual layout: same names, but other cameras."
+    check = toy(path=[f'cam{c}/anna/1.jpg' for c in range(3)] + [f'cam{c}/ben/1.jpg' for c in range(3)])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        check_records(check, files=False)
+
+
+# ---- damage of every kind: a report or one line, never a traceback
+
+
+def damage(file, how, noise):
+    "Spoil one file or folder of a tree."
+    gone = file.with_name(file.name + '.moved')
+    if how == 'cut': file.write_bytes(file.read_bytes()[:len(noise)])
+    if how == 'noise': file.write_bytes(noise)
+    if how == 'text': file.write_text('0000/x.jpg zero\n\n,,,\n')
+    if how in ('gone', 'folder', 'link'): file.rename(gone)
+    if how == 'folder': file.mkdir()
+    if how == 'link': file.symlink_to(file.parent/'nowhere')
+    if how == 'renamed': file.rename(file.with_name(f'{file.stem}{noise.hex()[:8]}{file.suffix}'))
+
+
+@pytest.fixture(scope='module')
+def trees(tmp_path_factory):
+    home = tmp_path_factory.mktemp('trees')
+    forms = [('cuhk03', dict(form='mat')), *((name, {}) for name in PARSERS if name != 'cuhk03')]
+    return {name: make_tree(name, home/name, ids=3, **form) for name, form in forms}
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_damage_is_one_line(trees, data, tmp_path_factory):
+    name = data.draw(st.sampled_from(sorted(trees)))
+    home = tmp_path_factory.mktemp('damaged')/'x'
+    shutil.copytree(trees[name].parent, home)
+    files = sorted(p for p in home.rglob('*') if p.is_file())
+    special = [p for p in files if p.suffix.lower() in ('.txt', '.mat', '.csv')] or files
+    file = data.draw(st.sampled_from(data.draw(st.sampled_from([special, files]))))
+    how = data.draw(st.sampled_from(['cut', 'noise', 'text', 'gone', 'folder', 'link', 'renamed']))
+    damage(file, how, data.draw(st.binary(min_size=4, max_size=400)))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try: assert 'usable' in str(check_dataset(name, home/trees[name].name, decode=True, progress=False))
+        except DatasetError as error: assert str(error) and '\n' not in str(error)
+
+
+cells = st.one_of(st.sampled_from(['', '0', '-1', '1', '1.0', 'nan', 'a.jpg', 'b.jpg', 'train', 'query', 'Ä']),
+                  st.text(max_size=6))
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.sampled_from(['path', 'pid', 'camid', 'split', 'domain', 'label', '']), min_size=1, max_size=6),
+       st.lists(st.lists(cells, max_size=7), max_size=5), st.sampled_from([',', ';', '\t']))
+def test_any_csv_is_a_table_or_one_line(tmp_path_factory, header, rows, comma):
+    home = tmp_path_factory.mktemp('csv')
+    for file in ('a.jpg', 'b.jpg'): (home/file).touch()
+    text = '\n'.join(comma.join(row) for row in [header, *rows])
+    (home/'t.csv').write_bytes(text.encode('utf-8', 'surrogatepass'))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try: records = load_dataset('csv', home/'t.csv')
+        except DatasetError as error: assert '\n' not in str(error)
+        else: check_records(records)

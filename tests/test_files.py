@@ -1,0 +1,120 @@
+"Files that are whole or not there, names that are nearly right, and which files of a folder are pictures."
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clip_dfgs.files import (IMAGE_SUFFIXES, cache_folder, choose, did_you_mean, digest_order, hidden, image_files,
+                             left_out, occurrence, replacing, write_text)
+
+
+@pytest.mark.parametrize('error', [OSError, KeyboardInterrupt, SystemExit])
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    write_text('old', tmp_path/'note.txt')
+    with pytest.raises(error), replacing(tmp_path/'note.txt') as part:
+        part.write_text('ne')
+        raise error
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [('note.txt', 'old')]
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path):
+    write_text('old', tmp_path/'note.txt')
+    code = ('import sys, time; from clip_dfgs.files import replacing\n'
+            'with replacing(sys.argv[1]) as part: part.write_text("ne"); print("half", flush=True); time.sleep(60)')
+    writer = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'note.txt')], stdout=subprocess.PIPE)
+    assert writer.stdout.readline() == b'half\n'
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    assert (tmp_path/'note.txt').read_text() == 'old' and image_files(tmp_path) == []
+
+
+def test_a_new_file_may_be_read_by_those_who_may_read_others(tmp_path):
+    usual = tmp_path/'usual.txt'
+    usual.touch()
+    with replacing(tmp_path/'new.bin') as part:
+        part.unlink()
+        part.touch(0o600)
+    assert (tmp_path/'new.bin').stat().st_mode == usual.stat().st_mode
+
+
+@pytest.mark.parametrize('typed, words', [('dfg', "did you mean 'dfgs'"), ('', 'choose one of pk, gs, dfgs'),
+                                          (None, 'choose one of'), (3, 'choose one of')])
+def test_a_value_that_is_not_known(typed, words):
+    with pytest.raises(ValueError, match=words) as said: choose('sampler', typed, ('pk', 'gs', 'dfgs'))
+    assert 'unknown sampler' in str(said.value) and '\n' not in str(said.value)
+
+
+def test_two_suggestions():
+    assert did_you_mean('pk_', ['pk1', 'pk2', 'gs'], most=2).count(' or ') == 1
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.delenv('CLIP_DFGS_CACHE', raising=False)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    assert cache_folder() == tmp_path/'clip_dfgs'
+    monkeypatch.setenv('CLIP_DFGS_CACHE', str(tmp_path/'own'))
+    assert cache_folder() == tmp_path/'own' and cache_folder(tmp_path/'asked') == tmp_path/'asked'
+
+
+@pytest.mark.parametrize('name, is_hidden', [
+    ('.ipynb_checkpoints', True), ('._a.jpg', True), ('__MACOSX', True), ('@eaDir', True), ('#recycle', True),
+    ('$RECYCLE.BIN', True), ('Thumbs.db', True), ('desktop.ini', True), ('@anna', False), ('anna', False),
+    ('-1', False), ('__anna', False), ('#7', False)])
+def test_what_belongs_to_tools(name, is_hidden): assert hidden(name) == is_hidden
+
+
+@pytest.mark.parametrize('ending', IMAGE_SUFFIXES)
+@pytest.mark.parametrize('spell', [str.lower, str.upper, str.title])
+def test_endings_of_pictures(tmp_path, ending, spell):
+    (tmp_path/f'a.b{spell(ending)}').touch()
+    assert len(image_files(tmp_path)) == 1 and left_out(tmp_path) == ''
+
+
+@pytest.mark.parametrize('name, content, words', [
+    ('a.heic', b'', '1 .heic'), ('a.AVIF', b'', '1 .avif'), ('0001_c1', b'\xff\xd8\xff\xe0', '1 without an ending'),
+    ('a.1', b'\x89PNG\r\n\x1a\n', '1 without an ending'), ('readme', b'text', ''), ('notes.txt', b'\xff\xd8\xff', ''),
+    ('.hidden.heic', b'', ''), ('readme', b'', '')])
+def test_what_is_not_read_is_counted(tmp_path, name, content, words):
+    (tmp_path/'deep').mkdir()
+    (tmp_path/'deep'/name).write_bytes(content)
+    assert left_out(tmp_path) == '' and image_files(tmp_path, deep=True) == []
+    assert left_out(tmp_path, deep=True) == (f'1 file is not read: {words}' if words else '')
+
+
+@pytest.mark.parametrize('link', ['a.jpg', 'anna', 'list.txt'])
+def test_links_that_lead_nowhere_are_counted(tmp_path, link):
+    for name in (link, 'other.png'): (tmp_path/name).symlink_to(tmp_path/'nowhere')
+    assert image_files(tmp_path) == [] and left_out(tmp_path) == '2 files are not read: 2 broken links'
+
+
+def test_a_folder_linked_into_itself_is_read_once(tmp_path):
+    for who in 'ab':
+        (tmp_path/who).mkdir()
+        (tmp_path/who/'1.jpg').touch()
+        for loop in range(8): (tmp_path/who/f'loop{loop}').symlink_to(tmp_path)
+    begin = time.monotonic()
+    found = image_files(tmp_path, deep=True)
+    assert sorted(os.path.realpath(p) for p in found) == [str((tmp_path/w/'1.jpg').resolve()) for w in 'ab']
+    assert time.monotonic() - begin < 5
+
+
+def test_a_folder_called_like_a_picture_is_no_picture(tmp_path):
+    (tmp_path/'album.jpg').mkdir()
+    (tmp_path/'album.jpg'/'1.png').touch()
+    assert image_files(tmp_path) == [] and [p.name for p in image_files(tmp_path, deep=True)] == ['1.png']
+
+
+@given(st.lists(st.integers(-3, 3)))
+def test_occurrence(values):
+    assert occurrence(values).tolist() == [values[:i].count(v) for i, v in enumerate(values)]
+
+
+@given(st.sets(st.integers(0, 99)), st.integers(0, 5))
+def test_the_order_of_digests_depends_on_values_and_key_alone(values, key):
+    found = digest_order(values, key)
+    assert sorted(found) == sorted(values) and found == digest_order(sorted(values), key)

@@ -9,7 +9,11 @@ default argsort is faster where the processor has AVX-512, and leaves the order 
 Extra memory is the peak above what the process held once the features were made; total is the
 whole process. Times are the best of several runs.
 """
-import argparse, json, os, subprocess, sys, time
+import argparse
+import json
+import subprocess
+import sys
+import time
 
 MARKET, MSMT17, WIDTH = (3368, 15913, 750), (11659, 82161, 3060), 1280
 TARGET_SPEED, TARGET_EXTRA, TARGET_TOTAL = 4, .5, 2
@@ -31,7 +35,7 @@ def features(Q, G, identities, seed=0):
     return q, g, qi, gi, qc, gc
 
 
-def usual(q, g, qi, gi, qc, gc, kind="stable"):
+def usual(q, g, qi, gi, qc, gc, kind='stable'):
     "Distance matrix, full argsort, Python loop"
     import numpy as np, torch
     q, g = (torch.nn.functional.normalize(torch.from_numpy(x), dim=1) for x in (q, g))
@@ -90,66 +94,88 @@ def reranked_dense(q, g, *_, k1=20, k2=6, share=.3):
 
 def resident(name):
     "A line of /proc/self/status in GB: VmRSS (now) or VmHWM (peak)"
-    with open("/proc/self/status") as f: return next(int(line.split()[1]) for line in f if line.startswith(name)) / 1e6
+    with open('/proc/self/status') as f: return next(int(line.split()[1]) for line in f if line.startswith(name)) / 1e6
 
 
 def child(case, Q, G, identities, repeats):
     "Runs one case and prints its figures as JSON"
-    data, best = features(Q, G, identities), float("inf")
-    import numpy, pandas, torch
+    data, best = features(Q, G, identities), float('inf')
     import clip_dfgs.evaluation  # noqa: F401  imports are not part of the extra memory
-    with open("/proc/self/clear_refs", "w") as f: f.write("5")  # forget the peak of making the features
-    before = resident("VmRSS")
+    import clip_dfgs.reranking  # noqa: F401
+    with open('/proc/self/clear_refs', 'w') as f: f.write('5')  # forget the peak of making the features
+    before = resident('VmRSS')
     for _ in range(repeats):
         start = time.perf_counter()
         value = globals()[case](*data)
         best = min(best, time.perf_counter() - start)
-    print(json.dumps(dict(seconds=best, extra=resident("VmHWM") - before, total=resident("VmHWM"), value=value)))
+    print(json.dumps(dict(seconds=best, extra=resident('VmHWM') - before, total=resident('VmHWM'), value=value)))
 
 
 def run(case, Q, G, identities, repeats=1):
     "The figures of one case, from a process of its own"
-    done = subprocess.run([sys.executable, __file__, "--child", case, *map(str, (Q, G, identities, repeats))], capture_output=True, text=True)
-    if done.returncode: raise SystemExit(f"{case} at {Q} x {G} failed: {done.stderr.strip().splitlines()[-1:]}")
+    command = [sys.executable, __file__, '--child', case, *map(str, (Q, G, identities, repeats))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode: raise SystemExit(f'{case} at {Q} x {G} failed: {done.stderr.strip().splitlines()[-1:]}')
     return json.loads(done.stdout)
 
 
-def show(name, size, r, note=""):
-    print(f"{name:<34} {size[0]:>7,} x {size[1]:>6,}  {r['seconds']:>7.2f} s {r['extra']:>6.2f} GB {r['total']:>6.2f} GB  {r['value']:.6f}  {note}", flush=True)
+def show(name, size, r, note=''):
+    "One line of the table"
+    figures = f"{r['seconds']:>7.2f} s {r['extra']:>6.2f} GB {r['total']:>6.2f} GB  {r['value']:.6f}"
+    print(f'{name:<34} {size[0]:>7,} x {size[1]:>6,}  {figures}  {note}', flush=True)
+
+
+def compare_ranking():
+    "Both ways at three sizes; the last figures, and times by size for the growth"
+    grown = []
+    for part in (4, 2, 1):
+        size = tuple(n//part for n in MARKET)
+        slow, loose = run('usual', *size, repeats=2), run('usual_unstable', *size, repeats=2)
+        fast = run('ours', *size, repeats=3)
+        ratios = [other['seconds']/fast['seconds'] for other in (slow, loose)]
+        grown.append((size[0]*size[1], slow['seconds'], fast['seconds']))
+        show('matrix + stable argsort + loop', size, slow)
+        show('matrix + default argsort + loop', size, loose)
+        note = f"{ratios[0]:.1f}x and {ratios[1]:.1f}x faster, mAP differs by {abs(slow['value'] - fast['value']):.1e}"
+        show('evaluate', size, fast, note)
+    return fast, ratios[0], grown
+
+
+def compare_reranking(dense):
+    "Sparse against dense re-ranking, at Market-1501 size only if asked for"
+    for part in (8, 4) + (1,)*dense:
+        size = tuple(n//part for n in MARKET)
+        slow, sparse = run('reranked_dense', *size), run('reranked', *size)
+        show('re-ranking, dense', size, slow)
+        ratio, gap = slow['seconds']/sparse['seconds'], abs(slow['value'] - sparse['value'])
+        show('k_reciprocal_distances', size, sparse, f'{ratio:.1f}x faster, mean differs by {gap:.1e}')
+    if not dense: show('k_reciprocal_distances', MARKET, run('reranked', *MARKET))
 
 
 def main(dense):
-    import numpy as np, torch
-    print(f"{torch.get_num_threads()} threads, {WIDTH}-d float32\n{'case':<34} {'queries x gallery':>16}  {'time':>9} {'extra':>9} {'total':>9}  mAP (or mean distance)")
-    grown = []
-    for part in (4, 2, 1):
-        size = tuple(n // part for n in MARKET)
-        slow, loose, fast = run("usual", *size, repeats=2), run("usual_unstable", *size, repeats=2), run("ours", *size, repeats=3)
-        ratio = slow["seconds"] / fast["seconds"]
-        grown.append((size[0] * size[1], slow["seconds"], fast["seconds"]))
-        show("matrix + stable argsort + loop", size, slow)
-        show("matrix + default argsort + loop", size, loose)
-        show("evaluate", size, fast, f"{ratio:.1f}x and {loose['seconds'] / fast['seconds']:.1f}x faster, mAP differs by {abs(slow['value'] - fast['value']):.1e}")
-    big = run("ours", *MSMT17)
-    show("evaluate", MSMT17, big, f"the matrix and its argsort alone: {MSMT17[0] * MSMT17[1] * 12 / 1e9:.1f} GB")
-    for part in (8, 4) + (1,) * dense:
-        size = tuple(n // part for n in MARKET)
-        slow, sparse = run("reranked_dense", *size), run("reranked", *size)
-        show("re-ranking, dense", size, slow)
-        show("k_reciprocal_distances", size, sparse, f"{slow['seconds'] / sparse['seconds']:.1f}x faster, mean differs by {abs(slow['value'] - sparse['value']):.1e}")
-    if not dense: show("k_reciprocal_distances", MARKET, run("reranked", *MARKET))
-    whole, *times = np.log(grown).T
-    print("growth with queries x gallery: " + ", ".join(f"{name} ^{np.polyfit(whole, t, 1)[0]:.2f}" for name, t in zip(("matrix + stable argsort + loop", "evaluate"), times)))
-    for what, good in ((f"Market-1501 size at least {TARGET_SPEED}x faster: {ratio:.1f}x", ratio >= TARGET_SPEED),
-                       (f"Market-1501 size under {TARGET_EXTRA} GB extra: {fast['extra']:.2f} GB", fast["extra"] < TARGET_EXTRA),
-                       (f"MSMT17 size under {TARGET_TOTAL} GB in all: {big['total']:.2f} GB", big["total"] < TARGET_TOTAL)):
-        print("met   " if good else "MISSED", what)
+    "The table, how time grows, and whether the targets are met"
+    import numpy as np
+    import torch
+    print(f'{torch.get_num_threads()} threads, {WIDTH}-d float32')
+    print(f"{'case':<34} {'queries x gallery':>16}  {'time':>9} {'extra':>9} {'total':>9}  mAP (or mean distance)")
+    fast, ratio, grown = compare_ranking()
+    big = run('ours', *MSMT17)
+    show('evaluate', MSMT17, big, f'the matrix and its argsort alone: {MSMT17[0]*MSMT17[1]*12/1e9:.1f} GB')
+    compare_reranking(dense)
+    whole, usual_time, our_time = np.log(grown).T
+    exponents = [np.polyfit(whole, times, 1)[0] for times in (usual_time, our_time)]
+    print('growth with queries x gallery: the usual way ^{:.2f}, evaluate ^{:.2f}'.format(*exponents))
+    for what, good in (
+            (f'Market-1501 size at least {TARGET_SPEED}x faster: {ratio:.1f}x', ratio >= TARGET_SPEED),
+            (f"Market-1501 size under {TARGET_EXTRA} GB extra: {fast['extra']:.2f} GB", fast['extra'] < TARGET_EXTRA),
+            (f"MSMT17 size under {TARGET_TOTAL} GB in all: {big['total']:.2f} GB", big['total'] < TARGET_TOTAL)):
+        print('met   ' if good else 'MISSED', what)
 
 
-if __name__ == "__main__":
+if __name__ == '__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dense", action="store_true", help="also dense re-ranking at Market-1501 size")
-    parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument('--dense', action='store_true', help='also dense re-ranking at Market-1501 size')
+    parser.add_argument('--child', nargs=5, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child: child(args.child[0], *map(int, args.child[1:]))
     else: main(args.dense)

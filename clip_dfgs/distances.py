@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['exact_products', 'distance_blocks']
 
-# %% ../nbs/40_distances.ipynb #28da59af
+# %% ../nbs/40_distances.ipynb #2828be0f
 import contextlib
 import hashlib
+import operator
 from typing import Iterator
 
 import numpy as np
@@ -68,12 +69,13 @@ def _feature_pair(query, gallery)->tuple[torch.Tensor, torch.Tensor]:
     dtype = torch.promote_types(query.dtype, gallery.dtype)
     return query.to(gallery.device, dtype), gallery.to(dtype)
 
-# %% ../nbs/40_distances.ipynb #d6b44ba5
-def _at_least_one(name:str, value)->int:
+# %% ../nbs/40_distances.ipynb #d5025cba
+def _whole_number(name:str, value, least:int=1)->int:
     "A count as an int; ValueError when it is none."
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < 1: raise ValueError(f'{name}={value!r}: give a whole number, at least 1')
-    return int(value)
+    try:
+        if not isinstance(value, bool) and operator.index(value) >= least: return operator.index(value)
+    except TypeError: pass
+    raise ValueError(f'{name}={value!r}: give a whole number, at least {least}')
 
 # %% ../nbs/40_distances.ipynb #ce1afc67
 def _exact_copies(
@@ -126,7 +128,7 @@ def _euclidean(
         out.add_(query.square().sum(1, keepdim=True))
     return fill
 
-# %% ../nbs/40_distances.ipynb #d1b55bce
+# %% ../nbs/40_distances.ipynb #dd346d0f
 def distance_blocks(
     query,               # features, shape [Q, D], tensor or array
     gallery,             # features, shape [G, D]
@@ -136,7 +138,7 @@ def distance_blocks(
     "Distances in blocks of queries; each block overwrites the one before. ValueError for what cannot be compared."
     choose('metric', metric, ('cosine', 'euclidean'))
     query, gallery = _feature_pair(query, gallery)
-    block = min(_at_least_one('block', block), max(1, 2**26//len(gallery)))  # 256 MB in single precision at most
+    block = min(_whole_number('block', block), max(1, 2**26//len(gallery)))  # 256 MB in single precision at most
     buffer = gallery.new_empty(min(block, len(query)), len(gallery))
     later, first = _exact_copies(gallery)
     if metric == 'cosine': query = torch.nn.functional.normalize(query, dim=1)

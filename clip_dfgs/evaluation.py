@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RetrievalResult', 'evaluate', 'nearest_gallery']
 
-# %% ../nbs/41_evaluation.ipynb #8fb2c496
+# %% ../nbs/41_evaluation.ipynb #5c747190
 from dataclasses import dataclass
 from dataclasses import replace
 from typing import Iterator
@@ -13,7 +13,7 @@ from typing import Iterator
 import numpy as np
 import pandas as pd
 
-from .distances import _at_least_one
+from .distances import _whole_number
 from .distances import _feature_pair
 from .distances import distance_blocks
 from .files import choose
@@ -216,7 +216,7 @@ def _junk(query_ids, gallery_ids, query_cams, gallery_cams, Q:int, G:int)->np.nd
     if not given[0]: raise ValueError('cameras without identities leave nothing out: give query_ids and gallery_ids')
     return _pairs(*_identities(query_ids, gallery_ids, Q, G), *cameras)[1]
 
-# %% ../nbs/41_evaluation.ipynb #ac5ebe95
+# %% ../nbs/41_evaluation.ipynb #91eb919a
 def nearest_gallery(
     query,              # features, shape [Q, D]
     gallery,            # features, shape [G, D]
@@ -232,7 +232,7 @@ def nearest_gallery(
     query, gallery = _feature_pair(query, gallery)
     Q, G = len(query), len(gallery)
     junk = _junk(query_ids, gallery_ids, query_cams, gallery_cams, Q, G)
-    out, k = np.full((Q, _at_least_one('k', k)), -1), min(k, G)
+    out, k = np.full((Q, _whole_number('k', k)), -1), min(k, G)
     for start, rows in distance_blocks(query, gallery, metric, block):
         rows[_in_block(junk, start, start + len(rows))[1]] = np.inf
         for i, row in enumerate(rows, start):

@@ -53,7 +53,7 @@ def _as_array(labels, name:str)->np.ndarray:
     row = int(np.flatnonzero(rounded & np.isfinite(array))[0])
     raise ValueError(f'{name} are {kind} and may have been rounded (row {row}: {array[row]:.0f}): give integers')
 
-# %% ../nbs/43_matching.ipynb #3cd3cb37
+# %% ../nbs/43_matching.ipynb #ec34e916
 def _read_labels(
     labels,   # list, array, tensor or column
     name:str, # for errors: query_ids, gallery_cams, ...
@@ -62,8 +62,8 @@ def _read_labels(
     "Labels in plain types, one kind a list; ValueError that names the first offender."
     array = _as_array(labels, name)
     if array.shape != (n,):
-        side = name.split('_')[0]
-        raise ValueError(f'{name} has shape {array.shape}, but there are {n} {side} images: give one per image')
+        side = name.split('_')[0] + ' ' if '_' in name else ''
+        raise ValueError(f'{name} has shape {array.shape}, but there are {n} {side}images: give one per image')
     if not n: raise ValueError(f'{name} is empty')
     if array.dtype.kind in 'iub' and not (array == -1).any() and (array.dtype.kind != 'u' or array.max() < 2**63):
         return array.astype(np.int64) if array.dtype.kind in 'iu' else array

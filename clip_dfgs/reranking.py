@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['reranked_blocks', 'k_reciprocal_distances']
 
-# %% ../nbs/42_reranking.ipynb #68975e31
+# %% ../nbs/42_reranking.ipynb #f501a779
 from typing import Iterator
 
 import numpy as np
 import torch
 
-from .distances import _at_least_one
+from .distances import _whole_number
 from .distances import _feature_pair
 from .distances import distance_blocks
 from .files import choose
@@ -147,7 +147,7 @@ def _shared_weights(
         least = np.minimum(np.repeat(own, lengths), value[at])
         yield np.bincount(image[at], least, minlength=N - Q)
 
-# %% ../nbs/42_reranking.ipynb #cee15406
+# %% ../nbs/42_reranking.ipynb #06ba373e
 def reranked_blocks(
     query,                  # features, shape [Q, D]
     gallery,                # features, shape [G, D]
@@ -158,7 +158,7 @@ def reranked_blocks(
     block:int=512,          # queries per block
 )->Iterator[tuple[int, np.ndarray]]: # as `distance_blocks`
     "k-reciprocal distances in blocks of queries; ValueError for impossible settings."
-    for name, value in dict(k1=k1, k2=k2, block=block).items(): _at_least_one(name, value)
+    k1, k2, block = (_whole_number(name, value) for name, value in dict(k1=k1, k2=k2, block=block).items())
     if not 0 <= lambda_value <= 1: raise ValueError(f'lambda_value={lambda_value}: give a share, 0 to 1')
     choose('metric', metric, ('cosine', 'euclidean'))
     query, gallery = _feature_pair(query, gallery)

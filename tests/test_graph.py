@@ -1,24 +1,45 @@
 "The identity graph against its definition."
-import numpy as np, pytest, torch
-from hypothesis import given, settings, strategies as st
-from clip_dfgs.graph import graph_recall, identity_features, load_graph, nearest_identities, save_graph
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from clip_dfgs.graph import _has_faiss
+from clip_dfgs.graph import choose_images
+from clip_dfgs.graph import domain_neighbours
+from clip_dfgs.graph import graph_recall
+from clip_dfgs.graph import identity_features
+from clip_dfgs.graph import load_graph
+from clip_dfgs.graph import nearest_identities
+from clip_dfgs.graph import save_graph
 
 
-def definition(x, k, skip=0, metric="euclidean", second=None, weight=1.):
-    "Sorted by (distance, index), one identity at a time, in double precision."
-    def distances(x):
-        x = x.double().numpy()
-        if metric == "cosine": x = x / np.linalg.norm(x, axis=1, keepdims=True); return 1 - x @ x.T
-        return np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1))
-    d = distances(x) + (0 if second is None else weight * distances(second))
-    return [sorted((j for j in range(len(x)) if j != i), key=lambda j: (d[i, j], j))[skip:skip + k] for i in range(len(x))]
+def distances(x, metric):
+    "The whole matrix, in double precision."
+    x = x.double().numpy()
+    if metric == 'euclidean': return np.sqrt(((x[:, None] - x[None])**2).sum(-1))
+    x = x/np.linalg.norm(x, axis=1, keepdims=True)
+    return 1 - x @ x.T
+
+
+def definition(x, k, skip=0, metric='euclidean', second=None, weight=1.):
+    "Sorted by (distance, index), one identity at a time."
+    d = distances(x, metric) + (0 if second is None else weight*distances(second, metric))
+    def others(i): return sorted((j for j in range(len(x)) if j != i), key=lambda j: (d[i, j], j))
+    return [others(i)[skip:skip + k] for i in range(len(x))]
 
 
 def cloud(n, width, seed): return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 5), st.integers(1, 70), st.sampled_from(["euclidean", "cosine"]), st.integers(0, 99))
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 5), st.integers(1, 70),
+       st.sampled_from(['euclidean', 'cosine']), st.integers(0, 99))
 def test_graph_is_its_definition(n, k, skip, block, metric, seed):
     x = cloud(n, 5, seed)
     assert nearest_identities(x, k, skip, metric, block=block).tolist() == definition(x, k, skip, metric)
@@ -27,47 +48,65 @@ def test_graph_is_its_definition(n, k, skip, block, metric, seed):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 50), st.integers(1, 6), st.integers(0, 3), st.integers(1, 60), st.integers(0, 99))
 def test_ties_go_to_the_lower_index(n, k, skip, block, seed):
-    x = torch.randint(0, 3, (n, 2), generator=torch.Generator().manual_seed(seed)).float()     # whole numbers: distances are exact
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 3, (n, 2), generator=draw).float()  # whole numbers: distances are exact
     assert nearest_identities(x, k, skip, block=block).tolist() == definition(x, k, skip)
 
 
-@pytest.mark.parametrize("n", [1, 2, 40, 700])
+@pytest.mark.parametrize('n', [1, 2, 40, 700])
 def test_all_identities_coincide(n):
-    assert nearest_identities(torch.ones(n, 4), 3, block=64).tolist() == [[j for j in range(min(n, 4)) if j != i][:min(3, n - 1)] for i in range(n)]
+    want = [[j for j in range(min(n, 4)) if j != i][:min(3, n - 1)] for i in range(n)]
+    assert nearest_identities(torch.ones(n, 4), 3, block=64).tolist() == want
 
 
 def test_far_from_the_origin():
     "The product formula loses all its digits here; the direct distances do not."
-    x = cloud(300, 4, 0).double() + 5000
-    assert nearest_identities(x.float(), 5).tolist() == definition(x.float(), 5)
+    x = (cloud(300, 4, 0).double() + 5000).float()
+    assert nearest_identities(x, 5).tolist() == definition(x, 5)
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize('metric', ['euclidean', 'cosine'])
 def test_dual_distance(metric):
     x, t = cloud(80, 6, 1), cloud(80, 3, 2)
-    assert nearest_identities(x, 7, 1, metric, second=t, weight=0.7, block=32).tolist() == definition(x, 7, 1, metric, t, 0.7)
+    got = nearest_identities(x, 7, 1, metric, second=t, weight=0.7, block=32)
+    assert got.tolist() == definition(x, 7, 1, metric, t, 0.7)
 
 
-@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize('second', [False, True])
 def test_faiss_candidates_get_the_exact_second_look(second):
-    pytest.importorskip("faiss")
-    centre = cloud(60, 16, 3).repeat_interleave(50, 0) * 4
+    pytest.importorskip('faiss')
+    centre = cloud(60, 16, 3).repeat_interleave(50, 0)*4
     x, t = centre + cloud(3000, 16, 4), cloud(3000, 8, 5)
     options = dict(second=t, weight=0.1) if second else {}
-    exact, found = nearest_identities(x, 10, method="exact", **options), nearest_identities(x, 10, method="faiss", recall=0.9, **options)
+    exact = nearest_identities(x, 10, method='exact', **options)
+    found = nearest_identities(x, 10, method='faiss', recall=0.9, **options)
     recall = (exact[:, :, None] == found[:, None]).any(2).float().mean()
     assert recall > 0.85 and abs(graph_recall(found, x, sample=1000, **options) - recall) < 0.05
     assert graph_recall(exact, x, **options) == 1
     assert all(len(set(r)) == 10 and i not in r for i, r in enumerate(found.tolist()))
 
 
-def test_impossible_requests():
-    x = cloud(5, 2, 0)
-    with pytest.raises(ValueError, match="k=-1"): nearest_identities(x, -1)
-    with pytest.raises(ValueError, match="metric='l1'"): nearest_identities(x, 1, metric="l1")
-    with pytest.raises(ValueError, match="method='fast'"): nearest_identities(x, 1, method="fast")
-    with pytest.raises(ValueError, match="5 and 4 identities"): nearest_identities(x, 1, second=x[:4])
-    with pytest.raises(ValueError, match="1 of 5 features are not finite"): nearest_identities(x.where(torch.arange(5)[:, None] != 2, torch.nan), 1)
+def test_missing_faiss_is_said(monkeypatch, caplog):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with caplog.at_level(logging.WARNING): assert not _has_faiss()
+    assert 'without faiss; the exact search takes long' in caplog.text
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(k=-1), 'k=-1'), (dict(k=1.5), 'k=1.5'), (dict(k=True), 'k=True'), (dict(k=None), 'k=None'),
+    (dict(skip=-1), 'skip=-1'), (dict(block=0), 'block=0'),
+    (dict(metric='l1'), "unknown metric 'l1'"), (dict(method='fast'), "unknown method 'fast'"),
+    (dict(second=torch.ones(4, 2)), '5 and 4 identities'), (dict(second=torch.ones(5, 2), weight=np.nan), 'weight=nan'),
+    (dict(features=torch.ones(5)), r'features have shape \[5\]'), (dict(features=[['a']]*5), 'no table of numbers'),
+    (dict(features=[[1.], [2.], [np.nan], [3.], [4.]]), '1 of 5 features are not finite, first row 2')])
+def test_impossible_requests(change, message):
+    with pytest.raises(ValueError, match=message): nearest_identities(**dict(features=cloud(5, 2, 0), k=1) | change)
+
+
+@pytest.mark.parametrize('kind', [np.int64, np.uint8, torch.tensor])
+def test_counts_of_any_integer_type(kind):
+    x = cloud(20, 3, 0)
+    assert torch.equal(nearest_identities(x, kind(3), kind(1)), nearest_identities(x, 3, 1))
 
 
 @settings(max_examples=30, deadline=None)
@@ -77,15 +116,72 @@ def test_identity_features_are_means(labels, seed):
     x = cloud(len(labels), 3, seed)
     expected = torch.stack([x[labels == v].mean(0) for v in range(5)])
     assert torch.allclose(identity_features(x, labels), expected, atol=1e-6)
-    one = identity_features(x, labels, reduce="random", rng=np.random.default_rng(seed))
+    one = identity_features(x, labels, reduce='random', rng=np.random.default_rng(seed))
     assert all(any(torch.equal(one[v], f) for f in x[labels == v]) for v in range(5))
+
+
+WHO, WHERE = [0, 0, 0, 1, 1, 2], [0, 1, 0, 0, 1, 1]
+WAYS = {'array': np.array, 'tensor': torch.tensor, 'float': np.float32, 'uint8': np.uint8, 'series': pd.Series,
+        'objects': lambda x: np.array(x, object), 'categorical': pd.Categorical}
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_labels_of_any_type_are_the_same_labels(way):
+    x, cast = cloud(6, 3, 0), WAYS[way]
+    for how in ('camera', 'random', 'all'):
+        assert choose_images(cast(WHO), cast(WHERE), how).tolist() == choose_images(WHO, WHERE, how).tolist()
+    got = identity_features(x, cast(WHO), reduce='camera', cameras=cast(WHERE))
+    assert torch.equal(got, identity_features(x, WHO, reduce='camera', cameras=WHERE))
+    named = [f'c{v}' for v in WHERE]
+    assert torch.equal(got, identity_features(x, cast(WHO), reduce='camera', cameras=named))
+
+
+def test_unknown_cameras_are_one_camera():
+    plain = choose_images(WHO).tolist()
+    for unknown in ([None]*6, np.full(6, np.nan), [-1]*6): assert choose_images(WHO, unknown).tolist() == plain
+
+
+@pytest.mark.parametrize('labels, cameras, message', [
+    ([0, 0, 0, 1, 1, None], WHERE, 'labels: 1 of 6 are missing or -1, first row 5'),
+    ([0, 0, 0, 1, 1, -1], WHERE, 'labels: 1 of 6 are missing or -1, first row 5'),
+    ([0, 0, 0, 1, 1, 1.5], WHERE, 'labels, row 5: 1.5 is no label'),
+    ([0, 0, 0, 1, 1, '2'], WHERE, 'labels mix numbers'),
+    (WHO, [0, 0, 0, 1, 1, np.nan], 'cameras: 1 of 6 are missing or -1, first row 5'),
+    (WHO, WHERE[:5], 'cameras has shape'), (WHO, [0, 0, 0, 1, 1, '2'], 'cameras mix numbers')])
+def test_labels_that_cannot_be_understood_are_refused(labels, cameras, message):
+    with pytest.raises(ValueError, match=message): choose_images(labels, cameras)
+
+
+@pytest.mark.parametrize('labels', [[0, 0, 0, 1, 1, 1.5], [0., 0, 0, 1, 1, np.nan], ['a']*6, [0, 0, 0, 1, 1, -1],
+                                    [0, 0, 0, 1, 1, -2], [0, 0, 0, 1, 1, 3], WHO[:5], [True, False]*3])
+def test_identity_features_need_labels_from_zero(labels):
+    with pytest.raises(ValueError, match='label'): identity_features(cloud(6, 3, 0), labels)
+
+
+def test_domains_may_have_names():
+    x, domains = cloud(30, 4, 0), np.arange(30) % 3
+    want = domain_neighbours(x, domains, 4, 'across')
+    for named in ([f'd{v}' for v in domains], torch.tensor(domains), pd.Series(domains), domains*7.):
+        assert torch.equal(domain_neighbours(x, named, 4, 'across'), want)
+    for wrong in ([None, *domains[1:]], domains[1:], ['a', *domains[1:]]):
+        with pytest.raises(ValueError, match='domains'): domain_neighbours(x, wrong, 4)
 
 
 def test_saved_graph_comes_back(tmp_path):
     graph = nearest_identities(cloud(30, 4, 0), 5)
-    save_graph(tmp_path / "g.npz", graph, k=5, skip=0, side="text")
-    again, parameters = load_graph(tmp_path / "g.npz")
-    assert torch.equal(again, graph) and parameters == dict(k=5, skip=0, side="text")
-    assert [p.name for p in tmp_path.iterdir()] == ["g.npz"]
-    (tmp_path / "bad.npz").write_bytes(b"no")
-    with pytest.raises(ValueError, match="bad.npz"): load_graph(tmp_path / "bad.npz")
+    save_graph(tmp_path/'g.npz', graph, k=5, skip=0, side='text')
+    again, parameters = load_graph(tmp_path/'g.npz')
+    assert torch.equal(again, graph) and parameters == dict(k=5, skip=0, side='text')
+    assert [p.name for p in tmp_path.iterdir()] == ['g.npz']
+
+
+def test_files_that_are_no_graph_are_named(tmp_path):
+    whole = tmp_path/'whole.npz'
+    save_graph(whole, nearest_identities(cloud(30, 4, 0), 5))
+    np.savez(tmp_path/'other.npz', rows=np.arange(3))
+    np.save(tmp_path/'array.npy', np.arange(3))
+    for name, content in {'bad': b'no', 'empty': b'', 'cut': whole.read_bytes()[:200]}.items():
+        (tmp_path/name).write_bytes(content)
+    for name in ('bad', 'empty', 'cut', 'other.npz', 'array.npy'):
+        with pytest.raises(ValueError, match=f'{name}: not a graph'): load_graph(tmp_path/name)
+    with pytest.raises(FileNotFoundError): load_graph(tmp_path/'none.npz')

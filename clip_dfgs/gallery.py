@@ -33,7 +33,26 @@ from .models import ReIDModel
 from .pictures import ImageError
 from .samplers import evaluating
 
-# %% ../nbs/62_gallery.ipynb #70833bb4
+# %% ../nbs/62_gallery.ipynb #e9c9ed25
+def _embed(
+    extractor, # `FeatureExtractor`
+    images:list,
+    progress:bool,
+    channels:str,
+    leave_out:bool, # go on without pictures that are empty or cannot be read
+)->tuple: # features [b,D] of the others, {position: what is wrong}
+    "Features block by block."
+    choose('channels', channels, ('rgb', 'bgr'))
+    size = extractor.model.config['image_size']
+    out, problems = [], {}
+    for start in tqdm(range(0, len(images), extractor.batch), 'features', disable=not progress, delay=2):
+        pixels, wrong = _read_block(images, start, extractor.batch, size, channels, leave_out)
+        problems |= wrong
+        if len(pixels): out.append(extractor._features(pixels))
+    if not out: out = [extractor._features(np.zeros((1, 3, *size), np.uint8))[:0]]
+    return torch.cat(out), problems
+
+# %% ../nbs/62_gallery.ipynb #4b96a6b7
 class FeatureExtractor:
     "Test features of pictures in any form, and text features in the same space."
     def __init__(
@@ -65,7 +84,7 @@ class FeatureExtractor:
         "Features of every picture; one alone gives [1,D], none [0,D]; ValueError names the picture that is wrong."
         choose('bad', bad, ('raise', 'none'))
         images = _listed(images)
-        features, problems = self._embed(images, progress, channels or self.channels, bad == 'none')
+        features, problems = _embed(self, images, progress, channels or self.channels, bad == 'none')
         return features if bad == 'raise' else _in_their_places(features, problems, len(images))
 
     def text(
@@ -78,24 +97,6 @@ class FeatureExtractor:
         texts = [texts] if isinstance(texts, str) else list(texts)
         with evaluating(self.model): out = self.model.encode_captions(texts).float().cpu()
         return F.normalize(out, dim=1) if self.normalise else out
-
-    def _embed(
-        self,
-        images:list,
-        progress:bool,
-        channels:str,
-        leave_out:bool, # go on without pictures that are empty or cannot be read
-    )->tuple: # features [b,D] of the others, {position: what is wrong}
-        "Features block by block."
-        choose('channels', channels, ('rgb', 'bgr'))
-        size = self.model.config['image_size']
-        out, problems = [], {}
-        for start in tqdm(range(0, len(images), self.batch), 'features', disable=not progress, delay=2):
-            pixels, wrong = _read_block(images, start, self.batch, size, channels, leave_out)
-            problems |= wrong
-            if len(pixels): out.append(self._features(pixels))
-        if not out: out = [self._features(np.zeros((1, 3, *size), np.uint8))[:0]]
-        return torch.cat(out), problems
 
     def _features(
         self,
@@ -121,7 +122,24 @@ class Embedder(nn.Module):
         features = self.model.embed(self.model.normalise(images))
         return F.normalize(features, dim=1) if self.unit else features
 
-# %% ../nbs/62_gallery.ipynb #66ea969e
+# %% ../nbs/62_gallery.ipynb #9f49cec3
+def _best(
+    query:Tensor, # of unit length, [q,D]
+    features:Tensor, # of unit length, [n,D]
+    paths:list, # of n pictures
+    k:int, # answers to each
+)->pd.DataFrame: # query, rank, path, score
+    "The k nearest paths to each query, block by block of queries."
+    if k < 1: raise ValueError(f'k is {k}: ask for at least one answer')
+    k = min(k, len(features))
+    best = [(block @ features.T).topk(k) for block in query.split(256)]
+    where = torch.cat([b.indices for b in best]).flatten().tolist()
+    table = dict(query=np.repeat(np.arange(len(query)), k), rank=np.tile(np.arange(1, k + 1), len(query)))
+    table['path'] = [paths[i] for i in where]
+    table['score'] = torch.cat([b.values for b in best]).flatten().tolist()
+    return pd.DataFrame(table)
+
+# %% ../nbs/62_gallery.ipynb #ec98ab27
 class Gallery:
     "Paths and their features, searched by picture or by sentence."
     def __init__(
@@ -151,7 +169,7 @@ class Gallery:
         paths, missed = image_files(folder, deep=True), left_out(folder, deep=True)
         if not paths: raise ValueError(f'{folder}: no pictures there ({", ".join(IMAGE_SUFFIXES)}). {missed}'.strip())
         if missed: warnings.warn(f'{folder}: {missed}', stacklevel=2)
-        try: features, problems = extractor._embed(paths, progress, extractor.channels, broken == 'skip')
+        try: features, problems = _embed(extractor, paths, progress, extractor.channels, broken == 'skip')
         except ImageError as problem: raise ImageError(f"{problem}; broken='skip' leaves such files out") from None
         if problems:
             what = f'{len(problems):,} of {len(paths):,} pictures are left out, first: {problems[min(problems)]}'
@@ -165,7 +183,7 @@ class Gallery:
         k:int=10, # answers to each
     )->pd.DataFrame: # query, rank, path, score
         "The k most similar pictures for each query picture; score is the cosine."
-        return self._best(F.normalize(self.extractor(images), dim=1), self.features, k)
+        return _best(F.normalize(self.extractor(images), dim=1), self.features, self.paths, k)
 
     def search_text(
         self,
@@ -174,18 +192,7 @@ class Gallery:
     )->pd.DataFrame: # query, rank, path, score
         "The k pictures nearest to each sentence; ValueError for a model without text."
         query = F.normalize(self.extractor.text(texts), dim=1)
-        return self._best(query, F.normalize(self.features[:, -query.shape[1]:], dim=1), k)
-
-    def _best(self, query:Tensor, features:Tensor, k:int)->pd.DataFrame:
-        "The rows of the table, block by block of queries."
-        if k < 1: raise ValueError(f'k is {k}: ask for at least one answer')
-        k = min(k, len(features))
-        best = [(block @ features.T).topk(k) for block in query.split(256)]
-        where = torch.cat([b.indices for b in best]).flatten().tolist()
-        table = dict(query=np.repeat(np.arange(len(query)), k), rank=np.tile(np.arange(1, k + 1), len(query)))
-        table['path'] = [self.paths[i] for i in where]
-        table['score'] = torch.cat([b.values for b in best]).flatten().tolist()
-        return pd.DataFrame(table)
+        return _best(query, F.normalize(self.features[:, -query.shape[1]:], dim=1), self.paths, k)
 
 # %% ../nbs/62_gallery.ipynb #1126a16a
 def _mark(

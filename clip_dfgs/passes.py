@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 
 from .walk import _whole
 
-# %% ../nbs/22_passes.ipynb #82047630
+# %% ../nbs/22_passes.ipynb #e8b4ddfd
 class _Place:
     "Where a pass stands: its note of the epoch, its length, and how many batches it has given."
     def __init__(self,
@@ -25,11 +25,12 @@ class _Place:
         position:int, # batches given so far
     ):
         self.owner, self.note, self.length, self.position = weakref.ref(owner), note, length, position
+        self.exhausted = False                                  # asked for a batch after the last
 
     @property
-    def running(self)->bool: return self.owner() is not None and self.position < self.length
+    def running(self)->bool: return self.owner() is not None and not self.exhausted
 
-# %% ../nbs/22_passes.ipynb #852e800f
+# %% ../nbs/22_passes.ipynb #918ca87c
 class _Pass:
     "One pass over a sampler: an iterator over its batches that knows its own place."
     def __init__(self,
@@ -42,7 +43,9 @@ class _Pass:
     def __length_hint__(self): return self.place.length - self.place.position
 
     def __next__(self)->list: # of image rows
-        if self.place.position >= self.place.length: raise StopIteration
+        if self.place.position >= self.place.length:
+            self.place.exhausted = True
+            raise StopIteration
         rows = self.rows[self.place.position].tolist()
         self.place.position += 1
         if self.place.position == self.place.length: self.sampler._finish(self.place)
@@ -82,7 +85,7 @@ class _Places:
                           'pass itself: iterator.state_dict(), or count: state_dict(position=steps)', stacklevel=4)
         return next(iter(running + self.furthest()), None)
 
-# %% ../nbs/22_passes.ipynb #4eb45079
+# %% ../nbs/22_passes.ipynb #833e81ca
 class _HandedOut(Sampler):
     "Epochs, ranks and passes; going on from a state is added by `PlannedEpochs`."
     def __init__(self, seed:int=0, rank:int=0, world:int=1):
@@ -136,7 +139,7 @@ class _HandedOut(Sampler):
         "A pass has given its last batch."
         if place not in self._places: return                    # of an epoch before
         self._loaded = None
-        self._whole_passes += not self._places.running()
+        self._whole_passes += all(other is place for other in self._places.running())
 
 # %% ../nbs/22_passes.ipynb #59403476
 def _check_loaded(

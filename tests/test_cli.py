@@ -132,7 +132,7 @@ train --sorce market1501:WORLD --out RUN | no option --sorce; did you mean '--so
 train --source market1501:WORLD | required: --out
 tran --source market1501:WORLD | unknown command 'tran'; did you mean 'train'
 render WORLD | not empty
-check-data market1501 WORLD --sheet RUN.xyz | name it
+check-data market1501 WORLD --sheet RUN.xyz | name it run.png
 check-data market1501 WORLD --domain a b | 2 names for 1 data set
 test EMPTY --target market1501:WORLD | EMPTY
 test EMPTY --target | --target names no data set
@@ -212,7 +212,7 @@ def test_train_and_test_agree(informed, plain):
     out, trained = informed
     code, again, err = said('test', out, '--target', f'folder:{plain}', '--precision', 'no')
     assert code == 0 and again.splitlines() == trained.splitlines()[:len(again.splitlines())]
-    assert noted(err) == [rf"camera is '_c(\\d)', as {out} was trained; --camera changes it"]
+    assert noted(err) == [rf'camera is _c(\d), as {out} was trained; --camera changes it']
     assert said('test', out/'model', '--target', f'folder:{plain}', '--precision', 'no')[1] == again
     given = said('test', out, '--target', f'folder:{plain}', '--precision', 'no', '--camera', r'_c(\d)')
     assert given[1] == again and not noted(given[2])

@@ -277,7 +277,7 @@ def _check_numbers(config:TrainConfig):
     if config.temperature is not None and not config.temperature > 0:
         raise ValueError(f'temperature is {config.temperature}; it must be above 0, or None for plain dot products')
 
-# %% ../nbs/50_config.ipynb #1770e76c
+# %% ../nbs/50_config.ipynb #00b0428c
 _NOT_NEGATIVE = ('steps', 'epochs', 'lr', 'head_lr', 'bias_factor', 'weight_decay', 'warmup', 'warmup_from', 'floor',
                  'clip_norm', 'sharpness', 'id_weight', 'triplet_weight', 'text_weight')
 
@@ -302,6 +302,7 @@ def _check_stage(
     _check_losses(name, stage, text=name == 'finetune' and learned)
     _check_batch(name, stage, identities)
 
+# %% ../nbs/50_config.ipynb #6bf21f69
 def _check_losses(
     name:str, # adapt or finetune
     stage:Stage,

@@ -122,7 +122,7 @@ train --source market1501:WORLD --out RUN --init EMPTY --clip pedestrians | --in
 train --source market1501:WORLD --out RUN --sampler pk --graph text | --graph would change nothing
 train --source market1501:WORLD --out RUN --steps 0 --lr 1 | --lr would change nothing
 train --source market1501:WORLD --out RUN --steps 0 --adapt-steps 0 --prompt-steps 0 | nothing to train
-train --source market1501:WORLD --out RUN --camera _c(.) | camera would change nothing: market1501:WORLD is not folder or csv
+train --source market1501:WORLD --out RUN --camera _c(.) | camera would change nothing: market1501:WORLD is not
 train --source folder:WORLD --out RUN --camera c(\\d | is no regular expression
 train --source folder:WORLD --out RUN --camera c\\d | no group in parentheses
 train --source market1501:WORLD --out RUN --domain a b | --domain gives 2 names for 1 data sets

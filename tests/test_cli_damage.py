@@ -44,7 +44,7 @@ def check(*words):
 
 # ---- arguments
 
-COMMANDS = [line.split() for line in '''
+COMMANDS = [line.split() for line in """
 render new --identities 4 --cameras 2 --seed 1 --images-per-camera 1 --look-alikes 2 --test-share .5
 check-data market1501 world --sheet new/sheet.png --domain d
 check-data folder world --camera _c(.)
@@ -59,7 +59,7 @@ protocol p1 --data empty --out new --recipe small --sampler pk --clip pedestrian
 matrix --source market1501:world --target market1501:world --out new --quick 1 --recipe small --cache off
 report empty
 demo --out file --seed 1 --identities 4 --steps 1
-'''.strip().split('\n')]
+""".strip().split('\n')]
 BAD = ['', ' ', 'x'*3000, '-1', '0', '1e400', 'nan', '-inf', 'none', '1'*40, '../..', '/dev/null', '/', '.', 'empty',
        'file', 'binary', 'file/below', 'market1501:file', 'csv:empty', 'csv:binary', 'folder:binary', 'csv:', ':', '(',
        '*', 'é', '\udcff', 'a\nb', '--', '-', '-x', '--help ', 'timm:', 'timm:nothing', 'os:path', '%s', '{}']
@@ -75,7 +75,8 @@ def test_damaged_arguments(place, seed):
         if how < .7: words = words[:at] + [rng.choice(BAD)] + words[at + 1:]
         elif how < .85: words = words[:at] + words[at + 1:]
         else: words = words[:at] + [rng.choice(BAD)] + words[at:]
-        if line[0] == 'train': words = words + ['--batch', '8', '--steps', '1', '--adapt-steps', '0', '--prompt-steps', '0']
+        small = ['--batch', '8', '--steps', '1', '--adapt-steps', '0', '--prompt-steps', '0']
+        if line[0] == 'train': words = words + small
         check(*words)
 
 
@@ -151,7 +152,8 @@ def break_folder(name, world):
 
 @pytest.mark.parametrize('name', [
     'a file for a folder', 'no queries', 'a folder for a picture', 'empty picture', 'text for a picture', 'a loop',
-    'broken link', 'other names', 'person zero', 'huge person', 'in train and query', 'nothing to train on', 'one person'])
+    'broken link', 'other names', 'person zero', 'huge person', 'in train and query',
+    'nothing to train on', 'one person'])
 def test_damaged_folders(place, name):
     shutil.rmtree('broken', ignore_errors=True)
     shutil.copytree('world', 'broken')
@@ -186,7 +188,8 @@ def test_damaged_runs(place, name, how):
     code, _ = check('test', 'damaged', *data)
     assert code == 2 or not name.startswith('model/')
     check('compare', 'run', 'damaged', *data, '--bootstrap', '2')
-    if name.startswith('model/'): check('train', '--source', 'market1501:world', '--out', 'new', *SHORT, '--init', 'damaged/model')
+    if name.startswith('model/'):
+        check('train', '--source', 'market1501:world', '--out', 'new', *SHORT, '--init', 'damaged/model')
     else: check('train', '--source', 'market1501:world', '--out', 'damaged', *SHORT, '--resume')
 
 

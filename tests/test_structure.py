@@ -10,7 +10,7 @@ import pytest
 root = Path(__file__).resolve().parent.parent
 modules = {p.stem: p for p in sorted((root/'clip_dfgs').glob('*.py')) if not p.stem.startswith('_')}
 notebooks = sorted((root/'nbs').rglob('*.ipynb'))
-FOR_OTHER_PROJECTS = ('graph walk passes samplers epochs losses distances matching evaluation intervals verification '
+FOR_OTHER_PROJECTS = ('graph walk passes samplers epochs losses distances matching evaluation intervals verification hubs '
                       'reranking').split()
 
 

@@ -51,7 +51,8 @@ def test_names_that_moved_are_where_they_were(module, names):
     for name in names.split(): assert hasattr(importlib.import_module(f'clip_dfgs.{module}'), name), name
 
 
-@pytest.mark.parametrize('room', 'graph walk passes samplers epochs losses distances evaluation reranking'.split())
+@pytest.mark.parametrize('room', ('graph hubs walk passes samplers epochs losses distances matching evaluation '
+                                  'intervals verification reranking').split())
 def test_rooms_for_other_projects_need_no_clip(room):
     assert not loaded(f'import clip_dfgs.{room}') & {
         'open_clip', 'timm', 'torchvision', 'accelerate', 'matplotlib', 'PIL', 'tyro'}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXPECTED', 'load_dataset', 'identity_splits', 'DatasetReport', 'unreadable_images', 'check_dataset']
 
-# %% ../nbs/12_datasets.ipynb #456cc744
+# %% ../nbs/12_datasets.ipynb #605d5005
 import inspect
 import os
 import warnings
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from .files import did_you_mean, digest_order
 from .layouts import find_root, plain
 from .parsers import MARKET_FOLDERS, MARKET_NAMES, PARSERS, read_mat
+from .pictures import ImageError, load_image
 from .records import COLUMNS, SPLITS, DatasetError, check_records, found_again
 
 # %% ../nbs/12_datasets.ipynb #a1c17479
@@ -189,7 +190,7 @@ def _compare(
         rows.append(row)
     return pd.DataFrame(rows, dtype=object), notes
 
-# %% ../nbs/12_datasets.ipynb #2fe5ef29
+# %% ../nbs/12_datasets.ipynb #f97a8886
 def unreadable_images(
     paths, # image files
     workers:int=None, # threads; as many as cores by default
@@ -197,11 +198,9 @@ def unreadable_images(
 )->list: # of (path, reason)
     "Decode every image, in parallel, and list those that cannot be decoded to the end."
     paths = list(paths)
-    from PIL import Image
     def why(path):
-        try:
-            with Image.open(path) as image: image.load()
-        except Exception as e: return type(e).__name__ + (f': {e}' if str(e) else '')
+        try: load_image(path, None)
+        except ImageError as problem: return str(problem).removeprefix(f'image {path} ')
     bar = dict(total=len(paths), desc='opening', unit='img', delay=2, disable=not progress)
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as threads:
         return [(path, reason) for path, reason in zip(paths, tqdm(threads.map(why, paths), **bar)) if reason]

@@ -22,8 +22,8 @@ from tqdm import tqdm
 from .files import cache_folder, write_text
 from .pictures import ImageError, load_image
 
-# %% ../nbs/16_image_cache.ipynb #9094814a
-_FORMAT = 3 # of the cache, and of the rules of `load_image`
+# %% ../nbs/16_image_cache.ipynb #df7eea2a
+_FORMAT = 4 # of the cache, and of the rules of `load_image`
 
 def cache_key(
     paths, # image files

@@ -6,13 +6,14 @@
 __all__ = ['random_table', 'crop_and_flip', 'erase_boxes', 'erase', 'to_grey', 'jitter_colours', 'augmix', 'Augment',
            'ImageDataset', 'make_loader', 'normalise', 'contact_sheet']
 
-# %% ../nbs/14_images.ipynb #27d70500
+# %% ../nbs/14_images.ipynb #0657da19
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 from PIL import Image
+from PIL import ImageDraw
 from torch.utils.data import DataLoader, Dataset
 
 from .files import digest_order, occurrence
@@ -240,7 +241,7 @@ def normalise(
                      for v in (mean, std))
     return x.sub_(centre).div_(width)  # in place: fresh memory costs more than the arithmetic
 
-# %% ../nbs/14_images.ipynb #91cd4fc5
+# %% ../nbs/14_images.ipynb #5dfa8b65
 def contact_sheet(
     records, # record table
     identities:int=6, # rows
@@ -248,13 +249,20 @@ def contact_sheet(
     size=(128, 64), # (H, W) of each image
     seed:int=0, # which identities
 )->Image.Image:
-    "A picture of some identities, a row each, sorted by camera; distractors are not shown."
+    "Some identities, a row each under domain and number, sorted by camera (c0, c1, ...); distractors are not shown."
     known = records[records['pid'] > 0]
     people = digest_order(sorted(set(zip(known['domain'], known['pid']))), 'sheet', seed)[:identities]
-    sheet = Image.new('RGB', (images*(size[1] + 4), max(1, len(people))*(size[0] + 4)), 'white')
+    line, gap = 12, 4
+    height, width = size[0] + 2*line + gap, size[1] + gap
+    sheet = Image.new('RGB', (images*width, max(1, len(people))*height), 'white')
+    write = ImageDraw.Draw(sheet).text
     for row, (domain, pid) in enumerate(people):
         mine = known[(known['domain'] == domain) & (known['pid'] == pid)].sort_values(['camid', 'path'])
         some = np.linspace(0, len(mine) - 1, min(images, len(mine))).astype(int)
-        for column, path in enumerate(mine['path'].iloc[some]):
-            sheet.paste(Image.fromarray(load_image(path, size)), (column*(size[1] + 4), row*(size[0] + 4)))
+        top = row*height
+        write((0, top), f'{domain} {pid}', 'black')
+        for column, i in enumerate(some):
+            write((column*width, top + line), f'c{mine["camid"].iloc[i]}', 'grey')
+            image = Image.fromarray(load_image(mine['path'].iloc[i], size))
+            sheet.paste(image, (column*width, top + 2*line))
     return sheet

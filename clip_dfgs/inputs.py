@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['to_pixels', 'crops']
 
-# %% ../nbs/17_inputs.ipynb #30a13a9c
+# %% ../nbs/17_inputs.ipynb #12135ef8
 import os
 
 import numpy as np
 from PIL import Image
 
 from .pictures import ImageError
+from .pictures import _as_eight_bits
 from .pictures import load_image
 from .pictures import picture_to_rgb
 
@@ -29,14 +30,14 @@ def _met(
     kind = 'tensor' if _is_tensor(image) else 'array'
     return f'{kind} {str(image.dtype).removeprefix("torch.")} {list(image.shape)}'.replace(', ', ',')
 
-# %% ../nbs/17_inputs.ipynb #102d0bf7
+# %% ../nbs/17_inputs.ipynb #dee80e92
 def _as_bytes(
     values:np.ndarray, # uint8, uint16, or floats between 0 and 1
     met:str, # what was passed, for the message
 )->np.ndarray: # uint8
     "The numbers of a picture as bytes; ValueError for other kinds and for floats outside of 0..1."
     if values.dtype == np.uint8: return values
-    if values.dtype == np.uint16: return (values / 257).round().astype(np.uint8)
+    if values.dtype == np.uint16: return _as_eight_bits(values, 65535, met)
     if values.dtype.kind != 'f': raise ValueError(f'{met}: a picture holds uint8, or floats between 0 and 1')
     low, high = values.min(), values.max()
     if not (low >= -1e-3 and high <= 1.001):
@@ -69,7 +70,7 @@ def _pil(
     if channels == 'bgr': values = np.concatenate([values[:, :, 2::-1], values[:, :, 3:]], 2)
     return Image.fromarray(np.ascontiguousarray(values))
 
-# %% ../nbs/17_inputs.ipynb #e0e66a1f
+# %% ../nbs/17_inputs.ipynb #1396d25e
 def to_pixels(
     image, # path, PIL image, array or tensor
     size:tuple, # (height, width)
@@ -79,8 +80,7 @@ def to_pixels(
     if isinstance(image, (str, os.PathLike)): return load_image(image, size).transpose(2, 0, 1)
     if isinstance(image, np.ndarray) or _is_tensor(image): image = _pil(image, channels)
     if not isinstance(image, Image.Image): raise ValueError(f'{_FORMS}; not {type(image).__name__}')
-    try: image = picture_to_rgb(image, 'PIL image').resize((size[1], size[0]), Image.Resampling.BICUBIC)
-    except OSError as problem: raise ImageError(f'PIL image cannot be read ({problem})') from None
+    image = picture_to_rgb(image, 'PIL image').resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.array(image).transpose(2, 0, 1)
 
 # %% ../nbs/17_inputs.ipynb #04441414

@@ -5,48 +5,94 @@
 # %% auto #0
 __all__ = ['ImageError', 'picture_to_rgb', 'load_image']
 
-# %% ../nbs/15_pictures.ipynb #c6295d14
-import os
-
+# %% ../nbs/15_pictures.ipynb #3d19b977
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL import ImageOps
+from PIL import UnidentifiedImageError
 
-# %% ../nbs/15_pictures.ipynb #2a619229
+# %% ../nbs/15_pictures.ipynb #702c3c8c
 class ImageError(ValueError):
     "An image, or the cache of images, that cannot be read or written; the message names the file."
 
+# %% ../nbs/15_pictures.ipynb #a6eecf07
+def _as_eight_bits(
+    values:np.ndarray, # whole numbers from 0
+    full:int, # the number that stands for white
+    name:str, # of the picture, for the message
+)->np.ndarray: # uint8
+    "Deep grey levels as bytes; `ImageError` if no more than two of them would be left."
+    top = int(values.max())
+    if 0 < top <= full//255:
+        raise ImageError(f'{name} would be black: its numbers go up to {top} where {full:,} is white; '
+                         'scale them, or save 8 bits')
+    return np.round(values/(full/255)).clip(0, 255).astype(np.uint8)
+
+# %% ../nbs/15_pictures.ipynb #50a019ac
+def _grey(
+    image:Image.Image, # of 16 bits, upright
+    name:str, # of the picture, for the message
+    tags:dict, # of a TIFF file
+    clear:int|None, # the number that means "transparent"
+)->Image.Image: # in mode L
+    "Grey of 8 bits; TIFF files say whether they hold 12 or 16 bits, and whether 0 is white."
+    values = np.asarray(image).astype(np.int64)
+    full = 4095 if tags.get(258) == (12,) else 65535
+    seen = full - values if tags.get(262) == 0 else values
+    grey = _as_eight_bits(seen, full, name)
+    if clear is not None: grey[values == clear] = 128
+    return Image.fromarray(grey)
+
+# %% ../nbs/15_pictures.ipynb #d4a81094
+def _on_grey(
+    image:Image.Image, # in any mode that has transparency
+)->Image.Image: # in mode RGBA, opaque
+    "A transparent picture as it looks on a grey wall."
+    if image.mode == 'La': image = image.convert('LA')
+    seen = image.convert('RGBA')
+    wall = Image.new('RGBA', seen.size, (128, 128, 128, 255))
+    wall.alpha_composite(seen)
+    return wall
+
+# %% ../nbs/15_pictures.ipynb #cc3c8237
+def _why(
+    problem:Exception, # that a decoder raised
+)->str: # on one line
+    "What went wrong, without the name of the file."
+    if isinstance(problem, UnidentifiedImageError): return 'not a picture of a known format'
+    words = ' '.join(str(getattr(problem, 'strerror', None) or problem).split())
+    return f'{type(problem).__name__}: {words}' if words else type(problem).__name__
+
+# %% ../nbs/15_pictures.ipynb #fdfa83fa
 def picture_to_rgb(
     image:Image.Image, # in any mode
     name='picture', # named in messages
 )->Image.Image: # in mode RGB
     "The red, green and blue of a picture by the rules of this chapter; `ImageError` for what has no pixels or range."
     if min(image.size) < 1: raise ImageError(f'{name} is empty ({image.width} x {image.height} pixels)')
-    image = ImageOps.exif_transpose(image)
-    if image.mode == 'F' or image.mode == 'I' and image.format != 'PNG':    # older Pillows call 16-bit PNG files I
-        raise ImageError(f'{name} holds {"fractions" if image.mode == "F" else "32-bit numbers"}, whose range is not '
-                         'known; scale it to 8 or 16 bits')
-    if image.mode.startswith('I'):
-        values = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.round(values/257).clip(0, 255).astype(np.uint8))
-    if image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info:
-        seen = image.convert('RGBA')
-        image = Image.new('RGBA', seen.size, (128, 128, 128, 255))
-        image.alpha_composite(seen)
-    return image.convert('RGB')
+    try: upright = ImageOps.exif_transpose(image)
+    except Exception as problem: raise ImageError(f'{name} cannot be read ({_why(problem)})') from None
+    # Pillow gives grey of 16 bits as I from PPM files, and older ones do so from PNG files
+    deep = image.mode.startswith('I;16') or image.mode == 'I' and image.format in ('PNG', 'PPM')
+    if image.mode in ('I', 'F') and not deep:
+        numbers = 'fractions' if image.mode == 'F' else '32-bit numbers'
+        raise ImageError(f'{name} holds {numbers}, whose range is not known; scale it to 8 or 16 bits')
+    if deep: upright = _grey(upright, name, getattr(image, 'tag_v2', {}), image.info.get('transparency'))
+    elif upright.has_transparency_data: upright = _on_grey(upright)
+    return upright.convert('RGB')
 
-# %% ../nbs/15_pictures.ipynb #a19ba03f
+# %% ../nbs/15_pictures.ipynb #725337e0
 def load_image(
     path, # image file
     size=(256, 128), # (H, W) to resize to; None keeps the image's own
 )->np.ndarray: # uint8 [H,W,3]
     "Decode one image to RGB and resize it (bicubic); `ImageError` names the file if it is missing or damaged."
+    name = f'image {path}'
     try:
-        with Image.open(path) as image:
-            image = picture_to_rgb(image, f'image {path}')
-            if size is not None: image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
-            return np.array(image)
-    except FileNotFoundError: raise ImageError(f'image {path} is missing') from None
+        # the file, not its name: what Pillow opens by name it maps, and maps wrongly if it has to be turned
+        with open(path, 'rb') as file, Image.open(file) as image: image = picture_to_rgb(image, name)
     except ImageError: raise
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as e:
-        why = ' '.join(str(e).replace(repr(os.fspath(path)), 'it').split())
-        raise ImageError(f'image {path} cannot be read ({type(e).__name__}: {why})') from None
+    except FileNotFoundError: raise ImageError(f'{name} is missing') from None
+    except Exception as problem: raise ImageError(f'{name} cannot be read ({_why(problem)})') from None
+    if size is not None: image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    return np.array(image)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['plot_batches', 'plot_epoch', 'plot_batch_images', 'plot_ranked_gallery']
 
-# %% ../nbs/60_plots.ipynb #92a04be7
+# %% ../nbs/60_plots.ipynb #2cc4b993
 from pathlib import Path
 from typing import Sequence
 
@@ -25,6 +25,8 @@ from .charts import _named
 from .charts import _panels
 from .charts import _styles
 from .evaluation import nearest_gallery
+from .pictures import load_image
+from .pictures import picture_to_rgb
 
 # %% ../nbs/60_plots.ipynb #86364258
 _MARKERS = 'osD^vP*Xp<h>8d' # one for each identity, and again from the beginning
@@ -129,7 +131,7 @@ def plot_epoch(
     _legend_outside(fig)
     return fig
 
-# %% ../nbs/60_plots.ipynb #34af9ad3
+# %% ../nbs/60_plots.ipynb #8a26b44d
 def _tile(
     image, # uint8 array [H, W, 3], uint8 tensor [3, H, W], PIL image or path
     size:tuple=(128, 64), # height and width
@@ -138,12 +140,12 @@ def _tile(
     if torch.is_tensor(image):
         if image.shape[0] == 3: image = image.permute(1, 2, 0)
         image = image.cpu().numpy()
-    if isinstance(image, (str, Path)): image = Image.open(image)
+    if isinstance(image, (str, Path)): image = load_image(image, None)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f'an image is {image.dtype} of shape {image.shape}: give uint8 [H, W, 3], or a path')
         image = Image.fromarray(image)
-    return np.asarray(image.convert('RGB').resize(size[::-1], Image.Resampling.BILINEAR))
+    return np.asarray(picture_to_rgb(image).resize(size[::-1], Image.Resampling.BILINEAR))
 
 # %% ../nbs/60_plots.ipynb #701030c5
 def _pick(images, row):

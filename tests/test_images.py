@@ -1,6 +1,12 @@
 """Decoding, the cache with several writers and with accidents, augmentation that belongs to the image, loaders."""
 
-import os, shutil, subprocess, sys, tarfile, warnings
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import warnings
 from pathlib import Path
 import numpy as np
 import pytest
@@ -8,6 +14,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from clip_dfgs import image_cache
+from clip_dfgs.datasets import unreadable_images
 from clip_dfgs.images import (
     Augment,
     ImageDataset,
@@ -57,19 +64,26 @@ def person(size=(64, 128)):
     return Image.fromarray(quarters).resize(size, Image.Resampling.NEAREST)
 
 
+UNDO = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # tag -> Pillow's operation, inverted
+
+
 @pytest.mark.parametrize('tag', range(1, 9))
-def test_a_tagged_picture_is_turned_as_viewers_turn_it(tmp_path, tag):
+@pytest.mark.parametrize('suffix,mode', [
+    *((suffix, 'RGB') for suffix in ('jpg', 'png', 'webp', 'tif')), ('tif', 'L'), ('tif', 'I;16'), ('png', 'I;16'),
+    ('tif', 'CMYK'), ('png', 'P'), ('tif', 'P')])
+def test_a_tagged_picture_is_turned_as_viewers_turn_it(tmp_path, tag, suffix, mode):
     "Whatever the tag says, what is read is what the picture shows."
     upright = person()
-    undo = {2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}  # Pillow's operations, inverted
-    stored = upright
-    for operation in undo.get(tag, []):
-        stored = stored.transpose(operation)
+    deep = Image.fromarray(np.asarray(upright.convert('L')).astype('u2')*257)
+    stored = deep if mode == 'I;16' else upright.convert(mode)
+    expected = np.asarray(upright.convert('L' if mode in ('L', 'I;16') else mode).convert('RGB')).astype(int)
+    if tag in UNDO: stored = stored.transpose(UNDO[tag])
     exif = Image.Exif()
     exif[274] = tag
-    stored.save(tmp_path / 'a.jpg', exif=exif, quality=95, subsampling=0)
-    seen = load_image(tmp_path / 'a.jpg', None)
-    assert seen.shape == (128, 64, 3) and np.abs(seen.astype(int) - np.asarray(upright)).mean() < 4
+    options = dict(jpg=dict(quality=95, subsampling=0), webp=dict(lossless=True)).get(suffix, {})
+    stored.save(tmp_path/f'a.{suffix}', exif=exif, **options)
+    seen = load_image(tmp_path/f'a.{suffix}', None)
+    assert seen.shape == (128, 64, 3) and np.abs(seen - expected).mean() < (4 if suffix == 'jpg' else .01)
 
 
 @pytest.mark.parametrize('mode', ['1', 'L', 'P', 'RGB', 'RGBA', 'LA', 'CMYK', 'YCbCr', 'I;16'])
@@ -88,13 +102,50 @@ def test_every_mode_shows_what_it_shows(tmp_path, mode):
         assert (load_image(tmp_path / 'a.png', None) == expected).all()
 
 
-@pytest.mark.parametrize('bits', [8, 10, 12, 16])
+@pytest.mark.parametrize('bits', [10, 12, 16])
 def test_sixteen_bit_grey_has_one_range(tmp_path, bits):
     "The full range of 16 bits is that of 8, whatever part of it a camera uses."
     values = np.linspace(0, 2**bits - 1, 64).astype('u2').reshape(8, 8)
-    for name in ('a.png', 'a.tif'):
-        Image.fromarray(values).save(tmp_path / name)
-        assert (load_image(tmp_path / name, None)[..., 0] == np.round(values / 257)).all()
+    Image.fromarray(values).save(tmp_path/'a.png')
+    Image.fromarray(values).save(tmp_path/'a.tif')
+    (tmp_path/'a.pgm').write_bytes(b'P5 8 8 65535\n' + values.astype('>u2').tobytes())
+    for name in ('a.png', 'a.tif', 'a.pgm'):
+        assert (load_image(tmp_path/name, None)[..., 0] == np.round(values/257)).all()
+
+
+@pytest.mark.parametrize('top,level', [(0, 0), (1, None), (255, None), (257, None), (386, 2), (65535, 255)])
+def test_deep_grey_of_which_nothing_would_be_left_is_refused(tmp_path, top, level):
+    "Mostly 8-bit numbers in a 16-bit file. What is really black stays black."
+    Image.fromarray(np.array([[0, top]], 'u2')).save(tmp_path/'a.png')
+    if level is not None: assert load_image(tmp_path/'a.png', None).max() == level
+    else:
+        with pytest.raises(ImageError, match=f'a.png would be black.* up to {top} where 65,535 is white'):
+            load_image(tmp_path/'a.png')
+
+
+def tiff(path, values, bits, white_is_zero=False):
+    "Write grey levels as an uncompressed TIFF file; two numbers of 12 bits share three bytes."
+    height, width = values.shape
+    data = values.astype('<u2').tobytes()
+    if bits == 12:
+        digits = ''.join(f'{v:03x}' for v in values.ravel())
+        data = bytes.fromhex(digits)
+    short, long = 3, 4
+    tags = [(256, short, width), (257, short, height), (258, short, bits), (259, short, 1),
+            (262, short, 0 if white_is_zero else 1), (273, long, 8 + 2 + 9*12 + 4), (277, short, 1),
+            (278, short, height),
+            (279, long, len(data))]
+    entries = b''.join(struct.pack('<HHII', tag, kind, 1, value) for tag, kind, value in tags)
+    path.write_bytes(b'II*\0' + struct.pack('<IH', 8, len(tags)) + entries + bytes(4) + data)
+
+
+@pytest.mark.parametrize('bits, white_is_zero', [(12, False), (16, False), (16, True)]) # Pillow reads no 12 with True
+def test_grey_in_tiff_files_is_what_their_tags_say(tmp_path, bits, white_is_zero):
+    grey = np.linspace(0, 255, 64).round().astype(int).reshape(8, 8)
+    full = 2**bits - 1
+    values = np.round(grey*(full/255)).astype(int)
+    tiff(tmp_path/'a.tif', full - values if white_is_zero else values, bits, white_is_zero)
+    assert (load_image(tmp_path/'a.tif', None) == grey[..., None]).all()
 
 
 @pytest.mark.parametrize('kind', ['f4', 'i4'])
@@ -140,6 +191,62 @@ def test_the_first_of_several_pictures_is_taken(tmp_path, suffix):
         **dict(lossless=True) if suffix == 'webp' else {},
     )
     assert np.abs(load_image(tmp_path / f'a.{suffix}', None).astype(int) - np.asarray(first)).mean() < 3
+
+
+def test_transparency_of_every_kind_of_picture_in_memory():
+    "Modes that no file has, and a palette that knows opacity."
+    picture = person().convert('RGBA')
+    picture.putalpha(Image.fromarray(np.repeat([[255]*32 + [0]*32], 128, 0).astype(np.uint8)))
+    forms = dict(palette=picture.quantize(16), RGBa=picture.convert('RGBa'), La=picture.convert('LA').convert('La'))
+    for name, image in forms.items():
+        seen = np.asarray(picture_to_rgb(image))
+        assert (seen[:, 32:] == 128).all() and (seen[:, :32] != 128).any(), name
+
+
+def test_transparent_grey_of_sixteen_bits(tmp_path):
+    Image.fromarray(np.array([[0, 30000, 65535]], 'u2')).save(tmp_path/'a.png', transparency=30000)
+    assert load_image(tmp_path/'a.png', None)[0, :, 0].tolist() == [0, 128, 255]
+
+
+FORMATS = dict(jpg='JPEG', png='PNG', gif='GIF', bmp='BMP', tif='TIFF', webp='WEBP', ppm='PPM', tga='TGA',
+               jp2='JPEG2000',
+               avif='AVIF')
+
+
+@pytest.mark.parametrize('suffix', FORMATS)
+def test_cut_files_are_refused_and_damaged_ones_are_read_or_refused(tmp_path, suffix):
+    "Half a picture is never read as a whole one; random bytes end in one line, whatever a decoder raises."
+    if FORMATS[suffix] not in Image.registered_extensions().values(): pytest.skip(f'this Pillow cannot read {suffix}')
+    file, draw = tmp_path/f'the one.{suffix}', np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[274] = 6
+    person().save(file, FORMATS[suffix], **dict(exif=exif) if suffix in ('jpg', 'png', 'webp', 'avif') else {})
+    whole = file.read_bytes()
+    for share in (0, .3, .6, .9):
+        file.write_bytes(whole[:int(len(whole)*share)])
+        with pytest.raises(ImageError, match='the one'): load_image(file)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in draw.integers(0, min(len(whole), 400), draw.integers(1, 6)): damaged[place] = draw.integers(256)
+        file.write_bytes(damaged)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            try: assert load_image(file, (8, 8)).shape == (8, 8, 3)
+            except ImageError as problem: assert 'the one' in str(problem) and '\n' not in str(problem)
+
+
+@pytest.mark.parametrize('spoil', ['fractions', '32 bits', 'black', 'half'])
+def test_a_check_finds_what_loading_refuses(tmp_path, spoil):
+    "`check-data --decode` reads by the same rule as training does."
+    values = {'fractions': np.full((8, 8), .5, 'f4'), '32 bits': np.full((8, 8), 5, 'i4'),
+              'black': np.full((8, 8), 5, 'u2')}
+    good, bad = tmp_path/'good.tif', tmp_path/'bad.tif'
+    person().save(good)
+    if spoil == 'half': bad.write_bytes(good.read_bytes()[:2000])
+    else: Image.fromarray(values[spoil]).save(bad)
+    with pytest.raises(ImageError) as loading: load_image(bad)
+    found = unreadable_images([good, bad], progress=False)
+    assert [file for file, _ in found] == [bad] and str(loading.value) == f'image {bad} {found[0][1]}'
 
 
 def test_a_picture_without_pixels_is_refused():

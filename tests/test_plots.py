@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
+from clip_dfgs.pictures import ImageError
 from clip_dfgs import charts, plots
 from clip_dfgs.evaluation import evaluate, nearest_gallery
 from clip_dfgs.samplers import DepthFirstGraphSampler, PKSampler
@@ -143,7 +144,7 @@ def test_only_shown_files_are_read(tmp_path):
     for i in near: Image.fromarray(images['gallery_images'][i]).save(files[i])
     shown = dict(query_images=images['query_images'], gallery_images=paths, rows=1)
     assert len(plots.plot_ranked_gallery(x, g, **known, **shown, k=3).axes[0].images) == 4
-    with pytest.raises(FileNotFoundError): plots.plot_ranked_gallery(x, g, **known, **shown, k=10)
+    with pytest.raises(ImageError, match='is missing'): plots.plot_ranked_gallery(x, g, **known, **shown, k=10)
 
 
 def test_batch_columns_are_identities_in_order():

@@ -8,7 +8,7 @@ _HOME = dict(
     PKSampler='samplers', GraphSampler='samplers', DepthFirstGraphSampler='samplers', epoch_report='epochs',
     ReIDModel='models', Stage='config', TrainConfig='config', RECIPES='config', fit='trainer',
     evaluate='evaluation', compare='evaluation', evaluate_records='features',
-    FeatureExtractor='gallery', Gallery='gallery')
+    FeatureExtractor='gallery', Gallery='gallery', OnnxExtractor='export', compare_variants='studies')
 __all__ = ['__version__', *_HOME]
 
 

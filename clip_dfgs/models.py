@@ -201,7 +201,7 @@ def _restored(
     try: return _unpack_tokens(state, key, model.state_dict()[key].shape, seed)
     except Exception as e: raise ValueError(f'{what}: the model is damaged ({_first_line(e)})') from None
 
-# %% ../nbs/34_models.ipynb #e5e57900
+# %% ../nbs/34_models.ipynb #fb98c902
 def _read_folder(
     folder:Path, # of `ReIDModel.save`
 )->tuple[dict,dict]: # config and weights
@@ -226,6 +226,10 @@ def _current_config(config:dict, folder:Path)->dict:
     entries = 'clip model_cfg image_size stride cameras num_ids normalisation token_seed seed'.split()
     lost = [name for name in entries if name not in config]
     if lost: raise ValueError(f'{folder}: the model is damaged (config.json lacks {", ".join(lost)})')
+    pixels = config['normalisation']
+    try: known = _normalisation((pixels['mean'], pixels['std']), None)
+    except (TypeError, KeyError, ValueError): known = None
+    if known is None: raise ValueError(f'{folder}: the model is damaged (config.json: normalisation is {pixels!r})')
     return config
 
 def _empty_towers(config:dict)->nn.Module:

@@ -280,3 +280,14 @@ def test_what_is_no_model_folder_is_named(tmp_path):
     holds = 'a model folder holds config.json and model.safetensors'
     for nothing in (tmp_path/'none', tmp_path/'run'/'model'/'config.json'):
         with pytest.raises(ValueError, match=holds): ReIDModel.load(nothing)
+
+
+@pytest.mark.parametrize('wrong', [None, 'half', [], {}, dict(mean=None), dict(mean=[.5], std=[.5]),
+                                   dict(mean=['a', 'b', 'c'], std=[1, 1, 1]), dict(mean=[.5]*3, std=[0, 1, 1])])
+def test_a_saved_model_whose_normalisation_is_damaged_is_one_line(tmp_path, wrong):
+    ReIDModel.create('pedestrians', None).save(tmp_path)
+    config = json.loads((tmp_path/'config.json').read_text())
+    (tmp_path/'config.json').write_text(json.dumps(config | dict(normalisation=wrong)))
+    with pytest.raises(ValueError, match='the model is damaged .config.json: normalisation is') as said:
+        ReIDModel.load(tmp_path)
+    assert '\n' not in str(said.value)

@@ -200,7 +200,7 @@ def _describe_epoch(run:Run, sampler, epoch:int):
     rows = [(number, row) for number, rows in enumerate(batches) for row in rows]
     write_csv(pd.DataFrame(rows, columns=['batch', 'row']), run.out/'epoch.csv', index=False)
 
-# %% ../nbs/54_trainer.ipynb #e50d7c5e
+# %% ../nbs/54_trainer.ipynb #fe29a698
 def _image_data(run:Run)->ImageDataset:
     "The training images, augmented."
     return ImageDataset(run.pixels, *_labels(run.records), run.config.augment, run.config.seed)
@@ -225,7 +225,7 @@ def _loaded(data, batches:list, workers:int): # yields batches
     try: yield from make_loader(data, batches, workers=workers)
     except ImageError as e:
         last = str(e).strip().splitlines()[-1]
-        raise ImageError(last.removeprefix('clip_dfgs.images.ImageError: ')) from None
+        raise ImageError(last.removeprefix(f'{ImageError.__module__}.ImageError: ')) from None
     except RuntimeError as e:
         if 'worker' not in str(e): raise
         raise TrainError(f'a process that loads images ended ({str(e).splitlines()[0]}); '

@@ -46,4 +46,4 @@ def test_a_picture_is_decided_by_person_camera_and_seed():
     one, same, other = (render(people[0], camera, np.random.default_rng(seed)) for seed in (7, 7, 8))
     assert one.shape == (128, 64, 3) and one.dtype == np.uint8
     assert (one == same).all() and (one != other).any()
-    assert random_person(np.random.default_rng(2), pedestrians._wardrobe(np.random.default_rng(2))).look['hair']
+    assert random_person(np.random.default_rng(2), pedestrians.wardrobe(np.random.default_rng(2))).look['hair']

@@ -42,7 +42,7 @@ def _takes_former_names(
     for name, now in former.items(): setattr(kind, name, property(lambda self, now=now: getattr(self, now)))
     return kind
 
-# %% ../nbs/50_config.ipynb #8ac32f95
+# %% ../nbs/50_config.ipynb #26efaeb2
 @_takes_former_names
 @dataclass(frozen=True)
 class Stage:
@@ -68,6 +68,7 @@ class Stage:
     normalise:bool=False     # L2-normalise features before L_tri
     sharpness:float=None     # L_tri over all pairs, weighted by a softmax this sharp; None = the hardest pair alone
     triplet_on:tuple=('last', 'pooled', 'projected') # features that L_tri sees
+    norm:str='live'          # batch-norm statistics of the image tower: live, frozen, random; not used in `prompts`
 
 # %% ../nbs/50_config.ipynb #650b2c1d
 def rate(
@@ -207,7 +208,7 @@ def _flat(
         else: flat[name] = value
     return flat
 
-# %% ../nbs/50_config.ipynb #09722ade
+# %% ../nbs/50_config.ipynb #c4827044
 SAMPLERS = ('pk', 'gs', 'dfgs')
 GRAPHS = ('image', 'text', 'dual')
 _PRECISIONS = ('auto', 'no', 'bf16', 'fp16')
@@ -215,6 +216,7 @@ _TRACKERS = ('tensorboard', 'wandb')
 _ORDERS = ('fair', 'paper', 'published')
 _METRICS = ('euclidean', 'cosine')
 _FEATURES = ('last', 'pooled', 'projected')
+_NORMS = ('live', 'frozen', 'random')
 
 def check_config(
     config:TrainConfig,
@@ -277,7 +279,7 @@ def _check_numbers(config:TrainConfig):
     if config.temperature is not None and not config.temperature > 0:
         raise ValueError(f'temperature is {config.temperature}; it must be above 0, or None for plain dot products')
 
-# %% ../nbs/50_config.ipynb #00b0428c
+# %% ../nbs/50_config.ipynb #4f956262
 _NOT_NEGATIVE = ('steps', 'epochs', 'lr', 'head_lr', 'bias_factor', 'weight_decay', 'warmup', 'warmup_from', 'floor',
                  'clip_norm', 'sharpness', 'id_weight', 'triplet_weight', 'text_weight')
 
@@ -298,6 +300,7 @@ def _check_stage(
         raise ValueError(f'{name}: neither steps nor epochs are given; leave the stage out with None')
     if stage.batch < 1 or stage.instances < 1:
         raise ValueError(f'{name}: batch {stage.batch} and instances {stage.instances} must be at least 1')
+    choose(f'{name}: norm', stage.norm, _NORMS)
     if name == 'prompts': return
     _check_losses(name, stage, text=name == 'finetune' and learned)
     _check_batch(name, stage, identities)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['image_losses', 'prompt_losses', 'stage_groups', 'Step', 'training_step']
 
-# %% ../nbs/58_step.ipynb #be669157
+# %% ../nbs/58_step.ipynb #95aaddaa
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +13,15 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .checkpoints import TrainError, last_good, unpack_optimiser
 from .config import STAGES, Stage, TrainConfig
-from .features import attending
+from .features import attending, computing
 from .losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
 from .models import ReIDModel, text_tower
 from .run import Run, write_csv
+from .samplers import evaluating
 
 # %% ../nbs/58_step.ipynb #bef2533a
 def image_losses(
@@ -165,6 +167,39 @@ def _prepared(
     run.model.train()
     return net, optimiser
 
+# %% ../nbs/58_step.ipynb #90504d88
+def _norms(
+    model:ReIDModel,
+)->list: # of modules
+    "The batch-norm layers of the image tower."
+    return [module for module in model.clip.visual.modules() if isinstance(module, _BatchNorm)]
+
+def _keep_norm(
+    model:ReIDModel, # in training mode
+):
+    "Let the tower's batch norm use its averages and leave them as they are; what it learns still learns."
+    for module in _norms(model): module.eval()
+
+def _renew_norm(
+    run:Run,
+    name:str, # of the stage
+    batches:int=50, # of as many pictures as the stage's
+):
+    "Take the averages of the tower's batch norm anew, over random batches of training pictures."
+    layers, n, a = _norms(run.model), len(run.records), run.accelerator
+    rng = np.random.default_rng([run.config.seed, STAGES.index(name), 2])
+    size, usual = min(getattr(run.config, name).batch, n), [layer.momentum for layer in layers]
+    with evaluating(run.model):
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None                                              # the plain mean over all batches
+            layer.train()
+        for _ in range(batches if layers else 0):
+            rows = np.sort(rng.choice(n, size, replace=False))
+            images = torch.from_numpy(np.ascontiguousarray(run.pixels[rows])).permute(0, 3, 1, 2).to(a.device)
+            with computing(a): run.model.image_features(images)
+    for layer, momentum in zip(layers, usual): layer.momentum = momentum
+
 # %% ../nbs/58_step.ipynb #c027f1f7
 @dataclass
 class Step:
@@ -181,7 +216,7 @@ class Step:
     features:torch.Tensor=None # projected features of the batch, shape [B, D]; None in `prompts`
     labels:torch.Tensor=None  # of its images, shape [B]; None in `prompts`
 
-# %% ../nbs/58_step.ipynb #b94d85a4
+# %% ../nbs/58_step.ipynb #d3fdf7b3
 def training_step(
     run:Run, # what is trained
     name:str, # of the stage
@@ -195,6 +230,7 @@ def training_step(
     "Forward, backward, optimiser; TrainError where the loss is not a number."
     a, stage = run.accelerator, getattr(run.config, name)
     _seed_step(run, name, step)
+    if stage.norm == 'frozen': _keep_norm(run.model)        # each time: others may call `.train()`
     with attending(a):                                                        # the net autocasts by itself; what it
         parts, watch = losses(net, [t.to(a.device, non_blocking=True) for t in batch]) # returns and losses are float32
         loss = sum(parts.values())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fit', 'make_sampler', 'one_step', 'new_model']
 
-# %% ../nbs/54_trainer.ipynb #910e451b
+# %% ../nbs/54_trainer.ipynb #01525a01
 import hashlib
 import json
 import os
@@ -29,7 +29,7 @@ from .prompt_learner import all_text_features
 from .records import check_records, is_pooled, pool
 from .run import Log, Run, check_folder, keep_records, open_folder, read_history, write_csv
 from .samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, epoch_report, refresh_neighbours
-from .step import Step, _image_losses_of, _prepared, _prompt_losses_of, training_step
+from .step import Step, _image_losses_of, _prepared, _prompt_losses_of, _renew_norm, training_step
 
 # %% ../nbs/54_trainer.ipynb #7034ff2c
 def fit(
@@ -84,7 +84,7 @@ def _finetune(run:Run):
         return _batches(sampler, epoch), kept
     _loop(run, 'finetune', _image_data(run), plan, _image_losses_of(run, 'finetune', text))
 
-# %% ../nbs/54_trainer.ipynb #0b5e5adf
+# %% ../nbs/54_trainer.ipynb #658c4499
 def _loop(
     run:Run, # what is trained
     name:str, # of the stage
@@ -112,6 +112,7 @@ def _loop(
                 for group in optimiser.param_groups: group['lr'] = group['base']*share
                 loss, parts, watch = training_step(run, name, step, net, optimiser, losses, rows, batch)
                 step, position = step + 1, position + 1
+                if step == steps and stage.norm == 'random': _renew_norm(run, name)
                 done = Step(run, name, step, steps, epoch, rows, loss, parts, stage.lr*share, *watch)
                 log(done)
                 if config.checkpoint_steps and step % config.checkpoint_steps == 0 and step < steps:

@@ -17,7 +17,7 @@ test: setup
 	.venv/bin/ruff check nbs clip_dfgs tests benchmarks setup.py
 	$(PY) tests/in_step.py
 	export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= CLIP_DFGS_CACHE=$$(mktemp -d) && trap 'rm -rf "$$CLIP_DFGS_CACHE"' EXIT && \
-	.venv/bin/nbdev_test --n_workers 2 --timing --path nbs && $(PY) -m pytest -q tests
+	.venv/bin/nbdev_test --n_workers 2 --timing --path nbs && $(PY) -m pytest -q -n 2 --dist loadfile tests
 	$(PY) nbs/_sphinx/build.py _docs
 
 docs: setup

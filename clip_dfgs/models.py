@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ReIDModel']
 
-# %% ../nbs/34_models.ipynb #3517c9d8
+# %% ../nbs/34_models.ipynb #4dfcc4d7
 import json
 from pathlib import Path
 
@@ -16,7 +16,8 @@ from torch import nn
 from .backbones import load_timm
 from .encoder import ReIDEncoder, _need_prompts
 from .files import replacing, write_text
-from .small_clip import PEDESTRIANS, WEIGHTS, _pack_tokens, _unpack_tokens, load_small_clip, new_small_clip
+from .small_clip import EYES, PEDESTRIANS, WEIGHTS, load_small_clip, new_small_clip
+from .small_clip import _pack_tokens, _unpack_tokens
 from clip_dfgs.weights import (
     OPENAI_NORMALISATION,
     _first_line,
@@ -113,7 +114,7 @@ def _find_towers(
     else: module, cfg, mean_std = load_clip(clip, pretrained, quick_gelu, seed)
     return module, dict(model_cfg=cfg, token_seed=None, image_size=(256, 128), normalisation=mean_std)
 
-# %% ../nbs/34_models.ipynb #99aba9b4
+# %% ../nbs/34_models.ipynb #9b652b34
 def _small_towers(
     pretrained, # "pedestrians" or "default", a file of `save_small_clip`, or None
     quick_gelu:bool|None,
@@ -123,11 +124,11 @@ def _small_towers(
     if pretrained is None: module, config = new_small_clip(PEDESTRIANS, seed), PEDESTRIANS
     elif pretrained is True or str(pretrained) in ('pedestrians', 'default'): module, config = load_small_clip(WEIGHTS)
     else:
-        path = Path(str(pretrained)).expanduser()
+        path = EYES if str(pretrained) == EYES.name else Path(str(pretrained)).expanduser()
         there = any(path.with_name(path.name + suffix).is_file() for suffix in ('', '.json', '.safetensors'))
         if not there:
             raise ValueError(f"clip 'pedestrians' cannot have the weights {str(pretrained)!r}; pretrained takes "
-                             "'pedestrians', a file of save_small_clip, or None for random ones")
+                             "'pedestrians', 'imagenet_eyes', a file of save_small_clip, or None for random ones")
         module, config = load_small_clip(path)
     if quick_gelu and not config['model_cfg'].get('quick_gelu'):
         raise ValueError('pedestrians: was trained with GELU, not QuickGELU; leave quick_gelu out')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'Study', 't_interval', 'compare_variants', 'plot_study']
 
-# %% ../nbs/57_studies.ipynb #47b8b0a0
+# %% ../nbs/57_studies.ipynb #d53e5d82
 import contextlib
 import fcntl
 import json
@@ -20,10 +20,10 @@ from scipy.stats import t as student
 
 from .config import TrainConfig, config_dict
 from .features import evaluate_records
-from .files import write_text
+from .files import choose, write_text
 from .trainer import fit
 
-# %% ../nbs/57_studies.ipynb #ed612737
+# %% ../nbs/57_studies.ipynb #7db6ddc4
 COLUMNS = ('seed', 'variant', 'step', 'domain', 'mAP', 'R1', 'mINP', 'queries')
 
 @dataclass(frozen=True)
@@ -40,15 +40,22 @@ class Study:
         out, # folder of `compare_variants`
     )->'Study':
         "Read a study from its folder, also while it is running."
-        seeds = sorted(Path(out).glob('seed-*'))
-        if not seeds: raise ValueError(f'{out}: no study is there; `compare_variants` makes one')
-        parts = {name: [_read(folder/f'{name}.csv') for folder in seeds] for name in ('table', 'queries')}
-        table, queries = (pd.concat(parts[name], ignore_index=True) for name in ('table', 'queries'))
-        return cls(Path(out), table, queries, _histories(seeds))
+        out = Path(out)
+        if not any(out.glob('seed-*')): raise ValueError(f'{out}: no study is there; `compare_variants` makes one')
+        return cls(out, *(_together(out, name) for name in ('ranks', 'queries')), _histories(out))
+
+    def only(
+        self,
+        *domains:str, # of the table
+    )->'Study':
+        "The same study on some of its domains; ValueError where one is not there."
+        for name in domains: choose('domain', name, self.table['domain'].unique())
+        table, queries = (part[part['domain'].isin(domains)] for part in (self.table, self.queries))
+        return replace(self, table=table, queries=queries)
 
     def last(self)->pd.DataFrame: # a row a seed, a column a variant, mean over domains, in points
-        "mAP of each variant at its last step."
-        last = self.table[self.table['step'] == self.table.groupby(['seed', 'variant'])['step'].transform('max')]
+        "mAP of each variant at its last step; a seed that has not come so far is left out."
+        last = self.table[self.table['step'] == self.table.groupby('variant')['step'].transform('max')]
         means = last.groupby(['seed', 'variant'], sort=False)['mAP'].mean()
         return 100*means.unstack('variant')
 
@@ -74,8 +81,9 @@ class Study:
     def _resampled(self, variant, to, resamples):
         "Mean difference over seeds for identities drawn anew within each seed and domain, in points."
         rng, total, seeds = np.random.default_rng(0), np.zeros(resamples), 0
+        steps = self.table.groupby('variant')['step'].max()
         for seed, part in self.queries.groupby('seed'):
-            last = part[part['step'] == part.groupby('variant')['step'].transform('max')]
+            last = part[part['step'] == part['variant'].map(steps)]
             pair = last.pivot_table(index=['domain', 'identity'], columns='variant', values='AP',
                                     aggfunc=['sum', 'count'])
             if not {variant, to} <= set(pair['sum'].columns): continue
@@ -111,7 +119,7 @@ def _redrawn(gain, count, resamples:int, rng)->np.ndarray: # [resamples]
     rows = rng.integers(0, len(gain), (resamples, len(gain)))
     return gain.to_numpy()[rows].sum(1)/count.to_numpy()[rows].sum(1)
 
-# %% ../nbs/57_studies.ipynb #4ebc0a5d
+# %% ../nbs/57_studies.ipynb #5ba057cf
 def compare_variants(
     rows, # pooled training rows, or a function of the seed that returns (rows, targets)
     targets, # record table, or dictionary of tables, with query and gallery rows; None where `rows` is a function
@@ -124,76 +132,83 @@ def compare_variants(
     "Train variants from one start a seed and rank the targets; ValueError where the folder holds another study."
     out = Path(out)
     if 'start' in variants: raise ValueError("'start' is what all variants begin from; call the variant otherwise")
-    _remember(out, config, variants, every)
-    for seed in seeds:
-        with _claimed(out/f'seed-{seed}') as free:
-            if free: _one_seed(out/f'seed-{seed}', int(seed), rows, targets, config, variants, every)
+    with _claimed(out/'study', wait=True): _remember(out, config, variants, every)
+    for seed in seeds: _one_seed(out/f'seed-{seed}', int(seed), rows, targets, config, variants, every)
     return Study.load(out)
 
-# %% ../nbs/57_studies.ipynb #c36a4f96
+# %% ../nbs/57_studies.ipynb #a6d4f3e4
 def _one_seed(folder:Path, seed:int, rows, targets, config:TrainConfig, variants:dict, every:int):
     "The start of a seed and its variants, each from where it stopped."
     if callable(rows): rows, targets = rows(seed)
     tables = targets if isinstance(targets, dict) else dict(list(targets.groupby('domain', sort=False)))
     config = replace(config, seed=seed)
     begin = replace(config, finetune=None)
-    start = _run(rows, begin, folder/'start', None)
-    _rank(folder, seed, 'start', 0, start, tables)
+    with _claimed(folder/'start', wait=True):
+        if not _known(folder, 'start', 0, tables):
+            _rank(folder, seed, 'start', 0, _run(rows, begin, folder/'start', None), tables)
     go_on = replace(config, init=str(folder/'start'/'model'), adapt=None, prompts=None)
     for name, changes in variants.items():
         steps = changes.get('finetune', config.finetune).steps
-        if _known(folder, name, steps, tables): continue
-        def on_step(done, name=name):
-            if every and done.step % every == 0: _rank(folder, seed, name, done.step, done.run, tables)
-        run = _run(rows, replace(go_on, **changes), folder/_plain(name), on_step)
-        _rank(folder, seed, name, steps, run, tables)
+        with _claimed(folder/_plain(name)) as free:
+            if not free or _known(folder, name, steps, tables): continue
+            def on_step(done, name=name):
+                if not every or done.stage != 'finetune' or done.step % every: return
+                _rank(folder, seed, name, done.step, done.run, tables)
+            run = _run(rows, replace(go_on, **changes), folder/_plain(name), on_step)
+            _rank(folder, seed, name, steps, run, tables)
 
 def _run(rows, config:TrainConfig, out:Path, on_step):
     "A run from its beginning, or from where it was cut off."
     return fit(rows, config, out, resume=(out/'config.json').exists(), on_step=on_step)
 
-# %% ../nbs/57_studies.ipynb #82b2e032
+# %% ../nbs/57_studies.ipynb #1239d0db
 def _rank(folder:Path, seed:int, variant:str, step:int, run, tables:dict):
     "Rank the targets and write what was found, unless it is known."
     if _known(folder, variant, step, tables): return
     lines, queries = [], []
     for domain, records in tables.items():
-        result = next(iter(evaluate_records(run.model, records, run.accelerator, run.config.cache).values()))
+        found = evaluate_records(run.model, records, run.accelerator, run.config.cache)
+        if len(found) > 1: raise ValueError(f'the target {domain!r} is a table of {len(found)} domains; give one each')
+        result = next(iter(found.values()))
         lines.append(dict(seed=seed, variant=variant, step=step, domain=domain, mAP=result.mAP, R1=result.cmc[1],
                           mINP=result.mINP, queries=result.queries))
         scored = result.per_query[result.per_query['matches'] > 0]
         who = records[records['split'] == 'query']['pid'].to_numpy()[scored.index]
         queries.append(pd.DataFrame(dict(seed=seed, variant=variant, step=step, domain=domain, identity=who,
                                          AP=scored['AP'].to_numpy())))
-    _append(folder/'queries.csv', pd.concat(queries))          # first: a row of the table says that both are there
-    _append(folder/'table.csv', pd.DataFrame(lines, columns=COLUMNS))
+    _append(_file(folder, variant, 'queries'), pd.concat(queries)) # first: a row of the ranks says that both are there
+    _append(_file(folder, variant, 'ranks'), pd.DataFrame(lines, columns=COLUMNS))
 
 def _known(folder:Path, variant:str, step:int, tables:dict)->bool:
     "Whether a rank is in the table."
-    table = _read(folder/'table.csv')
-    return bool(len(table)) and ((table['variant'] == variant) & (table['step'] == step)).sum() == len(tables)
+    table = _read(_file(folder, variant, 'ranks'))
+    return bool(len(table)) and (table['step'] == step).sum() == len(tables)
+
+def _file(folder:Path, variant:str, kind:str)->Path:
+    "Where the ranks or the queries of a variant are."
+    return folder/f'{_plain(variant)}.{kind}.csv'
 
 def _append(file:Path, rows:pd.DataFrame):
     "Add rows to a table that is written anew, whole; rows of the same rank are replaced."
-    old, mark = _read(file), (rows['variant'].iloc[0], rows['step'].iloc[0])
-    if len(old): old = old[(old['variant'] != mark[0]) | (old['step'] != mark[1])]
+    old = _read(file)
+    if len(old): old = old[old['step'] != rows['step'].iloc[0]]
     write_text(pd.concat([old, rows]).to_csv(index=False) if len(old) else rows.to_csv(index=False), file)
 
 def _read(file:Path)->pd.DataFrame:
     "A table of a study; an empty one where the file is not there yet."
     return pd.read_csv(file, dtype=dict(variant=str, domain=str)) if file.exists() else pd.DataFrame()
 
-# %% ../nbs/57_studies.ipynb #47610c66
+# %% ../nbs/57_studies.ipynb #5cf2e9f0
 def _plain(name:str)->str:
     "A variant's name as the name of a folder."
     return ''.join(letter if letter.isalnum() or letter in '-.' else '_' for letter in name)
 
 @contextlib.contextmanager
-def _claimed(folder:Path): # a context that gives whether the folder is ours
-    "Hold a folder's lock, or say that another process has it; a process that is killed lets go of it."
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder/'.lock', 'w') as handle:
-        try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _claimed(run:Path, wait:bool=False): # a context that gives whether the run is ours
+    "Hold a run's lock, or say that another process has it; a process that is killed lets go of it."
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with open(run.with_name(f'.{run.name}.lock'), 'w') as handle:
+        try: fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             yield False
             return
@@ -214,16 +229,26 @@ def _remember(out:Path, config:TrainConfig, variants:dict, every:int):
             raise ValueError(f'{out}: the variant {name!r} was another one; rename it or choose another folder')
     write_text(json.dumps(mine | dict(variants=old['variants'] | plain), indent=1), file)
 
-def _histories(seeds)->pd.DataFrame:
+def _files(out:Path, kind:str)->list: # of paths
+    "The ranks or queries of a study, seed by seed, the start first and the variants in the study's order."
+    order = ['start', *map(_plain, json.loads((out/'study.json').read_text())['variants'])]
+    seeds = sorted(out.glob('seed-*'), key=lambda folder: int(folder.name[5:]))
+    places = [folder/f'{name}.{kind}.csv' for folder in seeds for name in order]
+    return [file for file in places if file.exists()]
+
+def _together(out:Path, kind:str)->pd.DataFrame:
+    "One table of all variants of all seeds."
+    files = _files(out, kind)
+    return pd.concat([_read(file) for file in files], ignore_index=True) if files else pd.DataFrame(columns=COLUMNS)
+
+def _histories(out:Path)->pd.DataFrame:
     "The last stage's history of every run of a study."
     parts = []
-    for folder in seeds:
-        table = _read(folder/'table.csv')
-        for name in sorted(table['variant'].unique()) if len(table) else ():
-            file = folder/_plain(name)/'history.csv'
-            if name == 'start' or not file.exists(): continue
-            table = pd.read_csv(file)
-            parts.append(table[table['stage'] == 'finetune'].assign(seed=int(folder.name[5:]), variant=name))
+    for file in _files(out, 'ranks'):
+        history, variant = file.parent/file.name.removesuffix('.ranks.csv')/'history.csv', _read(file)['variant'][0]
+        if variant == 'start' or not history.exists(): continue
+        table = pd.read_csv(history)
+        parts.append(table[table['stage'] == 'finetune'].assign(seed=int(file.parent.name[5:]), variant=variant))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 # %% ../nbs/57_studies.ipynb #cddefec6

@@ -68,8 +68,8 @@ def test_a_killed_study_goes_on_and_ends_in_the_same_table(whole, tables, tmp_pa
     process.start()
     wanted = 2 if moment == 'the first row' else 8
     for _ in range(2400):
-        file = tmp_path/'study'/'seed-0'/'table.csv'
-        if file.exists() and len(pd.read_csv(file)) >= wanted: break
+        files = [*(tmp_path/'study').glob('seed-0/*.ranks.csv')]
+        if sum(len(pd.read_csv(file)) for file in files) >= wanted: break
         assert process.is_alive(), 'the study ended before it could be killed'
         time.sleep(.05)
     process.kill()
@@ -78,8 +78,8 @@ def test_a_killed_study_goes_on_and_ends_in_the_same_table(whole, tables, tmp_pa
     pd.testing.assert_frame_equal(table_of(tmp_path/'study'), table_of(whole))
 
 
-def test_two_processes_share_the_seeds(whole, tables, tmp_path):
-    "Each takes the seeds that are free; together they write what one writes."
+def test_two_processes_share_the_variants(whole, tables, tmp_path):
+    "Each takes the runs that are free and waits for a start; together they write what one writes."
     context = multiprocessing.get_context('forkserver')
     both = [context.Process(target=study_in, args=(tmp_path/'study', tables, tmp_path/'cache')) for _ in range(2)]
     for process in both: process.start()
@@ -114,6 +114,31 @@ def test_the_last_step_of_each_run_counts():
     early = study.table[study.table['variant'] == 'B'].assign(step=3, mAP=.9)
     both = Study(None, pd.concat([study.table, early]), study.queries, study.history)
     pd.testing.assert_frame_equal(both.last(), study.last())
+
+
+def test_a_seed_that_was_cut_off_does_not_count():
+    "B of seed 1 has come to step 3 of 9: its rank there is no result."
+    study = made([.1, .2])
+    cut = (study.table['variant'] == 'B') & (study.table['seed'] == 1)
+    part = Study(None, study.table.assign(step=study.table['step'].mask(cut, 3)), study.queries, study.history)
+    row = part.differences(to='A').loc['B']
+    assert row['n'] == 1 and row['mean'] == pytest.approx(10)
+
+
+def test_a_study_on_some_of_its_domains():
+    study = made([.1, .2])
+    other = study.table.assign(domain='y', mAP=.9)
+    both = Study(None, pd.concat([study.table, other]), study.queries, study.history)
+    pd.testing.assert_frame_equal(both.only('x').last(), study.last())
+    assert both.last().loc[0, 'A'] == pytest.approx(65)
+    with pytest.raises(ValueError, match="unknown domain 'z'"): both.only('z')
+
+
+def test_a_target_is_one_domain(tables, tmp_path):
+    "Two domains under one name would be ranked as the first alone."
+    rows, targets = tables
+    with pytest.raises(ValueError, match='is a table of 2 domains'):
+        compare_variants(rows, dict(both=targets), short(tmp_path/'cache'), {}, (0,), tmp_path/'study')
 
 
 def test_another_study_in_the_same_folder_is_refused(whole, tables, tmp_path):

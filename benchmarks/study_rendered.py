@@ -1,0 +1,473 @@
+"""The studies on rendered people: is the bed fit, which sampler helps, when, and do the settings matter.
+
+    python benchmarks/study_rendered.py bed --out found                       # calibrate: PK alone
+    python benchmarks/study_rendered.py samplers tables confirm --out found   # the studies, from the bed's settings
+    python benchmarks/study_rendered.py samplers --seeds 3 --only 'DFGS image fair' --out again   # one row again
+    python benchmarks/study_rendered.py samplers --tiny --out /tmp/tiny       # the same code in a minute
+
+Parts, each with worlds and seeds of its own:
+bed       PK on one calibration world: fewest steps first, until a setting starts with half of PK's anchors violated
+          and ends with less than a fifth. The choice is written to test_bed.json, all that was tried to test_bed.csv.
+samplers  PK, GS and DFGS by image, text and both, in three orders, hardest pair and soft: seeds 0 to 5.
+tables    ablation, and k x m: seeds 0 to 2 of the same worlds and starts; nothing is chosen by them.
+confirm   shares of random batches, fixed and adaptive: seeds 20 to 25.
+norm      a convolution tower trained from nothing, its batch norm live or frozen: seeds 40 to 42.
+
+Work is cut into units (render a domain, train a start, train a variant), which processes take in the order of their
+weight: whatever is done when the time is over is the same study, smaller. A call that is repeated goes on. The small
+tables go to --out, the run folders to --work.
+"""
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import multiprocessing.connection
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from clip_dfgs.config import TrainConfig
+from clip_dfgs.datasets import load_dataset
+from clip_dfgs.files import write_text
+from clip_dfgs.pedestrians import make_domain
+from clip_dfgs.records import pool
+from clip_dfgs.studies import Study, compare_variants
+
+BED = Path(__file__).parent.parent/'nbs'/'guides'/'test_bed.json'
+GRID = dict(identities=(160, 80), adapt=(60, 120), lr=(1e-4, 2e-4, 4e-4), steps=(400, 600, 900)) # of the calibration
+CALIBRATION = 90                          # seed of its world
+SEEDS = dict(samplers=range(6), tables=range(3), confirm=range(20, 26), norm=range(40, 43))
+STUDY = dict(tables='samplers')           # parts that share worlds and starts
+STEP_SECONDS = .235                       # a step of 64 images on two cores, benchmarks/train_step.py
+TINY_BED = dict(identities=12, adapt=2, lr=1e-4, steps=4)
+
+
+@dataclass(frozen=True)
+class Size:
+    "How large a world is."
+    sources:int = 6                       # domains
+    identities:int = 200                  # of a source, to train on
+    held_out:int = 25                     # of a source, to rank
+    targets:int = 4                       # unseen domains
+    people:int = 100                      # of a target
+    cameras:int = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    "One study: its worlds, its start and its variants."
+    name:str
+    size:Size
+    config:TrainConfig
+    variants:dict
+    every:int
+
+
+@dataclass(frozen=True)
+class Unit:
+    "A piece of work, and the pieces that come before it."
+    kind:str                              # render, start or variant
+    what:tuple                            # arguments of the function of that kind
+    needs:frozenset = frozenset()         # of (kind, what)
+    unless:Callable = bool                # true where it need not be done any more
+
+
+# -- worlds
+
+def domains(seed, size):
+    "Name, seed, people and share of test people of each domain of a world."
+    everybody = size.identities + size.held_out
+    for i in range(size.sources): yield f's{i}', 100_000 + 1_000*seed + i, everybody, size.held_out/everybody
+    for i in range(size.targets): yield f't{i}', 100_500 + 1_000*seed + i, size.people, 1.
+
+
+def world_folder(work, seed, size):
+    "Where a world lies; one of another size lies elsewhere."
+    return Path(work)/'worlds'/f'{seed}-{size.identities + size.held_out}-{size.people}'
+
+
+def render(work, seed, size, name):
+    "Render one domain, unless it is there."
+    folder = world_folder(work, seed, size)/name
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _, domain_seed, people, share = next(domain for domain in domains(seed, size) if domain[0] == name)
+    if folder.exists(): return
+    make_domain(folder, domain_seed, people, size.cameras, test_share=share, workers=1, progress=False)
+
+
+def read_world(work, seed, size, identities):
+    "Pooled training rows of the first identities of each source; unseen domains and held-out identities to rank."
+    folder = world_folder(work, seed, size)
+    tables = {name: load_dataset('market1501', folder/name, domain=name) for name, *_ in domains(seed, size)}
+    sources = [table for name, table in tables.items() if name[0] == 's']
+    rows = pool([table[(table['split'] == 'train') & (table['pid'] <= identities)] for table in sources])
+    targets = {name: table for name, table in tables.items() if name[0] == 't'}
+    if size.held_out: targets['held-out'] = pd.concat(_apart(sources), ignore_index=True)
+    return rows, targets
+
+
+def _apart(sources):
+    "The held-out people of all sources as those of one domain, each with a number and cameras of his own."
+    for i, table in enumerate(sources):
+        test = table[table['split'] != 'train']
+        yield test.assign(pid=test['pid'] + 10_000*i, camid=test['camid'] + 100*i, domain='held-out')
+
+
+# -- what is compared
+
+def config_of(bed, work, tiny):
+    "The small recipe at the bed's length."
+    config = TrainConfig(sampler='pk', cache=str(Path(work)/'cache'), precision='no', log_steps=1 if tiny else 4)
+    adapt, finetune = replace(config.adapt, steps=bed['adapt']), replace(config.finetune, steps=bed['steps'])
+    config = replace(config, adapt=adapt, finetune=replace(finetune, lr=bed['lr']))
+    return in_small(config) if tiny else config
+
+
+def in_small(config):
+    "The same stages, a few steps each, small batches."
+    prompts = config.prompts and replace(config.prompts, steps=2, batch=16)
+    return replace(config, adapt=replace(config.adapt, steps=2, batch=16), prompts=prompts,
+                   finetune=replace(config.finetune, steps=4, batch=16))
+
+
+def dfgs(graph='image', order='fair', **changes):
+    "The depth-first sampler with a graph and an order."
+    return dict(sampler='dfgs', graph=graph, order=order) | changes
+
+
+def soft(config):
+    "The last stage with all pairs weighted by a softmax, instead of the hardest pair alone."
+    return replace(config.finetune, sharpness=10.)
+
+
+def main_variants(config):
+    "What all seeds are given."
+    return {'PK': dict(sampler='pk'), 'DFGS image fair': dfgs(), 'GS': dict(sampler='gs'),
+            'DFGS text fair': dfgs('text'), 'DFGS image paper': dfgs(order='paper'), 'DFGS dual fair': dfgs('dual'),
+            'PK soft': dict(sampler='pk', finetune=soft(config)), 'DFGS soft': dfgs(finetune=soft(config))}
+
+
+def order_variants(config):
+    "The graphs in the orders that are not among the main variants."
+    return {f'DFGS {graph} {order}': dfgs(graph, order) for order in ('paper', 'published')
+            for graph in ('image', 'text', 'dual') if (graph, order) != ('image', 'paper')}
+
+
+def ablation_variants(config):
+    "Without the text term (or prompts, which only it and the text graph read), and without stage 0."
+    silent, bare = replace(config.finetune, text_weight=0.), dict(init=None, prompts=config.prompts)
+    return {'PK, no text': dict(sampler='pk', finetune=silent), 'DFGS, no text': dfgs(finetune=silent),
+            'PK, no stage 0': dict(sampler='pk') | bare, 'DFGS, no stage 0': dfgs(**bare)}
+
+
+def grid_variants(config):
+    "k x m by image, fair order; k=10 m=0 is the main variant."
+    cells = [(k, m) for k in (5, 10, 15) for m in (0, 2, 4) if (k, m) != (10, 0)]
+    return {f'k={k} m={m}': dfgs(k=k, skip=m) for k, m in cells}
+
+
+def share_variants(config):
+    "Shares of random batches, fixed and falling as PK's violated share falls."
+    shares = {'DFGS, random .25': .25, 'DFGS, random .5': .5, 'DFGS, random adaptive': 'adaptive'}
+    return {'PK': dict(sampler='pk'), 'DFGS': dfgs()} | {name: dfgs(random_share=s) for name, s in shares.items()}
+
+
+def norm_variants(config):
+    "Batch norm's statistics live or frozen."
+    frozen = replace(config.finetune, norm='frozen')
+    return {'PK': dict(sampler='pk'), 'DFGS': dfgs(), 'PK frozen': dict(sampler='pk', finetune=frozen),
+            'DFGS frozen': dfgs(finetune=frozen), 'GS': dict(sampler='gs'),
+            'GS frozen': dict(sampler='gs', finetune=frozen)}
+
+
+def norm_config(config, tiny):
+    "A ResNet-18 without weights: a long stage 0 makes it a tower that knows rendered people."
+    adapt = replace(config.adapt, steps=400, lr=1e-3, head_lr=None)
+    finetune = replace(config.finetune, lr=3e-4, head_lr=None)
+    config = replace(config, clip='timm:resnet18', pretrained=None, image_size=(128, 64), normalisation='half',
+                     prompts=None, adapt=adapt, finetune=finetune)
+    return in_small(config) if tiny else config
+
+
+def plan_of(name, bed, work, tiny=False):
+    "A study by its name."
+    if name not in ('samplers', 'confirm', 'norm'): return next(p for p in bed_plans(work, tiny) if p.name == name)
+    size = Size(2, 12, 4, 1, 8, 2) if tiny else Size(identities=bed['identities'])
+    config = config_of(bed, work, tiny)
+    if name == 'norm': config = norm_config(config, tiny)
+    variants = dict(samplers=all_variants, confirm=share_variants, norm=norm_variants)[name](config)
+    return Plan(name, size, config, variants, max(1, config.finetune.steps//5))
+
+
+def all_variants(config):
+    "Of the parts samplers and tables, which have worlds and starts in common."
+    return main_variants(config) | order_variants(config) | ablation_variants(config) | grid_variants(config)
+
+
+def bed_plans(work, tiny=False):
+    "A study for each start of the grid; its variants are PK with other rates and lengths."
+    grid = dict(identities=(12,), adapt=(2,), lr=(1e-4, 2e-4), steps=(4, 6)) if tiny else GRID
+    size = Size(2, 12, 0, 1, 8, 2) if tiny else Size(6, max(grid['identities']), 0, 2, 60)
+    found = []
+    for identities in grid['identities']:
+        for adapt in grid['adapt']:
+            first = config_of(dict(identities=identities, adapt=adapt, lr=1e-4, steps=4), work, tiny)
+            variants = {f'lr={lr:g} steps={steps}': dict(finetune=replace(first.finetune, lr=lr, steps=steps))
+                        for steps in grid['steps'] for lr in grid['lr']}
+            found.append(Plan(f'bed-{identities}-{adapt}', size, first, variants, 0))
+    return found
+
+
+# -- the work
+
+def units_of(parts, bed, work, tiny, seeds, only):
+    "All units, the weightiest first."
+    if parts == ['bed']: return list(bed_units(work, tiny))
+    units = []
+    for part in parts:
+        plan = plan_of(STUDY.get(part, part), bed, work, tiny)
+        for group in groups_of(part, plan.config):
+            names = [name for name in group if not only or name in only]
+            for seed in seeds or (SEEDS[part][:1] if tiny else SEEDS[part]): units += seed_units(plan, seed, names)
+    return list(dict.fromkeys(units))
+
+
+def groups_of(part, config):
+    "The variants of a part; a group is done for all seeds before the next one begins."
+    groups = dict(samplers=(main_variants, order_variants), tables=(ablation_variants, grid_variants),
+                  confirm=(share_variants,), norm=(norm_variants,))
+    return [make(config) for make in groups[part]]
+
+
+def seed_units(plan, seed, names):
+    "Render a world, train its start and its variants."
+    if not names: return
+    rendered = [Unit('render', (seed, plan.size, name)) for name, *_ in domains(seed, plan.size)]
+    yield from rendered
+    start = Unit('start', (plan.name, seed), frozenset((unit.kind, unit.what) for unit in rendered))
+    yield start
+    for name in names: yield Unit('variant', (plan.name, seed, name), frozenset([(start.kind, start.what)]))
+
+
+def bed_units(work, tiny):
+    "Shorter runs first; longer ones only while no shorter one fulfils the criterion."
+    found = bed_plans(work, tiny)
+    for plan in found: yield from [unit for unit in seed_units(plan, CALIBRATION, ['-']) if unit.kind != 'variant']
+    for steps in sorted({changes['finetune'].steps for changes in found[0].variants.values()}):
+        def shorter(steps=steps):
+            table = bed_table(work, tiny)
+            return bool(len(table)) and bool(table[table['steps'] < steps]['fulfils'].any())
+        for plan in found:
+            start = frozenset([('start', (plan.name, CALIBRATION))])
+            for name, changes in plan.variants.items():
+                if changes['finetune'].steps != steps: continue
+                yield Unit('variant', (plan.name, CALIBRATION, name), start, shorter)
+
+
+def do(work, bed, tiny, kind, what):
+    "Do a unit."
+    if kind == 'render': return render(work, *what)
+    name, seed, *variant = what
+    plan = plan_of(name, bed, work, tiny)
+    identities = int(name.split('-')[1]) if name.startswith('bed') else plan.size.identities
+    rows, targets = read_world(work, seed, plan.size, identities)
+    chosen = {name: plan.variants[name] for name in variant}
+    compare_variants(rows, targets, plan.config, chosen, [seed], Path(work)/plan.name, plan.every)
+
+
+def worker(pipe, work, bed, tiny):
+    "A process: takes units from a pipe and says what went wrong, or None."
+    torch.set_num_threads(1)
+    while job := pipe.recv():
+        try:
+            with contextlib.redirect_stderr(io.StringIO()): do(work, bed, tiny, *job)
+            pipe.send(None)
+        except Exception: pipe.send(traceback.format_exc()[-1500:])
+
+
+class Board:
+    "The units that are left, done, failed; and the time."
+    def __init__(self, units, minutes):
+        self.left, self.done, self.failed = units, set(), []
+        self.begun, self.seconds, self.longest = time.time(), 60*minutes, {}
+
+    @property
+    def now(self): return time.time() - self.begun
+
+    def take(self):
+        "The first unit that can be done in time, or None."
+        for unit in self.left:
+            if not unit.needs <= self.done or self.now + self.longest.get(unit.kind, 0) > self.seconds: continue
+            self.left.remove(unit)
+            if unit.unless(): return self.take()
+            return unit
+
+    def note(self, unit, took, wrong):
+        "Write down what became of a unit."
+        self.longest[unit.kind] = max(took, self.longest.get(unit.kind, 0))
+        if wrong: self.failed.append((unit, wrong))
+        else: self.done.add((unit.kind, unit.what))
+        label = ' '.join(str(part) for part in unit.what if not isinstance(part, Size))
+        if unit.kind != 'render' or wrong:
+            print(f'{self.now:6.0f} s  {unit.kind} {label}: {wrong or f"{took:.0f} s"}', flush=True)
+
+
+def alone(board, work, bed, tiny):
+    "All units in this process."
+    while unit := board.take():
+        began, wrong = board.now, None
+        try:
+            with contextlib.redirect_stderr(io.StringIO()): do(work, bed, tiny, unit.kind, unit.what)
+        except Exception: wrong = traceback.format_exc()[-1500:]
+        board.note(unit, board.now - began, wrong)
+
+
+def together(board, work, bed, tiny, processes, save):
+    "All units in several processes, which are ended when the time is over."
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['clip_dfgs.studies', 'clip_dfgs.pedestrians'])
+    free, busy, people, saved = [], {}, {}, 0
+    for _ in range(processes):
+        mine, other = context.Pipe()
+        people[mine] = context.Process(target=worker, args=(other, work, bed, tiny), daemon=True)
+        people[mine].start()
+        other.close()
+        free.append(mine)
+    while board.now < board.seconds:
+        while free and (unit := board.take()):
+            pipe = free.pop()
+            pipe.send((unit.kind, unit.what))
+            busy[pipe] = unit, board.now
+        if not busy: break
+        for pipe in multiprocessing.connection.wait(list(busy), timeout=2):
+            unit, began = busy.pop(pipe)
+            try: wrong = pipe.recv()
+            except EOFError: wrong = 'its process ended'
+            else: free.append(pipe)
+            board.note(unit, board.now - began, wrong)
+        if all(unit.unless() for unit in [*board.left, *(unit for unit, _ in busy.values())]): break
+        if board.now - saved > 30:
+            save()
+            saved = board.now
+    for process in people.values(): process.kill()
+    for process in people.values(): process.join()
+    if busy: print(f'{board.now:6.0f} s  {len(busy)} units were cut off', flush=True)
+
+
+# -- the tables
+
+def bed_table(work, tiny=False):
+    "A row a setting that was tried: PK's violated share in the first twentieth and the last tenth of its steps."
+    lines = []
+    for plan in bed_plans(work, tiny):
+        if not (Path(work)/plan.name/'study.json').exists(): continue
+        study = Study.load(Path(work)/plan.name)
+        _, identities, adapt = plan.name.split('-')
+        last = study.last()
+        for name, changes in plan.variants.items():
+            if name not in last or last[name].isna().all(): continue
+            steps, lr = changes['finetune'].steps, changes['finetune'].lr
+            history = study.history[study.history['variant'] == name]
+            first = history[history['step'] <= max(1, steps/20)]['violated'].mean()
+            end = history[history['step'] > steps*.9]['violated'].mean()
+            seconds = STEP_SECONDS*(int(adapt) + steps)
+            lines.append(dict(identities=int(identities), adapt=int(adapt), lr=lr, steps=steps, first=first, last=end,
+                              fulfils=bool(first >= .5 and end < .2 and seconds < 300), seconds=seconds,
+                              start_mAP=100*last_start(study), end_mAP=last[name].mean()))
+    return pd.DataFrame(lines)
+
+
+def last_start(study):
+    "mAP of a study's starts."
+    return study.table[study.table['variant'] == 'start']['mAP'].mean()
+
+
+def choice(table):
+    "The setting that fulfils the criterion: fewest steps, then most identities, then the lowest rate; or None."
+    able = table[table['fulfils']] if len(table) else table
+    if not len(able): return None
+    best = able.sort_values(['steps', 'identities', 'lr', 'adapt'], ascending=[True, False, True, True]).iloc[0]
+    return {name: best[name].item() for name in ('identities', 'adapt', 'lr', 'steps', 'first', 'last', 'seconds')}
+
+
+def save_bed(out, work, tiny):
+    "What was tried, and the choice."
+    table = bed_table(work, tiny)
+    if not len(table): return
+    write_text(table.round(4).to_csv(index=False), out/'test_bed.csv')
+    chosen = choice(table)
+    if chosen: write_text(json.dumps(chosen, indent=1) + '\n', out/'test_bed.json')
+
+
+def thinned(history, parts=20):
+    "Violated share, spread and loss, a row for each twentieth of a run's steps."
+    if not len(history): return history
+    last = history.groupby('variant')['step'].transform('max')
+    step = ((history['step']/last*parts).apply(lambda x: -(-x//1))*last/parts).round().astype(int)
+    keys = [history['seed'], history['variant'], step.rename('step')]
+    return history.groupby(keys, sort=False)[['violated', 'spread', 'loss']].mean().reset_index().round(4)
+
+
+def save_studies(out, work):
+    "A small table a study: ranks, and what training said on the way."
+    files = dict(samplers=[*main_variants(TrainConfig()), *order_variants(TrainConfig())],
+                 parameters=['PK', 'DFGS image fair', *grid_variants(TrainConfig())],
+                 ablation=['PK', 'DFGS image fair', *ablation_variants(TrainConfig())])
+    studies = dict.fromkeys(files, 'samplers') | dict(confirmation='confirm', norm='norm')
+    for name, folder in studies.items():
+        if not (Path(work)/folder/'study.json').exists(): continue
+        study = Study.load(Path(work)/folder)
+        table, history = study.table, study.history
+        if name in files:
+            if name != 'samplers' and not {*files[name][2:]} & {*table['variant']}: continue
+            table = table[table['variant'].isin(['start', *files[name]])]
+            if len(history): history = history[history['variant'].isin(files[name])]
+        if name == 'parameters': table = table.replace({'variant': {'DFGS image fair': 'k=10 m=0'}})
+        write_text(table.round(5).to_csv(index=False), out/f'study_{name}.csv')
+        if name in ('samplers', 'confirmation') and len(history):
+            write_text(thinned(history).to_csv(index=False), out/f'study_{name}_history.csv')
+
+
+def arguments(given):
+    "The command line."
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('parts', nargs='+', choices=('bed', 'samplers', 'tables', 'confirm', 'norm'))
+    p.add_argument('--out', type=Path, required=True, help='folder of the small tables')
+    p.add_argument('--work', type=Path, help='folder of worlds and runs; default: work, in --out')
+    p.add_argument('--processes', type=int, default=1, help='that share the work, and the GPU if there is one')
+    p.add_argument('--minutes', type=float, default=1e6, help='after which no work is taken and what runs is cut off')
+    p.add_argument('--seeds', type=int, nargs='+', help='instead of the usual ones')
+    p.add_argument('--only', nargs='+', help='names of variants')
+    p.add_argument('--bed', type=Path, default=BED, help='settings that `bed` has chosen')
+    p.add_argument('--tiny', action='store_true', help='a few steps on a small world')
+    a = p.parse_args(given)
+    if 'bed' in a.parts and len(a.parts) > 1: p.error('bed comes first and by itself: the others need its choice')
+    if 'bed' not in a.parts and not a.tiny and not a.bed.exists(): p.error(f'{a.bed} is missing; run bed first')
+    return a
+
+
+def main(given=None):
+    "Work through the parts; returns the exit code."
+    a = arguments(given)
+    work, bed = str(a.work or a.out/'work'), TINY_BED
+    if not a.tiny and 'bed' not in a.parts: bed = json.loads(a.bed.read_text())
+    a.out.mkdir(parents=True, exist_ok=True)
+    def save(): save_bed(a.out, work, a.tiny) if a.parts == ['bed'] else save_studies(a.out, work)
+    board = Board(units_of(a.parts, bed, work, a.tiny, a.seeds, a.only), a.minutes)
+    total = len(board.left)
+    if a.processes == 1: alone(board, work, bed, a.tiny)
+    else: together(board, work, bed, a.tiny, a.processes, save)
+    save()
+    print(f'{board.now:.0f} s: {len(board.done)} of {total} units done, {len(board.failed)} failed')
+    if a.parts == ['bed']: print('chosen:', choice(bed_table(work, a.tiny)))
+    return 1 if board.failed else 0
+
+
+if __name__ == '__main__': sys.exit(main())

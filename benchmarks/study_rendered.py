@@ -459,7 +459,9 @@ def main(given=None):
     work, bed = str(a.work or a.out/'work'), TINY_BED
     if not a.tiny and 'bed' not in a.parts: bed = json.loads(a.bed.read_text())
     a.out.mkdir(parents=True, exist_ok=True)
-    def save(): save_bed(a.out, work, a.tiny) if a.parts == ['bed'] else save_studies(a.out, work)
+    def save():
+        if a.parts == ['bed']: save_bed(a.out, work, a.tiny)
+        else: save_studies(a.out, work)
     board = Board(units_of(a.parts, bed, work, a.tiny, a.seeds, a.only), a.minutes)
     total = len(board.left)
     if a.processes == 1: alone(board, work, bed, a.tiny)

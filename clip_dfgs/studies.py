@@ -198,7 +198,7 @@ def _read(file:Path)->pd.DataFrame:
     "A table of a study; an empty one where the file is not there yet."
     return pd.read_csv(file, dtype=dict(variant=str, domain=str)) if file.exists() else pd.DataFrame()
 
-# %% ../nbs/57_studies.ipynb #5cf2e9f0
+# %% ../nbs/57_studies.ipynb #3ae012ea
 def _plain(name:str)->str:
     "A variant's name as the name of a folder."
     return ''.join(letter if letter.isalnum() or letter in '-.' else '_' for letter in name)
@@ -229,6 +229,7 @@ def _remember(out:Path, config:TrainConfig, variants:dict, every:int):
             raise ValueError(f'{out}: the variant {name!r} was another one; rename it or choose another folder')
     write_text(json.dumps(mine | dict(variants=old['variants'] | plain), indent=1), file)
 
+# %% ../nbs/57_studies.ipynb #4cf886b8
 def _files(out:Path, kind:str)->list: # of paths
     "The ranks or queries of a study, seed by seed, the start first and the variants in the study's order."
     order = ['start', *map(_plain, json.loads((out/'study.json').read_text())['variants'])]

@@ -23,7 +23,8 @@ The rule of choice, written before anything was run:
 
 Jobs are done in this order by several processes. A job is done when its file in OUT/rows is there; one that was cut
 off is done again. `photographs.csv` (ranks) and `photographs_history.csv` (loss, violated share) are put together from
-the jobs that are done, so that whatever was finished in time is a smaller study of the same kind.
+the jobs that are done, so that whatever was finished in time is a smaller study of the same kind. The history is in
+means over 100 steps.
 
 No photograph and no weights trained on one are kept outside OUT, and neither may enter the repository.
 """
@@ -102,6 +103,7 @@ class Plan:
     steps:int
     choose_at:float # time at which the choice is made with what is there
     loaders:int     # processes that load images for a start
+    wanted:tuple    # names of jobs; () = all
 
     def jobs(self)->list: # in the order in which they are done
         "All jobs."
@@ -117,7 +119,9 @@ class Plan:
         if archive(self.data, 'cuhk03'):
             found += [Job('two', seed, name) for seed in range(200, 200 + self.more) for name in ('start', *main)]
         found += [Job('confirm', seed, name) for seed in later for name in ('start', *main, *more)]
-        return found
+        if not self.wanted: return found
+        starts = {f'{job.phase}-{job.seed}-start' for job in found if str(job) in self.wanted}
+        return [job for job in found if str(job) in self.wanted or str(job) in starts]
 
 
 # ---------------------------------------------------------------- data
@@ -272,10 +276,10 @@ def do(plan, job):
         _renew_norm(run, 'finetune')
         name = form.replace('live', 'random')
         rows += [row | dict(variant=name) for row in rank(plan, run, job, name)]
-    stage = 'adapt' if job.name == 'start' else 'finetune'
-    history = run.history.assign(phase=job.phase, seed=job.seed, variant=job.name, form=form)
-    history = history[history['stage'] == stage]
-    write_text(history.to_csv(index=False), plan.out/'rows'/f'{job}.history')
+    history = run.history[run.history['stage'] == ('adapt' if job.name == 'start' else 'finetune')]
+    means = history.groupby(-(-history['step']//100)*100)[['loss', 'violated', 'spread']].mean().reset_index()
+    means = means.assign(phase=job.phase, seed=job.seed, variant=job.name, form=form)
+    write_text(means.to_csv(index=False), plan.out/'rows'/f'{job}.history')
     table = pd.DataFrame(rows).assign(steps=int(history['step'].iloc[-1]), seconds=time.time() - begun)
     write_text(table.to_csv(index=False), plan.out/'rows'/f'{job}.csv')       # last: it says that the job is done
     if job.name != 'start': shutil.rmtree(folder, ignore_errors=True)
@@ -300,7 +304,10 @@ def work(plan, number):
         open_jobs = [job for job in plan.jobs() if not done(plan, job) and not failed(plan, job)]
         if not open_jobs: return
         for job in open_jobs:
-            if not ready(plan, job): continue
+            if not ready(plan, job):
+                start = Job(job.phase, job.seed, 'start')
+                if failed(plan, start): write_text('its start failed', plan.out/'failed'/str(job))
+                continue
             with open(plan.out/'locks'/str(job), 'w') as handle:
                 try: fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except OSError: continue
@@ -361,6 +368,16 @@ def osnet(plan, file, to):
     write_text(pd.DataFrame(rows).to_csv(index=False, float_format='%.5g'), to/'photographs_osnet.csv')
 
 
+def check(plan):
+    "SystemExit for what would never end."
+    try: imagenet_file()
+    except ValueError as e: raise SystemExit(f'{e}') from None
+    jobs = plan.jobs()
+    if unknown := sorted(set(plan.wanted) - set(map(str, jobs))): raise SystemExit(f'unknown job {unknown[0]}')
+    chosen = (plan.out/'choice.json').exists() or any(job.phase == 'dev' and job.name != 'start' for job in jobs)
+    if not chosen: raise SystemExit(f'no {plan.out}/choice.json; copy nbs/paper/photographs_choice.json to it')
+
+
 def arguments():
     "The command line."
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -375,6 +392,8 @@ def arguments():
     p.add_argument('--start-steps', type=int, default=BEGIN.steps)
     p.add_argument('--steps', type=int, default=GO_ON.steps, help='of each form')
     p.add_argument('--loaders', type=int, default=0, help='processes that load images, beside that of a start')
+    p.add_argument('--jobs', nargs='+', default=(), help='these alone and their starts, such as confirm-100-DFGS; the '
+                   'choice is read from OUT/choice.json')
     p.add_argument('--osnet', type=Path, help='also rank the targets by this ONNX file')
     p.add_argument('--only', choices=('study', 'osnet', 'tables'), default='study')
     p.add_argument('--tiny', action='store_true', help='two steps and a few people: does it run?')
@@ -388,9 +407,10 @@ def main():
     unpack(a.data, a.out/'data')
     steps = dict(start_steps=2, steps=2) if a.tiny else dict(start_steps=a.start_steps, steps=a.steps)
     seeds = dict(dev=1, confirm=1, more=1) if a.tiny else dict(dev=a.dev, confirm=a.confirm, more=a.more)
-    plan = Plan(a.out, a.data, a.tiny, **seeds, **steps, choose_at=begun + .55*60*a.minutes, loaders=a.loaders)
+    plan = Plan(a.out, a.data, a.tiny, **seeds, **steps, choose_at=begun + .55*60*a.minutes, loaders=a.loaders,
+                wanted=tuple(a.jobs))
     if a.only == 'study':
-        imagenet_file()                                                        # says what is missing, if it is
+        check(plan)
         context = multiprocessing.get_context('forkserver')
         context.set_forkserver_preload(['clip_dfgs.trainer', 'clip_dfgs.protocols', 'timm'])
         workers = [context.Process(target=work, args=(plan, n), daemon=False) for n in range(a.processes)]

@@ -1,15 +1,22 @@
 "ONNX files of several towers give torch's features, and the caller's model stays as it was."
 import builtins
+import contextlib
+import io
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from clip_dfgs.export import OnnxExtractor, export_onnx
+from clip_dfgs.export import PRECISIONS, OnnxExtractor, export_onnx
 from clip_dfgs.gallery import Embedder, FeatureExtractor
 from clip_dfgs.inputs import crops
 from clip_dfgs.models import ReIDModel
@@ -42,6 +49,68 @@ def test_exported_features_are_torchs(tower, tmp_path):
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
     facts = json.loads(session.get_modelmeta().custom_metadata_map['clip_dfgs'])
     assert facts['width'] == found.shape[1] and facts['image_size'] == list(model.config['image_size'])
+
+
+SMALLER = [('vit', 'float16'), ('vit', 'int8'), ('overlapping', 'float16'), ('resnet', 'float16'), ('timm_vit', 'int8')]
+
+
+@pytest.mark.parametrize('tower, precision', SMALLER)
+def test_smaller_files_agree_within_what_is_stated(tower, precision, tmp_path):
+    "On pictures that the export did not check, also one at a time; features stay float32 and of unit length, in float16 to three digits."
+    model = ReIDModel.create(**TOWERS[tower])
+    export_onnx(model, tmp_path/'whole.onnx')
+    seen = export_onnx(model, tmp_path/'m.onnx', precision=precision)
+    images = bytes_like(model, 6, seed=2)
+    light = OnnxExtractor(tmp_path/'m.onnx')
+    assert light.facts['precision'] == precision and precision in repr(light)
+    with torch.no_grad(): want = Embedder(model)(torch.from_numpy(images)).numpy()
+    alone = np.concatenate([light(x.transpose(1, 2, 0)) for x in images])
+    for found in (light(images.transpose(0, 2, 3, 1)), alone):
+        assert found.dtype == np.float32
+        assert seen <= PRECISIONS[precision] and np.linalg.norm(found - want, axis=1).max() <= PRECISIONS[precision]
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-3 if precision == 'float16' else 1e-5)
+    assert (tmp_path/'m.onnx').stat().st_size < .7*(tmp_path/'whole.onnx').stat().st_size
+
+
+def stored(file):
+    "Bytes of weights by their type."
+    sizes = {}
+    for weight in onnx.load(str(file)).graph.initializer:
+        kind = onnx.TensorProto.DataType.Name(weight.data_type)
+        sizes[kind] = sizes.get(kind, 0) + int(np.prod(weight.dims))
+    return sizes
+
+
+def test_weights_are_stored_as_the_file_says(tmp_path):
+    model = ReIDModel.create(**TOWERS['vit'])
+    for precision, kind in (('float32', 'FLOAT'), ('float16', 'FLOAT16'), ('int8', 'INT8')):
+        export_onnx(model, tmp_path/'m.onnx', precision=precision)
+        sizes = stored(tmp_path/'m.onnx')
+        assert sizes[kind] > .8*sum(sizes.values()), (precision, sizes)
+
+
+def test_length_counts_relatively(tmp_path):
+    "The agreement is a share of the feature's length, with and without unit length."
+    model = ReIDModel.create(**TOWERS['vit'])
+    one, two = (export_onnx(model, tmp_path/'m.onnx', unit=unit, precision='int8') for unit in (True, False))
+    assert .5 < one/two < 2
+    found = OnnxExtractor(tmp_path/'m.onnx')(picture())
+    assert abs(np.linalg.norm(found) - 1) > .1
+
+
+@pytest.mark.parametrize('tower, precision, message', [
+    ('resnet', 'int8', 'matrix products, and this tower has none'),
+    ('vit', 'int4', "unknown precision 'int4'; did you mean 'int8'")])
+def test_precisions_that_cannot_be(tower, precision, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export_onnx(ReIDModel.create(**TOWERS[tower]), tmp_path/'m.onnx', precision=precision)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_there_stays_when_the_export_fails(tmp_path):
+    (tmp_path/'m.onnx').write_text('old')
+    with pytest.raises(ValueError): export_onnx(ReIDModel.create(**TOWERS['resnet']), tmp_path/'m.onnx', precision='int8')
+    assert [p.name for p in tmp_path.iterdir()] == ['m.onnx'] and (tmp_path/'m.onnx').read_text() == 'old'
 
 
 def test_the_callers_model_stays_as_it_was(tmp_path):
@@ -142,12 +211,24 @@ def other_program(file):
     onnx.save(model, str(file))
 
 
+def said_otherwise(file, data, text):
+    "Our file, whose metadata is another text, or is gone."
+    model = onnx.load_from_string(data)
+    del model.metadata_props[:]
+    if text is not None: model.metadata_props.add(key='clip_dfgs', value=text)
+    onnx.save(model, str(file))
+
+
 FILES = {
     'is missing': lambda file, data: None,
     'is not an ONNX file, or is damaged': lambda file, data: file.write_bytes(data[:len(data)//2]),
     'damaged': lambda file, data: file.write_bytes(b''),
     'or is damaged': lambda file, data: file.write_text('x'),
     'was not written by export_onnx': lambda file, data: other_program(file),
+    'it does not say how to prepare': lambda file, data: said_otherwise(file, data, None),
+    'does not say how': lambda file, data: said_otherwise(file, data, '{"image_size": [128'),
+    'not say how to': lambda file, data: said_otherwise(file, data, '{"image_size": [-3, 0], "width": 8}'),
+    'how to prepare pictures': lambda file, data: said_otherwise(file, data, '[1, 2]'),
 }
 
 
@@ -156,3 +237,71 @@ def test_files_that_cannot_be_read_are_one_line(message, exported, tmp_path):
     FILES[message](tmp_path/'x.onnx', exported[1].read_bytes())
     with pytest.raises(ValueError, match=message) as problem: OnnxExtractor(tmp_path/'x.onnx')
     assert '\n' not in str(problem.value) and 'x.onnx' in str(problem.value)
+
+
+@settings(max_examples=25, deadline=None)
+@given(share=st.floats(0, .9999))
+def test_no_truncated_file_is_opened(exported, share):
+    data = exported[1].read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder)/'x.onnx'
+        file.write_bytes(data[:int(share*len(data))])
+        with pytest.raises(ValueError, match='x.onnx') as problem: OnnxExtractor(file)
+    assert '\n' not in str(problem.value)
+
+
+# ---- the command
+
+def command(*words):
+    "Exit code, stdout and stderr of a command line."
+    from clip_dfgs.cli import main
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try: main([str(word) for word in words])
+        except SystemExit as e: code = e.code
+    return code, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    "A run folder that holds a model."
+    run = tmp_path_factory.mktemp('saved')/'run'
+    ReIDModel.create('pedestrians', 'pedestrians').save(run/'model')
+    return run
+
+
+@pytest.mark.parametrize('precision', PRECISIONS)
+def test_a_run_is_exported_by_a_command(precision, saved, tmp_path):
+    code, out, err = command('export', saved, '--to', tmp_path/'f.onnx', '--precision', precision)
+    assert (code, err) == (0, '') and out.startswith(f'{tmp_path/"f.onnx"}: ') and precision in out
+    light = OnnxExtractor(tmp_path/'f.onnx')
+    assert light.facts['precision'] == precision
+    want = FeatureExtractor(saved/'model')(picture()).numpy()
+    assert np.linalg.norm(light(picture()) - want) <= PRECISIONS[precision]
+
+
+@pytest.mark.parametrize('line, words', [
+    ('export RUN --to DIR/f.pt', 'f.onnx'), ('export RUN', 'required: --to'), ('export DIR/none --to DIR/f.onnx', 'none'),
+    ('export RUN --to DIR/f.onnx --precision half', "unknown precision 'half'"),
+    ('export RUN --to DIR/f.onnx --precision int8 --tolerance 0', 'differs from torch'),
+    ('export RUN --to DIR/f.onnx --tolerance much', 'invalid float'),
+    ('export DIR/damaged --to DIR/f.onnx', 'damaged')])
+def test_mistakes_of_the_command_are_one_line(line, words, saved, tmp_path):
+    shutil.copytree(saved, tmp_path/'damaged')
+    weights = tmp_path/'damaged'/'model'/'model.safetensors'
+    weights.write_bytes(weights.read_bytes()[:2000])
+    code, out, err = command(*line.replace('RUN', str(saved)).replace('DIR', str(tmp_path)).split())
+    assert code == 2 and not out and words in err and err.count('\n') == 1
+    assert not list(tmp_path.glob('*f.*'))
+
+
+def test_a_killed_export_leaves_nothing_half_written(saved, tmp_path):
+    "Really killed while the file is being written; the name of the target is never there."
+    code = f"""import os, signal
+from clip_dfgs import export
+def stop(*_): os.kill(os.getpid(), signal.SIGKILL)
+export._difference = stop
+export.export_onnx({str(saved/'model')!r}, {str(tmp_path/'f.onnx')!r})"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True)
+    assert done.returncode == -9 and not (tmp_path/'f.onnx').exists()
+    assert command('export', saved, '--to', tmp_path/'f.onnx')[0] == 0 and OnnxExtractor(tmp_path/'f.onnx')

@@ -150,7 +150,7 @@ def _set_aside(
     shutil.rmtree(aside, ignore_errors=True)
     with contextlib.suppress(OSError): os.replace(checkpoint, aside)
 
-# %% ../nbs/52_checkpoints.ipynb #496911d2
+# %% ../nbs/52_checkpoints.ipynb #d8dea41b
 def pack_optimiser(
     optimiser, # of torch
 )->dict: # name -> tensor
@@ -169,6 +169,9 @@ def unpack_optimiser(
         _, i, key = name.split('.', 2)
         state.setdefault(int(i), {})[key] = value
     optimiser.load_state_dict(dict(state=state, param_groups=optimiser.state_dict()['param_groups']))
+    for p, values in optimiser.state.items():                                  # in memory as the parameters are, which
+        for name, v in values.items():                                         # fused kernels take for granted
+            if v.shape == p.shape and v.stride() != p.stride(): values[name] = torch.empty_like(p).copy_(v)
 
 # %% ../nbs/52_checkpoints.ipynb #85e9cd65
 def save_point(

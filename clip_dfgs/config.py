@@ -92,7 +92,7 @@ _SMALL = dict(
     prompts=Stage(steps=200, batch=256, lr=1e-2, weight_decay=0.),
     finetune=replace(_small, head_lr=2e-3, text_weight=.5))
 
-# %% ../nbs/50_config.ipynb #0ae5104f
+# %% ../nbs/50_config.ipynb #a15b314e
 @_takes_former_names
 @dataclass(frozen=True)
 class TrainConfig:
@@ -125,7 +125,7 @@ class TrainConfig:
     gather:bool=False             # losses over all processes' batches instead of each its own
     recompute:bool=False          # activations once more in the backward pass: less memory, more time
     compile:bool=False            # torch.compile of what is trained
-    workers:int=0                 # processes that load images
+    workers:int=None              # processes that load images; None = a GPU's share of the cores, none on a CPU
     cache:str=None                # folder of the decoded images; None = the default one; 'off' = decode each time
     checkpoint_steps:int=0        # steps between checkpoints; 0 = at the end of each stage
     log_steps:int=10              # steps between rows of history.csv
@@ -160,7 +160,7 @@ def _built(
             raise ValueError(f'{kind.__name__}: unknown key {name!r}{near}; known: {", ".join(known)}')
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
-# %% ../nbs/50_config.ipynb #be1cf40c
+# %% ../nbs/50_config.ipynb #b0a5e63a
 _words = Stage(epochs=120, batch=64, lr=3.5e-4, weight_decay=1e-4, decoupled=False,
                warmup=5/120, warmup_from=1e-5/3.5e-4, floor=1e-6/3.5e-4)
 _images = Stage(epochs=60, batch=64, lr=5e-6, weight_decay=1e-4, bias_factor=2., decoupled=False,
@@ -170,7 +170,7 @@ _soft = replace(_images, batch=128, id_weight=1., margin=None, triplet_on=('pool
 _clip_reid = TrainConfig(
     clip='ViT-B-16', pretrained='openai', image_size=(256, 128), normalisation='half', temperature=None,
     adapt=None, prompts=_words, finetune=_images, sampler='pk',
-    augment=Augment(flip=.5, pad=10, erase=.5, jitter=0.), workers=8)
+    augment=Augment(flip=.5, pad=10, erase=.5, jitter=0.))
 _clip_dfgs = replace(
     _clip_reid, adapt=replace(_images, text_weight=0.), sampler='dfgs', order='paper',
     graph='text', k=10, skip=2)
@@ -252,7 +252,7 @@ def class_at(
     except (ImportError, AttributeError, ValueError) as e:
         raise ValueError(f'sampler {place!r} is not there ({e}); name it as package.module:Class') from None
 
-# %% ../nbs/50_config.ipynb #29d2b5f2
+# %% ../nbs/50_config.ipynb #2c122b60
 def _check_names(config:TrainConfig):
     "ValueError for a name that is not known, or whose package or compiler is not there."
     if ':' in config.sampler: class_at(config.sampler)
@@ -269,7 +269,8 @@ def _check_names(config:TrainConfig):
 
 def _check_numbers(config:TrainConfig):
     "ValueError for a number out of its range."
-    least = dict(k=1, skip=0, refresh=1, log_steps=1, checkpoint_steps=0, workers=0, seed=0)
+    least = dict(k=1, skip=0, refresh=1, log_steps=1, checkpoint_steps=0, seed=0)
+    if config.workers is not None: least |= dict(workers=0)
     for name, lowest in least.items():
         value = getattr(config, name)
         if value < lowest: raise ValueError(f'{name} is {value}; it must be at least {lowest}')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ReIDEncoder', 'BNNeck']
 
-# %% ../nbs/37_encoder.ipynb #c14d0ed7
+# %% ../nbs/37_encoder.ipynb #b465c459
 import warnings
 
 import torch
@@ -13,17 +13,20 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from .images import normalise
-from .prompt_learner import PromptLearner
-from .towers import ImageFeatures, encode_embeddings, encode_tokens, fit_tower, text_tower, tower_features
+from .prompt_learner import PromptLearner, rows_of
+from .towers import ImageFeatures, encode_embeddings, encode_tokens, fit_tower, is_convolutional, text_tower
+from .towers import tower_features
 from .weights import _seeded, tokenizer_of
 
-# %% ../nbs/37_encoder.ipynb #b064fe35
+# %% ../nbs/37_encoder.ipynb #324dab2d
 class ReIDEncoder(nn.Module):
     "What a re-identification model computes: features of images, of prompts and of sentences."
     def __init__(self, clip:nn.Module, config:dict): # towers at the size they were trained; what `create` writes
         super().__init__()
         self.clip, self.config, self.has_text = clip, config, bool(config['model_cfg'])
         fit_tower(clip.visual, config['image_size'], config['stride'])
+        self.channels_last = is_convolutional(clip.visual)  # the order in memory that convolutions are fast in
+        if self.channels_last: clip.visual.to(memory_format=torch.channels_last)
         for name, p in clip.named_parameters(): p.requires_grad_(name.startswith('visual.'))
         _add_parts(self)
 
@@ -34,7 +37,7 @@ class ReIDEncoder(nn.Module):
 
     def normalise(self, images:Tensor)->Tensor:
         "uint8 images to what the encoder takes."
-        return normalise(images, **self.config['normalisation'])
+        return normalise(images, **self.config['normalisation'], channels_last=self.channels_last)
 
     def image_features(self, images:Tensor, cameras:Tensor|None=None)->ImageFeatures:
         "Features of images [B,3,H,W], uint8 or normalised; `cameras` [B] if the model was made with cameras."
@@ -51,14 +54,15 @@ class ReIDEncoder(nn.Module):
         if not self.num_ids: raise ValueError('this model has no classifiers; create it with num_ids')
         return self.neck_pooled(f.pooled), self.neck_projected(f.projected)
 
-    def text_features(self, labels:Tensor)->Tensor:
-        "Projected text features [B,D] of the learned prompts of `labels`."
+    def text_features(self, labels:Tensor, front=None)->Tensor: # `encode_front` of the prompts' prefix, if it is there
+        "Projected text features [B,D] of the learned prompts of `labels`; on a GPU NaN for a label that is not known."
         _need_prompts(self)
-        once, where = labels.unique(return_inverse=True)  # K images of an identity need its text but once
+        once, where = labels, None
+        if labels.is_cpu: once, where = labels.unique(return_inverse=True)  # K images of an identity need its text once
         _check_range('label', once, self.num_ids)
-        front = self.prompts.prefix
-        x = self.prompts(once)[:, len(front):]
-        return encode_embeddings(text_tower(self.clip), x, self.prompts.at.expand(len(once)), front)[where]
+        x, at = self.prompts(once)[:, len(self.prompts.prefix):], self.prompts.at.expand(len(once))
+        text = encode_embeddings(text_tower(self.clip), x, at, self.prompts.prefix if front is None else front)
+        return text if where is None else text[where]
 
     @torch.no_grad()
     def encode_captions(self, texts:list, block:int=256)->Tensor:
@@ -99,7 +103,7 @@ def _add_parts(
         tokenizer = tokenizer_of(config['clip'], text_tower(model.clip).context_length, config['model_cfg'])
         model.prompts = PromptLearner.for_clip(model.clip, tokenizer, config['num_ids'], config['seed'])
 
-# %% ../nbs/37_encoder.ipynb #4c000ff6
+# %% ../nbs/37_encoder.ipynb #dec1ec95
 def _new_cameras(visual, config:dict)->nn.Parameter:
     "Camera vectors, shape [cameras,W]; ValueError for a tower that cannot take them."
     if not isinstance(visual, VisionTransformer):
@@ -117,16 +121,16 @@ def _camera_vectors(
     if not count: return None
     if cameras is None: return weight*model.camera.mean(0).expand(n, -1)
     _check_range('camera', cameras, count)
-    return weight*model.camera[cameras]
+    return weight*rows_of(model.camera, cameras)
 
-# %% ../nbs/37_encoder.ipynb #cb172efa
+# %% ../nbs/37_encoder.ipynb #7ae8b4ae
 def _check_range(
     what:str, # they are, named in messages
     numbers:Tensor,
     count:int, # of those that the model knows
 ):
-    "ValueError for a label or camera that the model does not have; -1 would be the last one without a sign."
-    if not numbers.numel(): return
+    "ValueError for a label or camera that the model does not have; on a GPU nobody looks, see `rows_of`."
+    if not numbers.is_cpu or not numbers.numel(): return
     for met in (int(numbers.min()), int(numbers.max())):
         if not 0 <= met < count: raise ValueError(f'{what} {met} was met, the model has {what}s 0 to {count - 1}')
 

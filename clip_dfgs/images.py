@@ -213,32 +213,47 @@ def _as_is(batch):
     "The data set returns whole batches; there is nothing to collate."
     return batch
 
-# %% ../nbs/14_images.ipynb #383d9a25
+# %% ../nbs/14_images.ipynb #571035c4
 def make_loader(
     dataset:ImageDataset,
     batch_sampler=None, # yields lists of indices; None: all images in order
     batch:int=64, # images a batch when there is no sampler
     workers:int=0, # processes that augment; they stay alive between epochs
+    pin:bool=None, # deliver in locked memory, from where a GPU copies while the CPU goes on; None: where there is a GPU
 )->DataLoader: # of (uint8 [B,3,H,W], labels [B], cameras [B], indices [B])
     "A loader whose batches do not depend on the number of workers."
     n = len(dataset)
     if batch_sampler is None: batch_sampler = [list(range(i, min(i + batch, n))) for i in range(0, n, batch)]
     return DataLoader(dataset, batch_sampler=batch_sampler, collate_fn=_as_is, num_workers=workers,
-                      persistent_workers=workers > 0, pin_memory=torch.cuda.is_available())
+                      persistent_workers=workers > 0, pin_memory=torch.cuda.is_available() if pin is None else pin)
 
-# %% ../nbs/14_images.ipynb #8d4e1ec5
+# %% ../nbs/14_images.ipynb #f401dab4
+def _in_bytes(
+    values, # of pixels in [0,1], one number or three
+    device, # where they are needed
+)->torch.Tensor: # float32 [3,1,1], of pixels in 0..255
+    "Constants of three channels. A GPU keeps them: a copy from a list would make the CPU wait at every batch."
+    if torch.device(device).type != 'cpu': return _kept_on(device, tuple(np.ravel(values).tolist()))
+    return 255*torch.as_tensor(values, dtype=torch.float32).expand(3)[:, None, None]
+
+@lru_cache(16)
+def _kept_on(device, values:tuple)->torch.Tensor: # float32 [3,1,1]
+    "As `_in_bytes`, computed on the CPU and kept on the device."
+    with torch.inference_mode(False): return _in_bytes(list(values), 'cpu').contiguous().to(device)
+
+# %% ../nbs/14_images.ipynb #f14351c2
 def normalise(
     images:torch.Tensor, # uint8 [B,3,H,W]
     mean=(0.5, 0.5, 0.5), # of pixels in [0,1], one number or three; None: of the image itself
     std=(0.5, 0.5, 0.5), # the same
+    channels_last:bool=False, # the order in memory that convolutions are fast in
 )->torch.Tensor: # float32 [B,3,H,W]
     "Bytes to float32 with the given mean and standard deviation, on the device of `images`."
-    x = images.to(torch.float32, memory_format=torch.contiguous_format)
+    x = images.to(torch.float32, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     if mean is None:
         variance = x.var((2, 3), keepdim=True, unbiased=False)
         return (x - x.mean((2, 3), keepdim=True))/(variance + 1e-5*255**2).sqrt()
-    centre, width = (255*torch.as_tensor(v, dtype=torch.float32, device=x.device).expand(3)[:, None, None]
-                     for v in (mean, std))
+    centre, width = (_in_bytes(v, x.device) for v in (mean, std))
     return x.sub_(centre).div_(width)  # in place: fresh memory costs more than the arithmetic
 
 # %% ../nbs/14_images.ipynb #5dfa8b65

@@ -5,23 +5,26 @@
 # %% auto #0
 __all__ = ['image_losses', 'prompt_losses', 'stage_groups', 'Step', 'training_step']
 
-# %% ../nbs/58_step.ipynb #95aaddaa
+# %% ../nbs/58_step.ipynb #5eae8eaf
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .checkpoints import TrainError, last_good, unpack_optimiser
 from .config import STAGES, Stage, TrainConfig
+from .encoder import _check_range
 from .features import attending, computing
-from .losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
+from .losses import _same_identity, batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
 from .models import ReIDModel, text_tower
 from .run import Run, write_csv
 from .samplers import evaluating
+from .towers import encode_front
 
 # %% ../nbs/58_step.ipynb #bef2533a
 def image_losses(
@@ -125,20 +128,25 @@ def _group(stage:Stage, bias:bool, wide:bool, lr:float, params:list)->dict:
     return dict(params=params, base=lr*(stage.bias_factor if bias else 1), lr=0.,
                 weight_decay=stage.weight_decay if wide or not stage.decoupled else 0.)
 
-# %% ../nbs/58_step.ipynb #b1c22895
+# %% ../nbs/58_step.ipynb #f403e79d
 class _Trainee(nn.Module):
     "The model with one `forward`, which is what a data-parallel wrapper needs."
     def __init__(self, model:ReIDModel, config:TrainConfig):
         super().__init__()
-        self.model = model
+        self.model, self.front = model, None
         if config.recompute: _recompute(model)
         if config.compile: self.compile()
 
     def forward(self, images=None, cameras=None, labels=None):
-        if labels is not None: return self.model.text_features(labels)
+        if labels is not None: return self.model.text_features(labels, self.front)
         features = self.model.image_features(images, cameras)
         classified = self.model.neck_pooled.classifier.weight.requires_grad
         return features, self.model.heads(features) if classified else None
+
+    @torch.no_grad()
+    def keep_front(self, accelerator:Accelerator):
+        "Compute the frozen beginning of all prompts once, in the precision that it is used in."
+        with computing(accelerator): self.front = encode_front(text_tower(self.model.clip), self.model.prompts.prefix)
 
 def _recompute(model:ReIDModel):
     "Keep no activations inside the towers' blocks; ValueError for a tower that has no such switch."
@@ -149,7 +157,7 @@ def _recompute(model:ReIDModel):
         else: raise ValueError(f'{model.config["clip"]}: its {type(tower).__name__} cannot recompute activations; '
                                'leave `recompute` out')
 
-# %% ../nbs/58_step.ipynb #930be378
+# %% ../nbs/58_step.ipynb #4d77bd9f
 def _prepared(
     run:Run,
     name:str, # of the stage
@@ -161,8 +169,10 @@ def _prepared(
     optimiser = make(stage_groups(run.model, name, stage), lr=0., fused=True)
     unpack_optimiser(optimiser, at['tensors'])
     unread = not stage.id_weight                                               # with L_id every parameter is read
-    a.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unread)
-    net, optimiser = a.prepare(_Trainee(run.model, run.config), optimiser)
+    a.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unread, gradient_as_bucket_view=True)
+    trainee = _Trainee(run.model, run.config)
+    if name == 'prompts': trainee.keep_front(a)
+    net, optimiser = a.prepare(trainee, optimiser)
     if at['scaler']: a.scaler.load_state_dict(at['scaler'])
     run.model.train()
     return net, optimiser
@@ -216,7 +226,7 @@ class Step:
     features:torch.Tensor=None # projected features of the batch, shape [B, D]; None in `prompts`
     labels:torch.Tensor=None  # of its images, shape [B]; None in `prompts`
 
-# %% ../nbs/58_step.ipynb #d3fdf7b3
+# %% ../nbs/58_step.ipynb #8e3142e2
 def training_step(
     run:Run, # what is trained
     name:str, # of the stage
@@ -229,20 +239,22 @@ def training_step(
 )->tuple: # loss, its parts, (features, labels) to watch
     "Forward, backward, optimiser; TrainError where the loss is not a number."
     a, stage = run.accelerator, getattr(run.config, name)
+    _check_batch(run, name, batch)
     _seed_step(run, name, step)
     if stage.norm == 'frozen': _keep_norm(run.model)        # each time: others may call `.train()`
     with attending(a):                                                        # the net autocasts by itself; what it
         parts, watch = losses(net, [t.to(a.device, non_blocking=True) for t in batch]) # returns and losses are float32
         loss = sum(parts.values())
-        _guard(run, name, step, loss, rows)
+        arrived = _sent_to_cpu(_every_loss(run, loss))
         optimiser.zero_grad()
         a.backward(loss)
+    _guard(run, name, step, arrived(), rows)
     if stage.clip_norm:
         a.clip_grad_norm_([p for group in optimiser.param_groups for p in group['params']], stage.clip_norm)
     optimiser.step()
     return loss, parts, watch
 
-# %% ../nbs/58_step.ipynb #cb73fa6d
+# %% ../nbs/58_step.ipynb #afae7f09
 def _seed_step(run:Run, name:str, step:int):
     "Set torch's global streams, of the CPU and of the run's device, for one step."
     place = [run.config.seed, STAGES.index(name), step, run.accelerator.process_index]
@@ -251,26 +263,62 @@ def _seed_step(run:Run, name:str, step:int):
     device = run.accelerator.device.type
     if device != 'cpu': getattr(torch, device).manual_seed(seed)               # the device of this process alone
 
+def _check_batch(
+    run:Run,
+    name:str, # of the stage
+    batch:list, # of an image stage, before it goes to the device
+):
+    "ValueError for a batch that losses or model could not take; on a GPU they do not look."
+    if name == 'prompts': return
+    _, labels, cameras, *_ = batch
+    if getattr(run.config, name).triplet_weight: _same_identity(labels)
+    if run.config.cameras: _check_range('camera', cameras, run.model.config['cameras'])
+
+# %% ../nbs/58_step.ipynb #0ff3f9ce
+def _every_loss(
+    run:Run,
+    loss, # scalar
+)->torch.Tensor: # shape [processes + 1], on the device
+    "The losses of all processes, and how much fp16 scales them (1 in other precisions)."
+    a, own = run.accelerator, loss.detach().reshape(1)
+    everywhere = own if a.num_processes == 1 else a.gather(own)
+    one = torch.ones_like(own)
+    return torch.cat([everywhere, a.scaler.scale(one) if a.scaler else one])
+
+def _sent_to_cpu(
+    values:torch.Tensor, # on any device
+): # function () -> a list of numbers
+    "Begin to copy values to the CPU; what comes back waits for that copy and for nothing that was begun later."
+    if values.device.type != 'cuda': return values.tolist
+    here = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    here.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+    def arrived():
+        copied.synchronize()
+        return here.tolist()
+    return arrived
+
+# %% ../nbs/58_step.ipynb #01622f04
 def _guard(
     run:Run,
     name:str, # of the stage
     step:int,
-    loss, # scalar
+    arrived:list, # of `_every_loss`
     rows:list, # of the batch
 ):
     "Stop all processes at a loss that is not a number, and say where; the batch's images go to `bad_batch.csv`."
-    a, place = run.accelerator, f'{name}, step {step}'
-    if a.scaler and a.scaler.get_scale() < 1:
-        raise TrainError(f'{place}: the gradients overflow whatever the loss scale (now {a.scaler.get_scale():.1e}), '
+    place, (*losses, scale) = f'{name}, step {step}', arrived
+    if scale < 1:
+        raise TrainError(f'{place}: the gradients overflow whatever the loss scale (now {scale:.1e}), '
                          f'nothing is learned any more; {last_good(run)}; use precision bf16 or no')
-    lost = (~torch.isfinite(loss.detach())).reshape(1)
-    everywhere = lost if a.num_processes == 1 else a.gather(lost)
-    if not everywhere.any(): return
-    if not lost:
-        other = int(everywhere.nonzero()[0])
-        raise TrainError(f'{place}: the loss of process {other} is not a number, it says more; {last_good(run)}')
+    lost = [process for process, loss in enumerate(losses) if not np.isfinite(loss)]
+    if not lost: return
+    own = run.accelerator.process_index
+    if own not in lost:
+        raise TrainError(f'{place}: the loss of process {lost[0]} is not a number, it says more; {last_good(run)}')
     file = run.out/'bad_batch.csv'
     write_csv(run.records.iloc[list(rows)], file)
     first = run.records['path'].iloc[rows[0]]
-    raise TrainError(f'{place}: the loss is {loss.item()}; batch of {len(rows)} images, first {first}, all in {file}; '
+    raise TrainError(f'{place}: the loss is {losses[own]}; batch of {len(rows)} images, first {first}, all in {file}; '
                      f'{last_good(run)}; try a lower learning rate')

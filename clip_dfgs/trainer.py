@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fit', 'make_sampler', 'one_step', 'new_model']
 
-# %% ../nbs/54_trainer.ipynb #01525a01
+# %% ../nbs/54_trainer.ipynb #585b6a3a
 import hashlib
 import json
 import os
@@ -25,6 +25,7 @@ from .features import _check_not_merged, _processes, accelerator_for, embed_imag
 from .graph import nearest_identities
 from .images import ImageDataset, ImageError, cached_images, make_loader
 from .models import ReIDModel
+from .on_device import FeatureDataset, workers_for
 from .prompt_learner import all_text_features
 from .records import check_records, is_pooled, pool
 from .run import Log, Run, check_folder, keep_records, open_folder, read_history, write_csv
@@ -55,7 +56,7 @@ def _own_random_stream(accelerator:Accelerator): # a context
     gpu = [accelerator.device] if accelerator.device.type == 'cuda' else []
     return torch.random.fork_rng(devices=gpu)
 
-# %% ../nbs/54_trainer.ipynb #7f03f56c
+# %% ../nbs/54_trainer.ipynb #0a0c04f8
 def _adapt(run:Run):
     "Stage 0: the image encoder learns the look of the sources, by PK batches."
     sampler = make_sampler('pk', run, run.config.adapt)
@@ -66,7 +67,7 @@ def _learn_prompts(run:Run):
     "Stage 1: four words per identity that say what its images show; both encoders are frozen."
     if resume_point(run, 'prompts') is None: return
     features = embed_together(run.model, run.pixels, run.accelerator, part='projected', progress='image features')
-    data = _FeatureData(features, run.records['label'])
+    data = FeatureDataset(features, run.records['label'], run.accelerator.device)
     def plan(epoch, kept): return _shuffled(run, len(data), epoch), {}
     _loop(run, 'prompts', data, plan, _prompt_losses_of(run))
 
@@ -84,7 +85,7 @@ def _finetune(run:Run):
         return _batches(sampler, epoch), kept
     _loop(run, 'finetune', _image_data(run), plan, _image_losses_of(run, 'finetune', text))
 
-# %% ../nbs/54_trainer.ipynb #658c4499
+# %% ../nbs/54_trainer.ipynb #bddc1dc0
 def _loop(
     run:Run, # what is trained
     name:str, # of the stage
@@ -99,6 +100,7 @@ def _loop(
     run.restored = None                                                        # used up: its memory can go
     net, optimiser = _prepared(run, name, at)
     step, epoch, position, restored, steps = at['step'], at['epoch'], at['position'], at['kept'], stage.steps
+    load = _loader(run, data)
     with closing(Log(run, name, step)) as log:
         while not steps or step < steps:
             _agree(run)
@@ -106,7 +108,7 @@ def _loop(
             data.set_epoch(epoch)
             restored, steps = {}, steps or stage.epochs*len(batches)
             left = batches[position:]
-            for rows, batch in zip(left, _loaded(data, left, config.workers)):
+            for rows, batch in zip(left, load(left)):
                 if step >= steps: break
                 share = rate(stage, step, steps)
                 for group in optimiser.param_groups: group['lr'] = group['base']*share
@@ -201,17 +203,10 @@ def _describe_epoch(run:Run, sampler, epoch:int):
     rows = [(number, row) for number, rows in enumerate(batches) for row in rows]
     write_csv(pd.DataFrame(rows, columns=['batch', 'row']), run.out/'epoch.csv', index=False)
 
-# %% ../nbs/54_trainer.ipynb #fe29a698
+# %% ../nbs/54_trainer.ipynb #b563e39f
 def _image_data(run:Run)->ImageDataset:
     "The training images, augmented."
     return ImageDataset(run.pixels, *_labels(run.records), run.config.augment, run.config.seed)
-
-class _FeatureData:
-    "Cached features with their labels, in the shape of a dataset."
-    def __init__(self, features, labels): self.features, self.labels = features, torch.as_tensor(np.array(labels))
-    def set_epoch(self, epoch): pass
-    def __len__(self): return len(self.labels)
-    def __getitems__(self, rows): return self.features[rows], self.labels[rows]
 
 def _shuffled(run:Run, n:int, epoch:int)->list: # of lists of rows
     "All rows in random batches of one size (the rest of a last one is dropped), this process's share."
@@ -221,9 +216,20 @@ def _shuffled(run:Run, n:int, epoch:int)->list: # of lists of rows
     if len(batches) < a.num_processes: return batches
     return batches[a.process_index:len(batches)//a.num_processes*a.num_processes:a.num_processes]
 
-def _loaded(data, batches:list, workers:int): # yields batches
-    "Batches from the loader; what goes wrong in its workers in one line."
-    try: yield from make_loader(data, batches, workers=workers)
+# %% ../nbs/54_trainer.ipynb #9da6eb33
+def _loader(run:Run, data): # function of (batches, lists of rows), which yields them loaded
+    "What loads a stage's batches, epoch after epoch."
+    if isinstance(data, FeatureDataset): return lambda batches: map(data.__getitems__, batches)
+    device, batches = run.accelerator.device, []
+    loader = make_loader(data, batches, workers=workers_for(device, run.config.workers), pin=device.type == 'cuda')
+    def load(rows):
+        batches[:] = rows
+        return _loaded(loader)
+    return load
+
+def _loaded(loader): # yields batches
+    "Batches from a loader; what goes wrong in its workers in one line."
+    try: yield from loader
     except ImageError as e:
         last = str(e).strip().splitlines()[-1]
         raise ImageError(last.removeprefix(f'{ImageError.__module__}.ImageError: ')) from None
@@ -232,7 +238,7 @@ def _loaded(data, batches:list, workers:int): # yields batches
         raise TrainError(f'a process that loads images ended ({str(e).splitlines()[0]}); '
                          'go on with --resume and fewer workers') from None
 
-# %% ../nbs/54_trainer.ipynb #1eaceafa
+# %% ../nbs/54_trainer.ipynb #73ba579a
 def one_step(
     run:Run, # with a model, rows, an accelerator, and images
     name:str, # adapt, prompts or finetune
@@ -245,7 +251,8 @@ def one_step(
     text = None
     if name == 'prompts':
         features = embed_images(run.model, pixels, part='projected', accelerator=run.accelerator)
-        batch, losses = _FeatureData(features, records['label'].iloc[rows]), _prompt_losses_of(run)
+        batch = FeatureDataset(features, records['label'].iloc[rows], run.accelerator.device)
+        losses = _prompt_losses_of(run)
     else:
         batch = ImageDataset(pixels, *_labels(records.iloc[rows]), run.config.augment, run.config.seed)
         if name == 'finetune' and (run.config.prompts or run.config.init) and run.model.has_text:
@@ -255,7 +262,7 @@ def one_step(
     net, optimiser = _prepared(run, name, dict(tensors={}, scaler=None))
     return lambda: training_step(run, name, 0, net, optimiser, losses, rows, batch)[0]
 
-# %% ../nbs/54_trainer.ipynb #8ef8a6dd
+# %% ../nbs/54_trainer.ipynb #9422f66a
 def _begin(
     records, # as in `fit`
     config:TrainConfig, # as in `fit`
@@ -279,8 +286,8 @@ def _begin(
     return run
 
 def _has_convolutions(model:ReIDModel)->bool:
-    "Whether the image tower is made of convolutions; a ViT has one, of its patches."
-    return sum(isinstance(module, torch.nn.Conv2d) for module in model.clip.visual.modules()) > 1
+    "Whether the image tower is made of convolutions."
+    return model.channels_last
 
 def _training_rows(records)->pd.DataFrame: # with `label` and `camera`
     "Pooled rows as they are, of record tables their train rows."

@@ -20,7 +20,7 @@ from clip_dfgs.checkpoints import TrainError, checkpoints
 from clip_dfgs.config import TrainConfig
 from clip_dfgs.datasets import load_dataset
 from clip_dfgs.features import evaluate_records, results_table
-from clip_dfgs.images import Augment, ImageError
+from clip_dfgs.images import Augment, ImageError, make_loader
 from clip_dfgs.models import ReIDModel
 from clip_dfgs.pedestrians import make_domain
 from clip_dfgs.run import read_history
@@ -348,7 +348,7 @@ def test_a_worker_that_dies():
         def __len__(self): return 2
         def __getitems__(self, rows): os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(TrainError, match='a process that loads images ended'):
-        list(trainer._loaded(Dying(), [[0, 1]], workers=1))
+        list(trainer._loaded(make_loader(Dying(), [[0, 1]], workers=1)))
 
 
 # Several processes

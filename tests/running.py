@@ -64,7 +64,8 @@ def job(world, out, c, resume=False, err=None, env={}, largest=None, test=False,
     try:
         run = fit(rows_of(world), c, out, resume=resume, on_step=spoil)
         if test:
-            save_file(run.model.state_dict(), out.with_name(f'{out.name}.{rank}.safetensors'))
+            state = {k: v.contiguous() for k, v in run.model.state_dict().items()}
+            save_file(state, out.with_name(f'{out.name}.{rank}.safetensors'))
             results = run.evaluate(load_dataset('market1501', world), ranks=(1, 5))
             results_table(results).to_csv(out.with_name(f'{out.name}.{rank}.csv'))
     except (ValueError, TrainError) as e:

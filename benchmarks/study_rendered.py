@@ -38,13 +38,14 @@ from clip_dfgs.datasets import load_dataset
 from clip_dfgs.files import write_text
 from clip_dfgs.pedestrians import make_domain
 from clip_dfgs.records import pool
-from clip_dfgs.studies import Study, compare_variants
+from clip_dfgs.studies import Study, compare_variants, t_interval
 
 BED = Path(__file__).parent.parent/'nbs'/'guides'/'test_bed.json'
-GRID = dict(identities=(160, 80), adapt=(60, 120), lr=(1e-4, 2e-4, 4e-4), steps=(400, 600, 900)) # of the calibration
+GRID = dict(identities=(80, 160), adapt=(60, 120), lr=(2e-4, 4e-4), steps=(400, 600, 900)) # of the calibration
 CALIBRATION = 90                          # seed of its world
 SEEDS = dict(samplers=range(6), tables=range(3), confirm=range(20, 26), norm=range(40, 43))
 STUDY = dict(tables='samplers')           # parts that share worlds and starts
+SHARED = {'PK', 'DFGS image fair'}        # variants that are in the tables of both
 STEP_SECONDS = .235                       # a step of 64 images on two cores, benchmarks/train_step.py
 TINY_BED = dict(identities=12, adapt=2, lr=1e-4, steps=4)
 
@@ -416,23 +417,31 @@ def thinned(history, parts=20):
 
 
 def save_studies(out, work):
-    "A small table a study: ranks, and what training said on the way."
-    files = dict(samplers=[*main_variants(TrainConfig()), *order_variants(TrainConfig())],
-                 parameters=['PK', 'DFGS image fair', *grid_variants(TrainConfig())],
-                 ablation=['PK', 'DFGS image fair', *ablation_variants(TrainConfig())])
-    studies = dict.fromkeys(files, 'samplers') | dict(confirmation='confirm', norm='norm')
-    for name, folder in studies.items():
+    "A small table a study, and one of what training said on the way."
+    usual, histories = TrainConfig(), []
+    some = dict(samplers=[*main_variants(usual), *order_variants(usual)],
+                parameters=[*SHARED, *grid_variants(usual)],
+                ablation=[*SHARED, *ablation_variants(usual)])
+    for folder in ('samplers', 'confirm', 'norm'):
         if not (Path(work)/folder/'study.json').exists(): continue
         study = Study.load(Path(work)/folder)
-        table, history = study.table, study.history
-        if name in files:
-            if name != 'samplers' and not {*files[name][2:]} & {*table['variant']}: continue
-            table = table[table['variant'].isin(['start', *files[name]])]
-            if len(history): history = history[history['variant'].isin(files[name])]
-        if name == 'parameters': table = table.replace({'variant': {'DFGS image fair': 'k=10 m=0'}})
-        write_text(table.round(5).to_csv(index=False), out/f'study_{name}.csv')
-        if name in ('samplers', 'confirmation') and len(history):
-            write_text(thinned(history).to_csv(index=False), out/f'study_{name}_history.csv')
+        histories.append(thinned(study.history).assign(study=folder))
+        for name, variants in some.items() if folder == 'samplers' else [(folder, study.table['variant'].unique())]:
+            own = {*variants} - SHARED if name in ('parameters', 'ablation') else {*variants}
+            if not own & {*study.table['variant']}: continue
+            table = study.table[study.table['variant'].isin(['start', *variants])]
+            if name == 'parameters': table = table.replace({'variant': {'DFGS image fair': 'k=10 m=0'}})
+            write_text(table.round(5).to_csv(index=False), out/f'study_{name}.csv')
+    if histories: write_text(pd.concat(histories).to_csv(index=False), out/'study_history.csv')
+
+
+def told(where, name, to, scores):
+    "One paired difference in words, from a table with a row a seed and a column a variant, in points."
+    gain = (scores[name] - scores[to]).dropna()
+    low, high = t_interval(gain)
+    verdict = 'more' if low > 0 else 'less' if high < 0 else 'no difference is shown'
+    ends = f'{low:+.2f} to {high:+.2f}, {len(gain)} seeds'
+    return f'- {where}: {name} − {to}: {gain.mean():+.2f} points ({ends}): {verdict}'
 
 
 def arguments(given):

@@ -23,7 +23,7 @@ from .features import evaluate_records
 from .files import choose, write_text
 from .trainer import fit
 
-# %% ../nbs/57_studies.ipynb #7db6ddc4
+# %% ../nbs/57_studies.ipynb #b4db18c8
 COLUMNS = ('seed', 'variant', 'step', 'domain', 'mAP', 'R1', 'mINP', 'queries')
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Study:
     "What a study has found so far."
     out:Path # its folder
     table:pd.DataFrame # a row a seed, variant, step and domain; mAP, R1 and mINP between 0 and 1
-    queries:pd.DataFrame # a row a query: seed, variant, step, domain, identity and average precision
-    history:pd.DataFrame # what training said on the way: seed, variant, step, loss, violated, spread, ...
+    queries:pd.DataFrame=None # a row a query: seed, variant, step, domain, identity and average precision
+    history:pd.DataFrame=None # what training said on the way: seed, variant, step, loss, violated, spread, ...
 
     @classmethod
     def load(
@@ -50,8 +50,8 @@ class Study:
     )->'Study':
         "The same study on some of its domains; ValueError where one is not there."
         for name in domains: choose('domain', name, self.table['domain'].unique())
-        table, queries = (part[part['domain'].isin(domains)] for part in (self.table, self.queries))
-        return replace(self, table=table, queries=queries)
+        def part(rows): return None if rows is None else rows[rows['domain'].isin(domains)]
+        return replace(self, table=part(self.table), queries=part(self.queries))
 
     def last(self)->pd.DataFrame: # a row a seed, a column a variant, mean over domains, in points
         "mAP of each variant at its last step; a seed that has not come so far is left out."
@@ -80,6 +80,7 @@ class Study:
 
     def _resampled(self, variant, to, resamples):
         "Mean difference over seeds for identities drawn anew within each seed and domain, in points."
+        if self.queries is None: return np.empty(0)
         rng, total, seeds = np.random.default_rng(0), np.zeros(resamples), 0
         steps = self.table.groupby('variant')['step'].max()
         for seed, part in self.queries.groupby('seed'):

@@ -28,6 +28,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -103,6 +104,7 @@ def render(work, seed, size, name):
     make_domain(folder, domain_seed, people, size.cameras, test_share=share, workers=1, progress=False)
 
 
+@lru_cache(2)
 def read_world(work, seed, size, identities):
     "Pooled training rows of the first identities of each source; unseen domains and held-out identities to rank."
     folder = world_folder(work, seed, size)
@@ -125,7 +127,8 @@ def _apart(sources):
 
 def config_of(bed, work, tiny):
     "The small recipe at the bed's length."
-    config = TrainConfig(sampler='pk', cache=str(Path(work)/'cache'), precision='no', log_steps=1 if tiny else 4)
+    options = dict(cache=str(Path(work)/'cache'), precision='no', workers=0, log_steps=1 if tiny else 4)
+    config = TrainConfig(sampler='pk', **options)
     adapt, finetune = replace(config.adapt, steps=bed['adapt']), replace(config.finetune, steps=bed['steps'])
     config = replace(config, adapt=adapt, finetune=replace(finetune, lr=bed['lr']))
     return in_small(config) if tiny else config

@@ -1,0 +1,79 @@
+"What the studies' script hands out when, and that sentences with numbers are those of the tables."
+import re
+import sys
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import ttest_rel
+
+root = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(root/'benchmarks'))
+import study_rendered as script  # noqa: E402
+
+SENTENCE = re.compile(r'- ([a-z -]+): (.+?) − (.+?): ([+-][\d.]+) points '
+                      r'\(([+-][\d.]+) to ([+-][\d.]+), (\d+) seeds\): (more|less|no difference is shown)')
+
+
+def test_a_difference_in_words_is_a_paired_t_test():
+    rng = np.random.default_rng(0)
+    scores = pd.DataFrame(dict(A=rng.normal(30, 2, 6), B=rng.normal(32, 2, 6)))
+    test = ttest_rel(scores['B'], scores['A']).confidence_interval(.95)
+    line = script.told('unseen', 'B', 'A', scores)
+    _, b, a, mean, low, high, n, said = SENTENCE.fullmatch(line).groups()
+    assert (b, a, int(n)) == ('B', 'A', 6)
+    assert float(mean) == pytest.approx((scores['B'] - scores['A']).mean(), abs=.006)
+    assert (float(low), float(high)) == pytest.approx((test.low, test.high), abs=.006)
+    assert said == ('more' if test.low > 0 else 'no difference is shown')
+    assert script.told('x', 'A', 'B', scores + np.array([100, 0])).endswith(': more')
+    assert script.told('x', 'B', 'A', scores + np.array([100, 0])).endswith(': less')
+
+
+def test_work_is_taken_in_order_when_it_can_be_done():
+    first, second = script.Unit('start', ('x', 0)), script.Unit('start', ('y', 0))
+    after = script.Unit('variant', ('x', 0, 'PK'), frozenset([('start', ('x', 0))]))
+    board = script.Board([first, after, second], minutes=1)
+    assert [board.take(), board.take(), board.take()] == [first, second, None]     # `after` waits for `first`
+    board.note(second, 1., 'an error')
+    assert board.take() is None
+    board.note(first, 1., None)
+    assert board.take() == after and board.failed == [(second, 'an error')]
+
+
+def test_no_work_is_taken_that_would_not_end_in_time():
+    slow, other = script.Unit('variant', ('x', 0, 'A')), script.Unit('variant', ('x', 0, 'B'))
+    board = script.Board([slow, other], minutes=1)
+    board.note(board.take(), 61., None)
+    assert board.take() is None and board.left == [other]
+
+
+def test_longer_runs_are_left_out_once_a_shorter_one_is_chosen():
+    chosen = []
+    units = [script.Unit('variant', ('x', 0, name), unless=lambda: bool(chosen)) for name in 'AB']
+    board = script.Board(units, minutes=1)
+    assert board.take().what[2] == 'A'
+    chosen.append('A')
+    assert board.take() is None and not board.left
+
+
+def test_calibration_studies_and_confirmation_have_seeds_and_domains_of_their_own():
+    seeds = dict(bed=[script.CALIBRATION], samplers=script.SEEDS['samplers'], confirm=script.SEEDS['confirm'],
+                 norm=script.SEEDS['norm'])
+    assert {*script.SEEDS['tables']} <= {*seeds['samplers']}
+    for a, b in combinations(seeds.values(), 2): assert not {*a} & {*b}
+    worlds = [script.domains(seed, script.Size()) for part in seeds.values() for seed in part]
+    every = [number for world in worlds for _, number, *_ in world]
+    assert len(every) == len({*every})
+
+
+def test_the_rule_takes_the_shortest_setting_that_fulfils():
+    def row(identities, steps, lr, fulfils):
+        return dict(identities=identities, adapt=60, lr=lr, steps=steps, fulfils=fulfils,
+                    first=.6, last=.1, seconds=99.)
+    tried = [row(80, 400, 1e-4, False), row(80, 600, 2e-4, True), row(160, 600, 4e-4, True), row(160, 600, 2e-4, True),
+             row(160, 900, 1e-4, True)]
+    chosen = script.choice(pd.DataFrame(tried))
+    assert (chosen['identities'], chosen['steps'], chosen['lr']) == (160, 600, 2e-4)
+    assert script.choice(pd.DataFrame(tried[:1])) is None and script.choice(pd.DataFrame()) is None

@@ -194,7 +194,7 @@ def config_of(plan, job, form=None):
     base = TrainConfig(
         **tower | ({} if eyes else dict(pretrained=str(imagenet_file()))), k=10, prompts=None, augment=augment,
         image_size=(256, 128) if job.phase == 'two' and not plan.tiny else (128, 64),
-        precision='no', log_steps=20, cache=str(plan.out/'cache'), seed=job.seed)
+        precision='no', workers=0, log_steps=20, cache=str(plan.out/'cache'), seed=job.seed)
     seen = dict(batch=batch, triplet_on=('pooled', 'projected') if eyes else ('pooled',))
     if form is None:
         words = replace(WORDS, steps=2 if plan.tiny else WORDS.steps) if eyes else None

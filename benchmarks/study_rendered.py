@@ -1,20 +1,21 @@
 """The studies on rendered people: is the bed fit, which sampler helps, when, and do the settings matter.
 
     python benchmarks/study_rendered.py bed --out found                       # calibrate: PK alone
-    python benchmarks/study_rendered.py samplers tables confirm --out found   # the studies, from the bed's settings
+    python benchmarks/study_rendered.py samplers orders confirm tables norm --out found   # from its settings
     python benchmarks/study_rendered.py samplers --seeds 3 --only 'DFGS image fair' --out again   # one row again
     python benchmarks/study_rendered.py samplers --tiny --out /tmp/tiny       # the same code in a minute
 
 Parts, each with worlds and seeds of its own:
 bed       PK on one calibration world: fewest steps first, until a setting starts with half of PK's anchors violated
           and ends with less than a fifth. The choice is written to test_bed.json, all that was tried to test_bed.csv.
-samplers  PK, GS and DFGS by image, text and both, in three orders, hardest pair and soft: seeds 0 to 5.
-tables    ablation, and k x m: seeds 0 to 2 of the same worlds and starts; nothing is chosen by them.
+samplers  PK, GS and DFGS by image, text and both graphs, hardest pair and soft: seeds 0 to 5.
+orders    the graphs in the paper's and the published order: seeds 0 to 2 of the same worlds and starts.
+tables    ablation, and k x m: the same; nothing is chosen by them.
 confirm   shares of random batches, fixed and adaptive: seeds 20 to 25.
 norm      a convolution tower trained from nothing, its batch norm live or frozen: seeds 40 to 42.
 
-Work is cut into units (render a domain, train a start, train a variant), which processes take in the order of their
-weight: whatever is done when the time is over is the same study, smaller. A call that is repeated goes on. The small
+Work is cut into units (render a domain, train a start, train a variant), which processes take part by part, seed by
+seed: whatever is done when the time is over is the same study, smaller. A call that is repeated goes on. The small
 tables go to --out, the run folders to --work.
 """
 import argparse
@@ -44,8 +45,8 @@ from clip_dfgs.studies import Study, compare_variants, t_interval
 BED = Path(__file__).parent.parent/'nbs'/'guides'/'test_bed.json'
 GRID = dict(identities=(80, 160), adapt=(60, 120), lr=(2e-4, 4e-4), steps=(400, 600, 900)) # of the calibration
 CALIBRATION = 90                          # seed of its world
-SEEDS = dict(samplers=range(6), tables=range(3), confirm=range(20, 26), norm=range(40, 43))
-STUDY = dict(tables='samplers')           # parts that share worlds and starts
+SEEDS = dict(samplers=range(6), orders=range(3), tables=range(3), confirm=range(20, 26), norm=range(40, 43))
+STUDY = dict(orders='samplers', tables='samplers') # parts that share worlds and starts
 SHARED = {'PK', 'DFGS image fair'}        # variants that are in the tables of both
 STEP_SECONDS = .235                       # a step of 64 images on two cores, benchmarks/train_step.py
 TINY_BED = dict(identities=12, adapt=2, lr=1e-4, steps=4)
@@ -211,7 +212,7 @@ def plan_of(name, bed, work, tiny=False):
 
 
 def all_variants(config):
-    "Of the parts samplers and tables, which have worlds and starts in common."
+    "Of the parts samplers, orders and tables, which have worlds and starts in common."
     return main_variants(config) | order_variants(config) | ablation_variants(config) | grid_variants(config)
 
 
@@ -232,7 +233,7 @@ def bed_plans(work, tiny=False):
 # -- the work
 
 def units_of(parts, bed, work, tiny, seeds, only):
-    "All units, the weightiest first."
+    "All units in the order of the parts."
     if parts == ['bed']: return list(bed_units(work, tiny))
     units = []
     for part in parts:
@@ -245,7 +246,7 @@ def units_of(parts, bed, work, tiny, seeds, only):
 
 def groups_of(part, config):
     "The variants of a part; a group is done for all seeds before the next one begins."
-    groups = dict(samplers=(main_variants, order_variants), tables=(ablation_variants, grid_variants),
+    groups = dict(samplers=(main_variants,), orders=(order_variants,), tables=(ablation_variants, grid_variants),
                   confirm=(share_variants,), norm=(norm_variants,))
     return [make(config) for make in groups[part]]
 
@@ -450,7 +451,7 @@ def told(where, name, to, scores):
 def arguments(given):
     "The command line."
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('parts', nargs='+', choices=('bed', 'samplers', 'tables', 'confirm', 'norm'))
+    p.add_argument('parts', nargs='+', choices=('bed', *SEEDS))
     p.add_argument('--out', type=Path, required=True, help='folder of the small tables')
     p.add_argument('--work', type=Path, help='folder of worlds and runs; default: work, in --out')
     p.add_argument('--processes', type=int, default=1, help='that share the work, and the GPU if there is one')

@@ -61,7 +61,7 @@ def test_longer_runs_are_left_out_once_a_shorter_one_is_chosen():
 def test_calibration_studies_and_confirmation_have_seeds_and_domains_of_their_own():
     seeds = dict(bed=[script.CALIBRATION], samplers=script.SEEDS['samplers'], confirm=script.SEEDS['confirm'],
                  norm=script.SEEDS['norm'])
-    assert {*script.SEEDS['tables']} <= {*seeds['samplers']}
+    assert {*script.SEEDS['tables'], *script.SEEDS['orders']} <= {*seeds['samplers']}
     for a, b in combinations(seeds.values(), 2): assert not {*a} & {*b}
     worlds = [script.domains(seed, script.Size()) for part in seeds.values() for seed in part]
     every = [number for world in worlds for _, number, *_ in world]

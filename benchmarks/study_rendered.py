@@ -234,7 +234,7 @@ def bed_plans(work, tiny=False):
 
 def units_of(parts, bed, work, tiny, seeds, only):
     "All units in the order of the parts."
-    if parts == ['bed']: return list(bed_units(work, tiny))
+    if parts == ['bed']: return list(dict.fromkeys(bed_units(work, tiny)))
     units = []
     for part in parts:
         plan = plan_of(STUDY.get(part, part), bed, work, tiny)

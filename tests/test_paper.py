@@ -68,6 +68,17 @@ def test_calibration_studies_and_confirmation_have_seeds_and_domains_of_their_ow
     assert len(every) == len({*every})
 
 
+@pytest.mark.parametrize('parts', [['bed'], ['samplers', 'orders', 'confirm', 'tables', 'norm']], ids=' '.join)
+def test_every_unit_is_there_once_and_after_what_it_needs(parts, tmp_path):
+    "Two processes that render one domain at a time would be in each other's way."
+    units = script.units_of(parts, dict(identities=80, adapt=60, lr=1e-4, steps=400), str(tmp_path), False, None, None)
+    assert len({(unit.kind, unit.what) for unit in units}) == len(units)
+    seen = set()
+    for unit in units:
+        assert unit.needs <= seen
+        seen.add((unit.kind, unit.what))
+
+
 def test_the_rule_takes_the_shortest_setting_that_fulfils():
     def row(identities, steps, lr, fulfils):
         return dict(identities=identities, adapt=60, lr=lr, steps=steps, fulfils=fulfils,

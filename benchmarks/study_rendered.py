@@ -415,20 +415,29 @@ def thinned(history, parts=20):
     "Violated share, spread and loss, a row for each twentieth of a run's steps."
     if not len(history): return history
     last = history.groupby('variant')['step'].transform('max')
-    step = ((history['step']/last*parts).apply(lambda x: -(-x//1))*last/parts).round().astype(int)
+    step = (-(-history['step']*parts//last)*last/parts).round().astype(int)
     keys = [history['seed'], history['variant'], step.rename('step')]
     return history.groupby(keys, sort=False)[['violated', 'spread', 'loss']].mean().reset_index().round(4)
 
 
-def save_studies(out, work):
-    "A small table a study, and one of what training said on the way."
+def ended(study, steps):
+    "A study without the runs that were cut off."
+    table, history = study.table, study.history
+    runs = [tuple(run) for run in table[table['step'] == steps][['seed', 'variant']].drop_duplicates().to_numpy()]
+    def kept(rows): return rows[[(row.seed, row.variant) in runs for row in rows.itertuples()]]
+    starts = table[table['variant'] == 'start']
+    return replace(study, table=pd.concat([starts, kept(table)]), history=kept(history) if len(history) else history)
+
+
+def save_studies(out, work, bed, tiny):
+    "A small table a study, and one of what training said on the way; runs that have not ended are left out."
     usual, histories = TrainConfig(), []
     some = dict(samplers=[*main_variants(usual), *order_variants(usual)],
                 parameters=[*SHARED, *grid_variants(usual)],
                 ablation=[*SHARED, *ablation_variants(usual)])
     for folder in ('samplers', 'confirm', 'norm'):
         if not (Path(work)/folder/'study.json').exists(): continue
-        study = Study.load(Path(work)/folder)
+        study = ended(Study.load(Path(work)/folder), plan_of(folder, bed, work, tiny).config.finetune.steps)
         histories.append(thinned(study.history).assign(study=folder))
         for name, variants in some.items() if folder == 'samplers' else [(folder, study.table['variant'].unique())]:
             own = {*variants} - SHARED if name in ('parameters', 'ablation') else {*variants}
@@ -474,7 +483,7 @@ def main(given=None):
     a.out.mkdir(parents=True, exist_ok=True)
     def save():
         if a.parts == ['bed']: save_bed(a.out, work, a.tiny)
-        else: save_studies(a.out, work)
+        else: save_studies(a.out, work, bed, a.tiny)
     board = Board(units_of(a.parts, bed, work, a.tiny, a.seeds, a.only), a.minutes)
     total = len(board.left)
     if a.processes == 1: alone(board, work, bed, a.tiny)

@@ -79,6 +79,13 @@ def test_every_unit_is_there_once_and_after_what_it_needs(parts, tmp_path):
         seen.add((unit.kind, unit.what))
 
 
+def test_a_run_that_was_cut_off_is_not_in_the_tables():
+    def rows(variant, *steps): return [dict(seed=0, variant=variant, step=step, domain='t0', mAP=.3) for step in steps]
+    table = pd.DataFrame(rows('start', 0) + rows('PK', 80, 400) + rows('DFGS', 80))
+    study = script.ended(script.Study(None, table, history=table[table['step'] > 0]), 400)
+    assert {*study.table['variant']} == {'start', 'PK'} and {*study.history['variant']} == {'PK'}
+
+
 def test_the_rule_takes_the_shortest_setting_that_fulfils():
     def row(identities, steps, lr, fulfils):
         return dict(identities=identities, adapt=60, lr=lr, steps=steps, fulfils=fulfils,

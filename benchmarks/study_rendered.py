@@ -185,11 +185,12 @@ def share_variants(config):
 
 
 def norm_variants(config):
-    "Batch norm's statistics live or frozen."
-    frozen = replace(config.finetune, norm='frozen')
-    return {'PK': dict(sampler='pk'), 'DFGS': dfgs(), 'PK frozen': dict(sampler='pk', finetune=frozen),
-            'DFGS frozen': dfgs(finetune=frozen), 'GS': dict(sampler='gs'),
-            'GS frozen': dict(sampler='gs', finetune=frozen)}
+    "Batch norm's statistics live, frozen as the start left them, or taken anew on random batches at the end."
+    samplers, found = {'PK': dict(sampler='pk'), 'DFGS': dfgs(), 'GS': dict(sampler='gs')}, {}
+    for word, norm in (('', 'live'), (' frozen', 'frozen'), (' renewed', 'random')):
+        stage = replace(config.finetune, norm=norm)
+        found |= {name + word: changes | dict(finetune=stage) for name, changes in samplers.items()}
+    return found
 
 
 def norm_config(config, tiny):

@@ -137,7 +137,7 @@ def compare_variants(
     for seed in seeds: _one_seed(out/f'seed-{seed}', int(seed), rows, targets, config, variants, every)
     return Study.load(out)
 
-# %% ../nbs/57_studies.ipynb #a6d4f3e4
+# %% ../nbs/57_studies.ipynb #867e525e
 def _one_seed(folder:Path, seed:int, rows, targets, config:TrainConfig, variants:dict, every:int):
     "The start of a seed and its variants, each from where it stopped."
     if callable(rows): rows, targets = rows(seed)
@@ -153,7 +153,7 @@ def _one_seed(folder:Path, seed:int, rows, targets, config:TrainConfig, variants
         with _claimed(folder/_plain(name)) as free:
             if not free or _known(folder, name, steps, tables): continue
             def on_step(done, name=name):
-                if not every or done.stage != 'finetune' or done.step % every: return
+                if not every or done.stage != 'finetune' or done.step % every or done.step == done.steps: return
                 _rank(folder, seed, name, done.step, done.run, tables)
             run = _run(rows, replace(go_on, **changes), folder/_plain(name), on_step)
             _rank(folder, seed, name, steps, run, tables)

@@ -131,7 +131,7 @@ def augmix(
         return AugMix()(torch.from_numpy(image).permute(2, 0, 1).contiguous()).permute(1, 2, 0).numpy()
     finally: stream.set_state(state)
 
-# %% ../nbs/14_images.ipynb #2416a2cd
+# %% ../nbs/14_images.ipynb #b4258bb8
 @dataclass(frozen=True)
 class Augment:
     "What is done to training images; a function of (pixels, index, seed, epoch), never of a global random state."
@@ -150,18 +150,28 @@ class Augment:
             if not 0 <= share <= 1: raise ValueError(f'Augment: {k} is a share between 0 and 1, not {share}')
         if self.pad < 0: raise ValueError(f'Augment: pad must be 0 or more pixels, not {self.pad}')
 
-    def __call__(
+    def begin(
         self,
         pixels, # uint8 [n,H,W,3], array-like
         index, # images of the batch, shape [B]
         seed:int=0, epoch:int=0, # decide, with the image, everything random
-    )->torch.Tensor: # uint8 [B,3,H,W] (in channels-last memory)
-        "The augmented images of one batch."
+        draws:int=20, # random numbers for each image
+    )->tuple: # uint8 [B,H,W,3] mirrored and cropped; random numbers in [0,1), float64 [B,draws]
+        "The first half of it, and the numbers for the second."
         index = np.asarray(index, dtype=np.int64)
         # 0,1 offset  2 flip  3 grey  4 jitter?  5..8 how  9 AugMix?  10 its seed  11 erase?  12..17 where  18,19 spare
-        u = random_table(seed, epoch, index, occurrence(index), 20)
+        u = random_table(seed, epoch, index, occurrence(index), draws)
         dy, dx = (np.floor(u[:, j]*(2*self.pad + 1)).astype(int) for j in (0, 1))
-        batch = crop_and_flip(pixels, index, dy, dx, u[:, 2] < self.flip, self.pad)
+        return crop_and_flip(pixels, index, dy, dx, u[:, 2] < self.flip, self.pad), u
+
+    def __call__(
+        self,
+        pixels, # as in `begin`
+        index, # as in `begin`
+        seed:int=0, epoch:int=0, # as in `begin`
+    )->torch.Tensor: # uint8 [B,3,H,W] (in channels-last memory)
+        "The augmented images of one batch."
+        batch, u = self.begin(pixels, index, seed, epoch)
         grey = u[:, 3] < self.grey
         if grey.any(): batch[grey] = to_grey(batch[grey])
         for b in np.flatnonzero(u[:, 4] < self.jitter):

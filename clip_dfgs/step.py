@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['image_losses', 'prompt_losses', 'stage_groups', 'Step', 'training_step']
 
-# %% ../nbs/58_step.ipynb #5eae8eaf
+# %% ../nbs/58_step.ipynb #24abd336
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from .encoder import _check_range
 from .features import attending, computing
 from .losses import _same_identity, batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
 from .models import ReIDModel, text_tower
+from .on_device import augment_rest
 from .run import Run, write_csv
 from .samplers import evaluating
 from .towers import encode_front
@@ -63,7 +64,7 @@ def _scaled(image, text, temperature)->tuple:
     if temperature is None: return image, text
     return F.normalize(image, dim=1)/temperature, F.normalize(text, dim=1)/1.
 
-# %% ../nbs/58_step.ipynb #75111aa5
+# %% ../nbs/58_step.ipynb #737509b0
 def _image_losses_of(
     run:Run,
     name:str, # adapt or finetune
@@ -72,7 +73,8 @@ def _image_losses_of(
     "The losses of an image stage."
     config, stage = run.config, getattr(run.config, name)
     def losses(net, batch):
-        images, labels, cameras, _ = batch
+        images, labels, cameras, _, *numbers = batch
+        if numbers: images = augment_rest(images, *numbers, config.augment)
         features, logits = net(run.model.normalise(images), cameras if config.cameras else None)
         features, logits, labels = _joined(run, features, logits, labels)
         parts = image_losses(features, logits, labels, stage, text, config.temperature)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fit', 'make_sampler', 'one_step', 'new_model']
 
-# %% ../nbs/54_trainer.ipynb #585b6a3a
+# %% ../nbs/54_trainer.ipynb #b65424d2
 import hashlib
 import json
 import os
@@ -25,7 +25,7 @@ from .features import _check_not_merged, _processes, accelerator_for, embed_imag
 from .graph import nearest_identities
 from .images import ImageDataset, ImageError, cached_images, make_loader
 from .models import ReIDModel
-from .on_device import FeatureDataset, workers_for
+from .on_device import FeatureDataset, training_images, workers_for
 from .prompt_learner import all_text_features
 from .records import check_records, is_pooled, pool
 from .run import Log, Run, check_folder, keep_records, open_folder, read_history, write_csv
@@ -203,10 +203,11 @@ def _describe_epoch(run:Run, sampler, epoch:int):
     rows = [(number, row) for number, rows in enumerate(batches) for row in rows]
     write_csv(pd.DataFrame(rows, columns=['batch', 'row']), run.out/'epoch.csv', index=False)
 
-# %% ../nbs/54_trainer.ipynb #b563e39f
+# %% ../nbs/54_trainer.ipynb #a9a71b48
 def _image_data(run:Run)->ImageDataset:
     "The training images, augmented."
-    return ImageDataset(run.pixels, *_labels(run.records), run.config.augment, run.config.seed)
+    options = run.pixels, *_labels(run.records), run.config.augment, run.config.seed
+    return training_images(*options, device=run.accelerator.device)
 
 def _shuffled(run:Run, n:int, epoch:int)->list: # of lists of rows
     "All rows in random batches of one size (the rest of a last one is dropped), this process's share."
@@ -238,7 +239,7 @@ def _loaded(loader): # yields batches
         raise TrainError(f'a process that loads images ended ({str(e).splitlines()[0]}); '
                          'go on with --resume and fewer workers') from None
 
-# %% ../nbs/54_trainer.ipynb #73ba579a
+# %% ../nbs/54_trainer.ipynb #e5dfa5cb
 def one_step(
     run:Run, # with a model, rows, an accelerator, and images
     name:str, # adapt, prompts or finetune
@@ -254,7 +255,8 @@ def one_step(
         batch = FeatureDataset(features, records['label'].iloc[rows], run.accelerator.device)
         losses = _prompt_losses_of(run)
     else:
-        batch = ImageDataset(pixels, *_labels(records.iloc[rows]), run.config.augment, run.config.seed)
+        options = pixels, *_labels(records.iloc[rows]), run.config.augment, run.config.seed
+        batch = training_images(*options, device=run.accelerator.device)
         if name == 'finetune' and (run.config.prompts or run.config.init) and run.model.has_text:
             text = all_text_features(run.model).float()
         losses = _image_losses_of(run, name, text)

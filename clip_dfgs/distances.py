@@ -77,7 +77,7 @@ def _whole_number(name:str, value, least:int=1)->int:
     except TypeError: pass
     raise ValueError(f'{name}={value!r}: give a whole number, at least {least}')
 
-# %% ../nbs/40_distances.ipynb #ce1afc67
+# %% ../nbs/40_distances.ipynb #dff0cbd2
 def _exact_copies(
     x:torch.Tensor, # features, shape [n, D]
 )->tuple[list[int], list[int]]: # positions that repeat an earlier row, and the row each repeats
@@ -87,20 +87,22 @@ def _exact_copies(
     if head.shape[1]*head.itemsize == 8: head = head.view(np.int64)
     _, group, count = np.unique(head[:, 0], return_inverse=True, return_counts=True)
     seen, later, first = {}, [], []
-    for i in np.flatnonzero(count[group] > 1).tolist():
-        digest = hashlib.blake2b((x[i] + 0.).cpu().numpy().tobytes(), digest_size=16).digest()
-        owner = seen.setdefault(digest, i)
-        if owner == i: continue
-        later.append(i)
-        first.append(owner)
+    for part in torch.from_numpy(np.flatnonzero(count[group] > 1)).split(1024):
+        rows = (x[part.to(x.device)] + 0.).cpu().numpy()  # a GPU is asked for many at once
+        for i, row in zip(part.tolist(), rows):
+            owner = seen.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), i)
+            if owner == i: continue
+            later.append(i)
+            first.append(owner)
     return later, first
 
-# %% ../nbs/40_distances.ipynb #1e5c5d8e
+# %% ../nbs/40_distances.ipynb #b0273b96
 def _tiles(
     gallery:torch.Tensor, # features, shape [G, D]
-    wide:int=1024,        # images a tile
+    wide:int=None,        # images a tile; None: what fits in a processor's cache, more on a GPU
 )->list[slice]:           # of the gallery; the last two overlap where the width does not divide G
-    "Parts of a gallery, all of one width, that fit in a processor's cache."
+    "Parts of a gallery, all of one width."
+    wide = wide or (1024 if gallery.device.type == 'cpu' else 2**15)
     last = max(0, len(gallery) - wide)
     return [slice(first, first + wide) for first in (*range(0, last, wide), last)]
 
@@ -128,7 +130,29 @@ def _euclidean(
         out.add_(query.square().sum(1, keepdim=True))
     return fill
 
-# %% ../nbs/40_distances.ipynb #dd346d0f
+# %% ../nbs/40_distances.ipynb #d21e5130
+def _blocks(
+    query,               # as in `distance_blocks`
+    gallery,             # likewise
+    metric:str='cosine', # likewise
+    block:int=512,       # likewise
+)->Iterator[tuple[int, torch.Tensor]]: # first query of the block, distances [<=block, G] on the gallery's device
+    "Distances in blocks of queries, each of which overwrites the one before."
+    choose('metric', metric, ('cosine', 'euclidean'))
+    query, gallery = _feature_pair(query, gallery)
+    block = min(_whole_number('block', block), max(1, 2**26//len(gallery)))  # 256 MB in single precision at most
+    buffer = gallery.new_empty(min(block, len(query)), len(gallery))
+    later, first = (torch.tensor(rows, dtype=torch.long, device=gallery.device) for rows in _exact_copies(gallery))
+    if metric == 'cosine': query = torch.nn.functional.normalize(query, dim=1)
+    with exact_products(): fill = dict(cosine=_cosine, euclidean=_euclidean)[metric](gallery)
+    for start in range(0, len(query), block):
+        asked = query[start:start + block]
+        out = buffer[:len(asked)]
+        with exact_products(): fill(asked, out)
+        if len(later): out[:, later] = out[:, first]
+        yield start, out
+
+# %% ../nbs/40_distances.ipynb #48d53be3
 def distance_blocks(
     query,               # features, shape [Q, D], tensor or array
     gallery,             # features, shape [G, D]
@@ -136,16 +160,4 @@ def distance_blocks(
     block:int=512,       # queries per block
 )->Iterator[tuple[int, np.ndarray]]: # first query of the block, distances [<=block, G]
     "Distances in blocks of queries; each block overwrites the one before. ValueError for what cannot be compared."
-    choose('metric', metric, ('cosine', 'euclidean'))
-    query, gallery = _feature_pair(query, gallery)
-    block = min(_whole_number('block', block), max(1, 2**26//len(gallery)))  # 256 MB in single precision at most
-    buffer = gallery.new_empty(min(block, len(query)), len(gallery))
-    later, first = _exact_copies(gallery)
-    if metric == 'cosine': query = torch.nn.functional.normalize(query, dim=1)
-    with exact_products(): fill = dict(cosine=_cosine, euclidean=_euclidean)[metric](gallery)
-    for start in range(0, len(query), block):
-        asked = query[start:start + block]
-        out = buffer[:len(asked)]
-        with exact_products(): fill(asked, out)
-        if later: out[:, later] = out[:, first]
-        yield start, out.cpu().numpy()
+    for start, rows in _blocks(query, gallery, metric, block): yield start, rows.cpu().numpy()

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['RetrievalResult', 'evaluate', 'nearest_gallery']
 
-# %% ../nbs/41_evaluation.ipynb #5c747190
+# %% ../nbs/41_evaluation.ipynb #a35a1219
 from dataclasses import dataclass
 from dataclasses import replace
 from typing import Iterator
 
 import numpy as np
 import pandas as pd
+import torch
 
+from .distances import _blocks
 from .distances import _whole_number
 from .distances import _feature_pair
-from .distances import distance_blocks
 from .files import choose
 from .intervals import bootstrap_intervals
 from .matching import _cameras
@@ -25,7 +26,7 @@ from .matching import _in_block
 from .matching import _no_match
 from .matching import _pairs
 from .matching import _self_matches
-from .reranking import reranked_blocks
+from .reranking import _reranked
 
 # %% ../nbs/41_evaluation.ipynb #bc332942
 _MANY = 256 # matches of one query above which an argsort is cheaper than counting for each
@@ -70,6 +71,51 @@ def _rank_matches(
         found = np.flatnonzero(d[np.arange(len(d)), best] < np.inf)
         wrong[start + found], wrong_at[start + found] = best[found], d[found, best[found]]
     return ranks, at, wrong, wrong_at
+
+# %% ../nbs/41_evaluation.ipynb #8c303962
+def _match_ranks_at_once(
+    distances:torch.Tensor, # as in `_match_ranks`
+    row:torch.Tensor,       # likewise
+    column:torch.Tensor,    # likewise
+    cells:int=2**24,        # compared at a time
+)->torch.Tensor:            # ranks, 1 = nearest, shape [n]
+    "As `_match_ranks`, many matches at a time, on the distances' device."
+    place, ranks = torch.arange(distances.shape[1], device=distances.device), []
+    step = max(1, cells//distances.shape[1])
+    for r, m in zip(row.split(step), column[:, None].split(step)):
+        d = distances[r]
+        own = d.gather(1, m)
+        ahead = torch.where(place < m, d <= own, d < own)
+        ranks.append(1 + ahead.sum(1, dtype=torch.int32).long())
+    return torch.cat(ranks)
+
+# %% ../nbs/41_evaluation.ipynb #2b0f4699
+def _cells_of(
+    pairs:np.ndarray, # as in `_in_block`
+    start:int,        # first query of the block
+    d:torch.Tensor,   # distances of the block, shape [b, G]
+)->tuple[torch.Tensor, torch.Tensor]: # rows and columns, on the block's device
+    "The pairs of one block of queries."
+    return tuple(torch.from_numpy(side).to(d.device) for side in _in_block(pairs, start, start + len(d))[1])
+
+def _rank_on_device(
+    blocks:Iterator[tuple[int, torch.Tensor]], # distances on their device
+    matches:np.ndarray, # as in `_rank_matches`
+    junk:np.ndarray,    # likewise
+    Q:int,              # likewise
+)->tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: # as of `_rank_matches`
+    "As `_rank_matches`, on the device of the blocks."
+    found = []
+    for start, d in blocks:
+        d[_cells_of(junk, start, d)] = torch.inf
+        cells = _cells_of(matches, start, d)
+        ranks, at = _match_ranks_at_once(d, *cells), d[cells]
+        d[cells] = torch.inf
+        least, best = d.min(1)                                                 # the first of equals
+        none = least == torch.inf
+        found.append((ranks, at, best.masked_fill(none, -1), least.masked_fill(none, torch.nan)))
+    ranks, at, wrong, wrong_at = (torch.cat(part).cpu().numpy() for part in zip(*found))
+    return ranks, at.astype(float), wrong, wrong_at.astype(float)
 
 # %% ../nbs/41_evaluation.ipynb #0de8deae
 def _query_table(
@@ -171,7 +217,21 @@ def _rerank_settings(rerank)->dict|None: # of `reranked_blocks`; None: no re-ran
     for name in rerank: choose('setting of rerank', name, ('k1', 'k2', 'lambda_value'))
     return rerank
 
-# %% ../nbs/41_evaluation.ipynb #0132859b
+# %% ../nbs/41_evaluation.ipynb #4c734344
+def _ranks_there(device:torch.device)->bool:
+    "Whether ranks are counted where the distances are."
+    return device.type == 'cuda'
+
+def _ranks(
+    device:torch.device, # of the blocks
+    blocks:Iterator[tuple[int, torch.Tensor]], # distances
+    *pairs, # matches, junk, Q, as in `_rank_matches`
+)->tuple: # as of `_rank_matches`
+    "Ranks on the device where that is a GPU, on the CPU otherwise."
+    if _ranks_there(device): return _rank_on_device(blocks, *pairs)
+    return _rank_matches(((start, d.cpu().numpy()) for start, d in blocks), *pairs)
+
+# %% ../nbs/41_evaluation.ipynb #2daba163
 def evaluate(
     query,                  # features, shape [Q, D], tensor or array, of one domain
     gallery,                # features, shape [G, D]
@@ -181,7 +241,7 @@ def evaluate(
     gallery_cams=None,      # cameras, [G]
     metric:str='cosine',    # 'cosine' or 'euclidean'
     ranks=(1, 5, 10),       # ranks at which CMC is reported
-    rerank:bool|dict=False, # rank by `reranked_blocks` instead; a dict gives its k1, k2, lambda_value
+    rerank:bool|dict=False, # rank by `reranked_blocks`; a dict gives its k1, k2, lambda_value
     block:int=512,          # queries per block of distances
     bootstrap:int=0,        # resamples behind the confidence intervals, 0 for none
     seed:int=0,             # of the bootstrap
@@ -194,9 +254,9 @@ def evaluate(
     query_cams, gallery_cams = _cameras(query_cams, gallery_cams, Q, G)
     matches, junk = _pairs(query_ids, gallery_ids, query_cams, gallery_cams)
     if not matches.size: raise _no_match(query_ids, gallery_ids, query_cams, gallery_cams)
-    if settings is None: blocks = distance_blocks(query, gallery, metric, block)
-    else: blocks = reranked_blocks(query, gallery, metric=metric, block=block, **settings)
-    table = _query_table(query_ids, matches, *_rank_matches(blocks, matches, junk, Q))
+    if settings is None: blocks = _blocks(query, gallery, metric, block)
+    else: blocks = _reranked(query, gallery, metric=metric, block=block, **settings)
+    table = _query_table(query_ids, matches, *_ranks(gallery.device, blocks, matches, junk, Q))
     if metric == 'euclidean' and settings is None:
         table.update(table[['match_distance', 'wrong_distance']].clip(lower=0)**.5)
     result = _averages(
@@ -216,7 +276,32 @@ def _junk(query_ids, gallery_ids, query_cams, gallery_cams, Q:int, G:int)->np.nd
     if not given[0]: raise ValueError('cameras without identities leave nothing out: give query_ids and gallery_ids')
     return _pairs(*_identities(query_ids, gallery_ids, Q, G), *cameras)[1]
 
-# %% ../nbs/41_evaluation.ipynb #91eb919a
+# %% ../nbs/41_evaluation.ipynb #acce120b
+def _first_columns(
+    rows:torch.Tensor, # distances of a block, shape [b, G]; junk at infinity
+    k:int, # columns a row, at most G
+)->np.ndarray: # shape [b, k], -1 where fewer are left
+    "The k nearest columns of each row; ties are ordered by column."
+    out = np.full((len(rows), k), -1)
+    for row, place in zip(rows.cpu().numpy(), out):
+        near = np.flatnonzero((row <= np.partition(row, k - 1)[k - 1]) & (row < np.inf))
+        near = near[np.argsort(row[near], kind='stable')][:k]
+        place[:len(near)] = near
+    return out
+
+def _first_on_device(
+    rows:torch.Tensor, # as in `_first_columns`
+    k:int, # likewise
+    cells:int=2**23, # sorted at a time
+)->np.ndarray: # as of `_first_columns`
+    "As `_first_columns`, by a stable sort on the distances' device."
+    found = []
+    for part in rows.split(max(1, cells//rows.shape[1])):
+        distance, column = (x[:, :k] for x in part.sort(dim=1, stable=True))
+        found.append(column.masked_fill(distance == torch.inf, -1))
+    return torch.cat(found).cpu().numpy()
+
+# %% ../nbs/41_evaluation.ipynb #3351443c
 def nearest_gallery(
     query,              # features, shape [Q, D]
     gallery,            # features, shape [G, D]
@@ -233,16 +318,15 @@ def nearest_gallery(
     Q, G = len(query), len(gallery)
     junk = _junk(query_ids, gallery_ids, query_cams, gallery_cams, Q, G)
     out, k = np.full((Q, _whole_number('k', k)), -1), min(k, G)
-    for start, rows in distance_blocks(query, gallery, metric, block):
-        rows[_in_block(junk, start, start + len(rows))[1]] = np.inf
-        for i, row in enumerate(rows, start):
-            near = np.flatnonzero((row <= np.partition(row, k - 1)[k - 1]) & (row < np.inf))
-            near = near[np.argsort(row[near], kind='stable')][:k]
-            out[i, :len(near)] = near
+    first = _first_on_device if _ranks_there(gallery.device) else _first_columns
+    for start, rows in _blocks(query, gallery, metric, block):
+        rows[_cells_of(junk, start, rows)] = torch.inf
+        out[start:start + len(rows), :k] = first(rows, k)
     return out
 
-# %% ../nbs/41_evaluation.ipynb #b63a2898
+# %% ../nbs/41_evaluation.ipynb #3df880c7
 # Names that lived here before
+from .distances import distance_blocks # noqa: F401
 from .intervals import compare # noqa: F401
 from .matching import matches_and_junk # noqa: F401
 from .reranking import k_reciprocal_distances # noqa: F401

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['reranked_blocks', 'k_reciprocal_distances']
 
-# %% ../nbs/42_reranking.ipynb #f501a779
+# %% ../nbs/42_reranking.ipynb #85cf360b
 from typing import Iterator
 
 import numpy as np
@@ -13,34 +13,33 @@ import torch
 
 from .distances import _whole_number
 from .distances import _feature_pair
-from .distances import distance_blocks
+from .distances import _blocks
 from .files import choose
 from .matching import _ranges
 
-# %% ../nbs/42_reranking.ipynb #a6498378
+# %% ../nbs/42_reranking.ipynb #58d23296
 def _neighbour_table(
     x:torch.Tensor, # features, shape [N, D]
     k:int,          # neighbours per image, itself included
     block:int=512,  # rows of distances at a time
 )->tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # positions, squared distances [N, k]; largest distance [N]
     "Each image's k nearest by squared Euclidean distance, itself first, and how far the farthest is."
-    near = torch.empty(len(x), k, dtype=torch.long)
-    distance = torch.empty(len(x), k, dtype=x.dtype)
-    far = torch.empty(len(x), dtype=x.dtype)
-    for start, rows in distance_blocks(x, x, 'euclidean', block):
-        rows, here = torch.from_numpy(rows), slice(start, start + len(rows))
+    near = torch.empty(len(x), k, dtype=torch.long, device=x.device)
+    distance, far = x.new_empty(len(x), k), x.new_empty(len(x))
+    for start, rows in _blocks(x, x, 'euclidean', block):
+        here = slice(start, start + len(rows))
         far[here] = rows.amax(1)
         rows.diagonal(start).fill_(-1)  # itself first, also where a duplicate or rounding would win
         distance[here], near[here] = rows.topk(k, largest=False)
     return near, distance.clamp_min_(0), far.clamp_min_(torch.finfo(x.dtype).tiny)
 
-# %% ../nbs/42_reranking.ipynb #e9251ca2
+# %% ../nbs/42_reranking.ipynb #2874a667
 def _reciprocal(
     near:torch.Tensor, # neighbour positions, itself included, shape [N, k]
     block:int=1024,    # images at a time
 )->torch.Tensor:       # bool, shape [N, k]
     "Which neighbours have the image among their own neighbours."
-    own = torch.arange(len(near))[:, None, None]
+    own = torch.arange(len(near), device=near.device)[:, None, None]
     starts = range(0, len(near), block)
     return torch.cat([(near[near[s:s + block]] == own[s:s + block]).any(2) for s in starts])
 
@@ -67,26 +66,25 @@ def _expanded_sets(
         pairs.append(torch.stack([row + start, members[row, column]]))
     return tuple(torch.cat(pairs, 1))
 
-# %% ../nbs/42_reranking.ipynb #7963e92d
+# %% ../nbs/42_reranking.ipynb #463fb475
 def _pair_distances(
     x:torch.Tensor,        # features, shape [N, D]
     rows:torch.Tensor,     # first position of each pair, shape [p]
     columns:torch.Tensor,  # second position, shape [p]
     near:torch.Tensor,     # known neighbours, shape [N, k]
     distance:torch.Tensor, # their squared distances, shape [N, k]
-    block:int=256,         # pairs computed at a time
+    block:int=256,         # pairs computed at a time; so few stay in a processor's cache
     look:int=65536,        # pairs looked up at a time
 )->torch.Tensor:           # squared Euclidean distances, shape [p]
     "Squared distances of pairs, looked up among known neighbours, computed where they are not."
-    found, out = [], x.new_empty(len(rows), device='cpu')
+    found, out = [], x.new_empty(len(rows))
     for start in range(0, len(rows), look):
         row, column = rows[start:start + look], columns[start:start + look]
         hit = near[row] == column[:, None]
         out[start:start + look] = distance[row].masked_fill(~hit, 0).sum(1)
         found.append(hit.any(1))
     for part in (~torch.cat(found)).nonzero().flatten().split(block):
-        first, second = rows[part].to(x.device), columns[part].to(x.device)
-        out[part] = (x[first] - x[second]).square_().sum(1).cpu()
+        out[part] = (x[rows[part]] - x[columns[part]]).square_().sum(1)
     return out
 
 # %% ../nbs/42_reranking.ipynb #e72592c5
@@ -110,7 +108,7 @@ def _average_rows(
         parts.append((cells//N, cells%N, mean.astype(weights.dtype)))
     return tuple(map(np.concatenate, zip(*parts)))
 
-# %% ../nbs/42_reranking.ipynb #64aa5a93
+# %% ../nbs/42_reranking.ipynb #4ed2f1eb
 def _neighbour_weights(
     x:torch.Tensor, # features, shape [N, D]
     k1:int=20,      # neighbours behind the reciprocal sets
@@ -121,7 +119,9 @@ def _neighbour_weights(
     k1 = min(k1, len(x) - 1)
     near, distance, far = _neighbour_table(x, k1 + 1, block)
     rows, columns = _expanded_sets(near, block)
-    weights = torch.exp(-_pair_distances(x, rows, columns, near, distance)/far[rows])
+    block = 256 if x.device.type == 'cpu' else 8192
+    weights = torch.exp(-_pair_distances(x, rows, columns, near, distance, block)/far[rows])
+    rows, columns, weights, near, far = (part.cpu() for part in (rows, columns, weights, near, far))
     weights /= weights.new_zeros(len(x)).index_add_(0, rows, weights)[rows]
     V = rows.numpy(), columns.numpy(), weights.numpy()
     return (_average_rows(*V, near[:, :k2].numpy()) if k2 > 1 else V), far.numpy()
@@ -147,7 +147,32 @@ def _shared_weights(
         least = np.minimum(np.repeat(own, lengths), value[at])
         yield np.bincount(image[at], least, minlength=N - Q)
 
-# %% ../nbs/42_reranking.ipynb #06ba373e
+# %% ../nbs/42_reranking.ipynb #8fe7d12d
+def _reranked(
+    query,                  # as in `reranked_blocks`
+    gallery,                # likewise
+    k1:int=20,              # likewise
+    k2:int=6,               # likewise
+    lambda_value:float=0.3, # likewise
+    metric:str='cosine',    # likewise
+    block:int=512,          # likewise
+)->Iterator[tuple[int, torch.Tensor]]: # first query of the block, distances [<=block, G] on the gallery's device
+    "k-reciprocal distances in blocks of queries."
+    k1, k2, block = (_whole_number(name, value) for name, value in dict(k1=k1, k2=k2, block=block).items())
+    if not 0 <= lambda_value <= 1: raise ValueError(f'lambda_value={lambda_value}: give a share, 0 to 1')
+    choose('metric', metric, ('cosine', 'euclidean'))
+    query, gallery = _feature_pair(query, gallery)
+    x, Q = torch.cat([query, gallery]), len(query)
+    if metric == 'cosine': torch.nn.functional.normalize(x, dim=1, out=x)  # in place: MSMT17's take 480 MB
+    V, far = _neighbour_weights(x, k1, k2, block)
+    shared = _shared_weights(V, Q, len(x))
+    for start, rows in _blocks(x[:Q], x[Q:], 'euclidean', block):
+        rows *= torch.from_numpy(lambda_value/far[start:start + len(rows), None]).to(x.device)
+        for row, minima in zip(rows, shared):
+            row += torch.from_numpy((1 - lambda_value)*(1 - minima/(2 - minima))).to(x.device)
+        yield start, rows
+
+# %% ../nbs/42_reranking.ipynb #3b4168b2
 def reranked_blocks(
     query,                  # features, shape [Q, D]
     gallery,                # features, shape [G, D]
@@ -158,18 +183,8 @@ def reranked_blocks(
     block:int=512,          # queries per block
 )->Iterator[tuple[int, np.ndarray]]: # as `distance_blocks`
     "k-reciprocal distances in blocks of queries; ValueError for impossible settings."
-    k1, k2, block = (_whole_number(name, value) for name, value in dict(k1=k1, k2=k2, block=block).items())
-    if not 0 <= lambda_value <= 1: raise ValueError(f'lambda_value={lambda_value}: give a share, 0 to 1')
-    choose('metric', metric, ('cosine', 'euclidean'))
-    query, gallery = _feature_pair(query, gallery)
-    x, Q = torch.cat([query, gallery]), len(query)
-    if metric == 'cosine': x = torch.nn.functional.normalize(x, dim=1)
-    V, far = _neighbour_weights(x, k1, k2, block)
-    shared = _shared_weights(V, Q, len(x))
-    for start, rows in distance_blocks(x[:Q], x[Q:], 'euclidean', block):
-        rows *= lambda_value/far[start:start + len(rows), None]
-        for row, minima in zip(rows, shared): row += (1 - lambda_value)*(1 - minima/(2 - minima))
-        yield start, rows
+    blocks = _reranked(query, gallery, k1, k2, lambda_value, metric, block)
+    for start, rows in blocks: yield start, rows.cpu().numpy()
 
 # %% ../nbs/42_reranking.ipynb #2d0fab83
 def k_reciprocal_distances(

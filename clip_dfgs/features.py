@@ -6,7 +6,7 @@
 __all__ = ['choose_precision', 'accelerator_for', 'computing', 'attending', 'embed_images', 'embed_together', 'known_cameras',
            'target_notes', 'check_targets', 'Results', 'evaluate_records', 'results_table']
 
-# %% ../nbs/51_features.ipynb #b7f189f0
+# %% ../nbs/51_features.ipynb #f495795e
 import contextlib
 import os
 import warnings
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
@@ -24,6 +24,7 @@ from .evaluation import _no_match, evaluate, matches_and_junk
 from .files import choose, digest_of_file
 from .images import cached_images
 from .models import ReIDModel
+from .overlap import ahead, fetched, pinned
 from .records import DatasetError, check_records
 from .samplers import evaluating
 
@@ -77,7 +78,7 @@ def attending(
     plain = accelerator.device.type == 'cpu' and accelerator.mixed_precision != 'no'
     return sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
 
-# %% ../nbs/51_features.ipynb #244a7acd
+# %% ../nbs/51_features.ipynb #7a7b0f47
 def embed_images(
     model:ReIDModel, # in any mode, which it keeps
     pixels, # uint8, array-like, shape [n, H, W, 3]
@@ -89,15 +90,16 @@ def embed_images(
 )->torch.Tensor: # float32, on the CPU, shape [n, D]
     "Features of images."
     rows = np.arange(len(pixels)) if rows is None else np.asarray(rows)
-    device = next(model.parameters()).device
-    found = []
-    with evaluating(model):
-        for i in tqdm(range(0, len(rows), batch), desc=progress, leave=False, delay=2, disable=progress is None):
-            images = torch.from_numpy(np.ascontiguousarray(pixels[rows[i:i + batch]])).permute(0, 3, 1, 2).to(device)
+    device, blocks = next(model.parameters()).device, [rows[i:i + batch] for i in range(0, len(rows), batch)]
+    bar = dict(desc=progress, total=len(blocks), leave=False, delay=2, disable=progress is None)
+    def read(some): return pinned(torch.from_numpy(np.ascontiguousarray(pixels[some])), device)
+    def computed():
+        for images in ahead(read, blocks):
+            images = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
             with torch.inference_mode(), computing(accelerator):
                 features = model.embed(images) if part == 'embed' else getattr(model.image_features(images), part)
-            found.append(features.float().cpu())
-    return torch.cat(found)
+            yield features
+    with evaluating(model): return torch.cat(list(tqdm(fetched(computed()), **bar)))
 
 # %% ../nbs/51_features.ipynb #eb58b523
 def embed_together(
@@ -256,7 +258,7 @@ def _check_matches(records:pd.DataFrame):
         matches, _ = matches_and_junk(*labels)
         if not matches.size: raise ValueError(f'{domain}: {_no_match(*labels)}')
 
-# %% ../nbs/51_features.ipynb #1fc3fbc9
+# %% ../nbs/51_features.ipynb #bcb5e012
 class Results(dict):
     "domain -> RetrievalResult, and in `notes` domain -> sentences that have to be known."
     def __init__(self, notes=()):
@@ -281,13 +283,37 @@ def evaluate_records(
     for domain, rows in records[records['split'] != 'train'].groupby('domain', sort=False):
         pixels = cached_images(rows['path'].tolist(), model.config['image_size'], cache)
         features = embed_together(model, pixels, accelerator, progress=f'embed {domain}' if shown else None)
-        if accelerator: features = features.to(accelerator.device)             # a GPU also ranks
-        is_query, is_gallery = ((rows['split'] == side).to_numpy(copy=True) for side in ('query', 'gallery'))
-        query, gallery = rows[is_query], rows[is_gallery]
-        ids = query['pid'].to_numpy(), gallery['pid'].to_numpy()
-        cameras = known_cameras(query, gallery)
-        results[domain] = evaluate(features[is_query], features[is_gallery], *ids, *cameras, **options)
+        device = next(model.parameters()).device
+        def rank(): return _ranked(features, rows, device, **options)
+        results[domain] = _from_main(rank, accelerator)
     return results
+
+# %% ../nbs/51_features.ipynb #aff2a953
+def _ranked(
+    features:torch.Tensor, # of all rows, on the CPU, shape [n, D]
+    rows:pd.DataFrame, # query and gallery rows of one domain
+    device:torch.device, # that ranks
+    **options, # of `evaluate`
+): # RetrievalResult
+    "Rank one domain."
+    sides = [(rows['split'] == side).to_numpy(copy=True) for side in ('query', 'gallery')]
+    query, gallery = (rows[side] for side in sides)
+    ids = query['pid'].to_numpy(), gallery['pid'].to_numpy()
+    return evaluate(*(features[side].to(device) for side in sides), *ids, *known_cameras(query, gallery), **options)
+
+def _from_main(
+    job, # function without arguments
+    accelerator:Accelerator, # None = alone
+): # what `job` returned
+    "The main process's answer for all processes; its error ends all of them."
+    if accelerator is None or accelerator.num_processes == 1: return job()
+    said = [None, None]
+    if accelerator.is_main_process:
+        try: said = [job(), None]
+        except Exception as error: said = [None, error]
+    broadcast_object_list(said)
+    if said[1] is not None: raise said[1]
+    return said[0]
 
 # %% ../nbs/51_features.ipynb #e954cea2
 def results_table(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['FeatureExtractor', 'Embedder', 'Gallery', 'save_gallery', 'load_gallery']
 
-# %% ../nbs/62_gallery.ipynb #44b7c5ba
+# %% ../nbs/62_gallery.ipynb #8ad8f79d
+import contextlib
 import copy
 import json
 import warnings
@@ -30,10 +31,13 @@ from .inputs import _in_their_places
 from .inputs import _listed
 from .inputs import _read_block
 from .models import ReIDModel
+from .overlap import ahead
+from .overlap import fetched
+from .overlap import pinned
 from .pictures import ImageError
 from .samplers import evaluating
 
-# %% ../nbs/62_gallery.ipynb #e9c9ed25
+# %% ../nbs/62_gallery.ipynb #6775a8a3
 def _embed(
     extractor, # `FeatureExtractor`
     images:list,
@@ -43,16 +47,20 @@ def _embed(
 )->tuple: # features [b,D] of the others, {position: what is wrong}
     "Features block by block."
     choose('channels', channels, ('rgb', 'bgr'))
-    size = extractor.model.config['image_size']
-    out, problems = [], {}
-    for start in tqdm(range(0, len(images), extractor.batch), 'features', disable=not progress, delay=2):
+    size, problems = extractor.model.config['image_size'], {}
+    def read(start):
         pixels, wrong = _read_block(images, start, extractor.batch, size, channels, leave_out)
-        problems |= wrong
-        if len(pixels): out.append(extractor._features(pixels))
-    if not out: out = [extractor._features(np.zeros((1, 3, *size), np.uint8))[:0]]
+        return pinned(torch.from_numpy(pixels), extractor.device), wrong
+    def computed():
+        starts = range(0, len(images), extractor.batch)
+        for pixels, wrong in tqdm(ahead(read, starts), 'features', len(starts), disable=not progress, delay=2):
+            problems.update(wrong)
+            if len(pixels): yield extractor._features(pixels)
+    out = [*fetched(computed())] or [extractor._features(torch.zeros(1, 3, *size, dtype=torch.uint8))[:0].float().cpu()]
+    if extractor.normalise: out = [F.normalize(features, dim=1) for features in out]
     return torch.cat(out), problems
 
-# %% ../nbs/62_gallery.ipynb #4b96a6b7
+# %% ../nbs/62_gallery.ipynb #93f635ef
 class FeatureExtractor:
     "Test features of pictures in any form, and text features in the same space."
     def __init__(
@@ -62,15 +70,19 @@ class FeatureExtractor:
         batch:int=64, # pictures at a time
         normalise:bool=True, # unit length, so that a product is a cosine
         channels:str='rgb', # of arrays and tensors; "bgr" for those of OpenCV
+        precision:str='no', # of the encoder: no, bf16, or fp16 on a GPU
     ):
         if not isinstance(model, ReIDModel):
             model = ReIDModel.load(model).eval()
             device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
             model.to(device)
         own = next(model.parameters()).device
-        self.device = torch.device(device or own)
+        self.device = torch.empty(0, device=device or own).device               # 'cuda' is one of them by number
         self.model = model if self.device == own else copy.deepcopy(model).to(self.device)
         self.batch, self.normalise, self.channels = batch, normalise, choose('channels', channels, ('rgb', 'bgr'))
+        self.precision = choose('precision', precision, ('no', 'bf16', 'fp16'))
+        if precision == 'fp16' and self.device.type == 'cpu':
+            raise ValueError('precision fp16 needs a GPU; choose bf16 or no')
 
     def __repr__(self): return f'FeatureExtractor({self.model.config["clip"]}, {self.device})'
 
@@ -100,11 +112,13 @@ class FeatureExtractor:
 
     def _features(
         self,
-        pixels:np.ndarray, # uint8 [B,3,h,w]
-    )->Tensor: # [B,D], on the CPU
+        pixels:Tensor, # uint8 [B,3,h,w], on the CPU
+    )->Tensor: # [B,D], on the device, not normalised
         "Features of one block."
-        with evaluating(self.model): out = self.model.embed(torch.from_numpy(pixels).to(self.device)).float().cpu()
-        return F.normalize(out, dim=1) if self.normalise else out
+        half = dict(bf16=torch.bfloat16, fp16=torch.float16).get(self.precision)
+        loose = torch.autocast(self.device.type, half) if half else contextlib.nullcontext()
+        pixels = pixels.to(self.device, non_blocking=True)
+        with evaluating(self.model), loose: return self.model.embed(pixels)
 
 # %% ../nbs/62_gallery.ipynb #08059d62
 class Embedder(nn.Module):

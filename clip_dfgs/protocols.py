@@ -7,7 +7,7 @@ __all__ = ['PROTOCOLS', 'PUBLISHED', 'Setting', 'read_sets', 'protocol_sets', 's
            'with_spread', 'protocol_table', 'run_protocol', 'run_setting', 'Plan', 'plan_protocol', 'train_matrix',
            'plot_matrix']
 
-# %% ../nbs/55_protocols.ipynb #8dc45d19
+# %% ../nbs/55_protocols.ipynb #956bf40d
 import itertools
 import os
 from dataclasses import dataclass
@@ -19,8 +19,7 @@ import pandas as pd
 from .checkpoints import on_main
 from .config import RECIPES, STAGES, TrainConfig, check_config
 from .datasets import check_dataset, identity_splits, load_dataset
-from .evaluation import evaluate
-from .features import accelerator_for, check_targets, embed_together, known_cameras
+from .features import _from_main, _ranked, accelerator_for, check_targets, embed_together
 from .files import choose
 from .images import cached_images
 from .models import ReIDModel
@@ -102,7 +101,7 @@ def setting_data(
             raise DatasetError(f'{t}: has no query and gallery images to test on')
     return pool([tables[s] for s in setting.sources], setting.include_test), targets
 
-# %% ../nbs/55_protocols.ipynb #6c0ecb04
+# %% ../nbs/55_protocols.ipynb #2cada0e3
 def evaluate_partitions(
     model:ReIDModel, # trained
     parts, # record tables of one data set, with a column `partition` where there are several
@@ -115,14 +114,15 @@ def evaluate_partitions(
     place = {p: i for i, p in enumerate(paths)}
     pixels = cached_images(paths, model.config['image_size'], cache)
     features = embed_together(model, pixels, accelerator, progress='embed targets')
-    rows = []
-    for t in tests:
-        q, g = t[t['split'] == 'query'], t[t['split'] == 'gallery']
-        of_queries, of_gallery = (features[[place[p] for p in side['path']]] for side in (q, g))
-        r = evaluate(of_queries, of_gallery, q['pid'].to_numpy(), g['pid'].to_numpy(), *known_cameras(q, g))
-        partition = int(t['partition'].iloc[0]) if 'partition' in t else 0
-        rows.append(dict(split=partition, **100*r.summary(), queries=r.queries, unmatched=r.unmatched))
-    return pd.DataFrame(rows).groupby('split', as_index=False).mean()
+    device = next(model.parameters()).device
+    def rank():
+        rows = []
+        for t in tests:
+            r = _ranked(features[[place[p] for p in t['path']]], t, device)
+            partition = int(t['partition'].iloc[0]) if 'partition' in t else 0
+            rows.append(dict(split=partition, **100*r.summary(), queries=r.queries, unmatched=r.unmatched))
+        return pd.DataFrame(rows)
+    return _from_main(rank, accelerator).groupby('split', as_index=False).mean()
 
 # %% ../nbs/55_protocols.ipynb #b737c563
 def with_spread(

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
+from clip_dfgs import features
 from clip_dfgs.datasets import DatasetError, load_dataset
 from clip_dfgs.evaluation import evaluate
 from clip_dfgs.features import check_targets, choose_precision, embed_images, embed_together, evaluate_records
@@ -141,6 +142,45 @@ def test_records_are_ranked_as_evaluate_ranks(world, tmp_path):
         sides.append((embed_images(model, pixels), rows['pid'].to_numpy(), rows['camid'].to_numpy()))
     (q, q_ids, q_cams), (g, g_ids, g_cams) = sides
     assert found.mAP == pytest.approx(evaluate(q, g, q_ids, g_ids, q_cams, g_cams).mAP)
+
+
+def together(world, monkeypatch, job):
+    "What `job` of a stand-in for accelerate returns or raises in each of several threads that stand in for processes."
+    box, meet = [], threading.Barrier(world)
+
+    class Peer:
+        num_processes, device, mixed_precision = world, torch.device('cpu'), 'no'
+        def __init__(self, rank): self.process_index, self.is_main_process = rank, rank == 0
+
+    def broadcast(objects):
+        if threading.current_thread() in mains: box[:] = objects
+        meet.wait(60)
+        objects[:] = box
+
+    def outcome(rank):
+        if rank == 0: mains.append(threading.current_thread())
+        try: return job(Peer(rank))
+        except Exception as error: return error
+
+    mains = []
+    monkeypatch.setattr(features, 'broadcast_object_list', broadcast)
+    with ThreadPoolExecutor(world) as peers: return list(peers.map(outcome, range(world)))
+
+
+def test_the_main_process_ranks_for_all(world, tmp_path, monkeypatch):
+    model, records = ReIDModel.create('pedestrians', 'pedestrians'), load_dataset('market1501', world)
+    alone, asked = evaluate_records(model, records, cache=tmp_path)['town'], []
+    def counted(*args, **options):
+        asked.append(threading.current_thread())
+        return evaluate(*args, **options)
+    paths = records.loc[records['split'] != 'train', 'path'].tolist()
+    known = embed_images(model, cached_images(paths, (128, 64), tmp_path))
+    monkeypatch.setattr(features, 'embed_together', lambda *args, **options: known)
+    monkeypatch.setattr(features, 'evaluate', counted)
+    found = together(3, monkeypatch, lambda peer: evaluate_records(model, records, peer, cache=tmp_path)['town'])
+    assert len(asked) == 1 and all(one.per_query.equals(alone.per_query) for one in found)
+    def refused(peer): return evaluate_records(model, records, peer, cache=tmp_path, ranks=(0,))
+    assert [str(error)[:9] for error in together(2, monkeypatch, refused)] == ['ranks=(0,']*2
 
 
 # What has to be known of a result

@@ -118,12 +118,14 @@ def _cosine(
             torch.addcmul(one, query @ gallery[tile].T, scale[tile], out=out[:, tile])
     return fill
 
-# %% ../nbs/40_distances.ipynb #6993b0cd
+# %% ../nbs/40_distances.ipynb #c5505b99
 def _euclidean(
     gallery:torch.Tensor, # features, shape [G, D]
 ): # a function of queries [b, D] and their block [b, G], which it fills
     "Squared Euclidean distances to a gallery whose squared norms are computed once."
-    squares = torch.einsum('gd,gd->g', gallery, gallery)  # no root is squared again: whole numbers and ties stay exact
+    many = len(gallery) if gallery.device.type == 'cpu' else 2**15  # a product each, of which cuBLAS may take 65,535
+    # no root is squared again: whole numbers and ties stay exact
+    squares = torch.cat([torch.einsum('gd,gd->g', part, part) for part in gallery.split(many)])
     def fill(query, out):
         for tile in _tiles(gallery):
             torch.addmm(squares[tile], query, gallery[tile].T, alpha=-2, out=out[:, tile])

@@ -3,6 +3,8 @@
     python benchmarks/train_step.py                      # both models, about six minutes
     python benchmarks/train_step.py --models small       # a minute
     python benchmarks/train_step.py --compile            # also with torch.compile, which takes minutes to compile
+    python benchmarks/train_step.py --device cuda        # steps and loading on a GPU, beside a plain loop there
+    python benchmarks/train_step.py --device cpu --quick # the same in a minute, on the CPU
 
 Stage 1 and the encoders. Plain: open_clip's own modules, every text padded to 77 tokens and encoded once an image,
 every block computed for every token. Ours: each identity once, 7 tokens of its own behind 5 that all share, fused
@@ -14,6 +16,11 @@ Stage 2. Plain: a loop as it is usually written, where PIL decodes, resizes and 
 the encoder is open_clip's, eager, in single precision. Ours: `fit` itself, and below it the trainer's step alone, on
 one batch that is there already. All have the same images, identities, losses and batch size, each case a process of
 its own; `GB` is the process's peak in all.
+
+With `--device` both sides train on that device, one step over and over on one batch, and loading is timed by itself:
+the larger of the two decides. `launches` are the kernels that one step starts (on the CPU: torch's operations),
+`waits` how often it makes the CPU wait for the device (on the CPU: how often it looks at a number of a tensor). The
+plain step is the usual one: float32, open_clip's blocks, a look at the loss.
 """
 import argparse
 import json
@@ -22,22 +29,30 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from loading import Plain
+from open_clip.transformer import VisionTransformer
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from clip_dfgs.config import Stage, TrainConfig
 from clip_dfgs.datasets import load_dataset
+from clip_dfgs.features import accelerator_for
 from clip_dfgs.images import Augment, ImageDataset, cached_images, make_loader, normalise
-from clip_dfgs.losses import batch_hard_triplet, id_loss, image_to_text_ce
+from clip_dfgs.losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
 from clip_dfgs.models import ReIDModel
+from clip_dfgs.on_device import augment_rest, training_images, workers_for
 from clip_dfgs.pedestrians import make_domain
 from clip_dfgs.prompt_learner import PROMPT, all_text_features
 from clip_dfgs.records import pool
+from clip_dfgs.run import Run
 from clip_dfgs.towers import ImageFeatures, tower_features
-from clip_dfgs.trainer import fit, one_step
+from clip_dfgs.trainer import fit, new_model, one_step
 from clip_dfgs.weights import tokenizer_of
 
 MODELS = {'small': dict(clip='pedestrians', pretrained=None), 'ViT-B-16': dict(clip='ViT-B-16', pretrained=None)}
@@ -47,7 +62,7 @@ TARGET = 5                                                                 # of 
 
 def padded_text(model, labels):
     "Text features of one prompt a row, all 77 positions, through open_clip's blocks."
-    clip, ids = model.clip, tokenizer_of(model.config['clip'])([PROMPT])
+    clip, ids = model.clip, tokenizer_of(model.config['clip'])([PROMPT]).to(labels.device)
     x = clip.token_embedding(ids).expand(len(labels), -1, -1)
     x = torch.cat([x[:, :5], model.prompts.context[labels], x[:, 9:]], 1) + clip.positional_embedding
     x = clip.ln_final(clip.transformer(x, attn_mask=clip.attn_mask))
@@ -207,6 +222,172 @@ def loading(name, size, folder, repeats):
     return t_plain/t_ours
 
 
+# On one device
+
+ON_DEVICE = MODELS | {'resnet50': dict(clip='timm:resnet50', pretrained=None, image_size=(256, 128))}
+LOOKS = ('_local_scalar_dense', 'nonzero', '_unique2', 'equal')
+LAUNCHES = ('cudaLaunchKernel', 'cudaLaunchKernelExC', 'cuLaunchKernel', 'cuLaunchKernelEx', 'cudaGraphLaunch')
+
+
+class Operations(TorchDispatchMode):
+    "Counts torch's operations by name."
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.counts[function.name().split('::')[1].split('.')[0]] += 1
+        return function(*args, **kwargs or {})
+
+
+def counted(job, device):
+    "Launches and waits of one call."
+    if device == 'cpu':
+        with Operations() as seen: job()
+        return sum(seen.counts.values()), sum(seen.counts[name] for name in LOOKS)
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        job()
+        torch.cuda.synchronize()
+    launches = sum(event.count for event in profile.key_averages() if event.key in LAUNCHES)
+    torch.cuda.set_sync_debug_mode('warn')
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('always')
+            job()
+    finally: torch.cuda.set_sync_debug_mode('default')
+    return launches, sum('synchronizing' in str(warning.message) for warning in said)
+
+
+def timed(job, device, steps):
+    "Seconds a call after three that warm up, what a call launches and waits for, and the peak of memory in GB."
+    def finished():
+        if device != 'cpu': torch.cuda.synchronize()
+        return time.perf_counter()
+    if device != 'cpu': torch.cuda.reset_peak_memory_stats()
+    for _ in range(3): job()
+    begun = finished()
+    for _ in range(steps): job()
+    seconds = (finished() - begun)/steps
+    memory = torch.cuda.max_memory_allocated()/1e9 if device != 'cpu' else float('nan')
+    return seconds, *counted(job, device), memory
+
+
+def plain_features(model, images):
+    "The three features as they are usually computed."
+    visual = model.clip.visual
+    if isinstance(visual, VisionTransformer): return ImageFeatures(*plain_image(visual, images))
+    return tower_features(visual, images)
+
+
+def plain_step(run, name, batch):
+    "One step of a stage as it is usually written, on the run's device."
+    model, device, (images, labels) = run.model, run.accelerator.device, batch
+    model.clip.visual.to(memory_format=torch.contiguous_format)
+    optimiser = torch.optim.Adam([p for _, p in model.trainable(name)], lr=0.)
+    text = all_text_features(model) if model.has_text else None
+    if name == 'prompts':
+        with torch.no_grad(): features = model.image_features(images.to(device)).projected.cpu()
+    def image_loss(y):
+        mean, std = (torch.tensor([.5]*3, device=device)[:, None, None] for _ in 'ab')
+        f = plain_features(model, (images.to(device).float()/255 - mean)/std)
+        loss = .25*sum(id_loss(scores, y) for scores in model.heads(f)) + sum(batch_hard_triplet(x, y) for x in f)
+        return loss if text is None else loss + image_to_text_ce(f.projected, text, y)
+    def prompt_loss(y):
+        image, words = features.to(device), padded_text(model, y)
+        return image_text_contrastive(image, words, y, y) + image_text_contrastive(words, image, y, y)
+    def step():
+        y = labels.to(device)
+        loss = prompt_loss(y) if name == 'prompts' else image_loss(y)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        return loss.item()
+    return step
+
+
+def device_run(name, rows, pixels, batch, **options):
+    "A run on accelerate's device that is ready for single steps."
+    words = Stage(steps=1, batch=batch) if name != 'resnet50' else None
+    c = TrainConfig(**ON_DEVICE[name], normalisation='half', adapt=None, prompts=words, temperature=None, sampler='pk',
+                    finetune=Stage(steps=1, batch=batch, lr=5e-6, decoupled=False), augment=Augment(), **options)
+    model = new_model(rows, c)
+    a = accelerator_for(c.precision, convolutions=model.channels_last)
+    return Run(None, c, rows, model.to(a.device), pixels, a)
+
+
+WAYS = {'ours': {}, 'ours, float32': dict(precision='no'), 'ours, recompute': dict(recompute=True),
+        'ours, compiled': dict(compile=True)}
+
+
+def device_steps(name, rows, folder, device, batch, steps, ways):
+    "Prints what a step costs, plain and ours, stage by stage."
+    size = ReIDModel.create(**ON_DEVICE[name]).config['image_size']
+    pixels = cached_images(rows['path'].tolist(), size, Path(folder)/'cache', progress=False)
+    some = rows.groupby('label').head(4).index[:batch].to_numpy()
+    labels = torch.as_tensor(rows['label'][some].to_numpy(copy=True))
+    fixed = torch.from_numpy(pixels[some]).permute(0, 3, 1, 2).contiguous(), labels
+    for stage in ('prompts', 'finetune') if name != 'resnet50' else ('finetune',):
+        before = None
+        for way in ('plain', *ways, *(['ours, contiguous'] if name == 'resnet50' else [])):
+            run = device_run(name, rows, pixels, batch, **WAYS.get(way, {}))
+            if way == 'ours, contiguous':
+                run.model.channels_last = False
+                run.model.clip.visual.to(memory_format=torch.contiguous_format)
+            job = plain_step(run, stage, fixed) if way == 'plain' else one_step(run, stage)
+            precision = 'no' if way == 'plain' else run.accelerator.mixed_precision
+            seconds, launches, waits, memory = timed(job, device, steps)
+            before = before or seconds
+            what = f'{stage}: {way} ({precision})'
+            print(f'{name:10}{what:36}{batch/seconds:10.0f}{1000*seconds:9.1f}{before/seconds:8.2f}x{launches:9}{waits:7}'
+                  f'{memory:8.2f}', flush=True)
+            del run, job
+
+
+def device_loading(name, rows, folder, device, batch, passes):
+    "Prints how many images a second arrive augmented on the device, for two recipes."
+    size = tuple(ReIDModel.create(**ON_DEVICE[name]).config['image_size'])
+    pixels = cached_images(rows['path'].tolist(), size, Path(folder)/'cache', progress=False)
+    order = torch.randperm(passes*len(rows), generator=torch.Generator().manual_seed(0))%len(rows)
+    index = order[:len(order)//batch*batch].view(-1, batch).tolist()
+    recipes = dict(clip_reid=Augment(), jitter=replace(Augment(), jitter=.5),
+                   follow_up=Augment(flip=.4, pad=10, erase=0., jitter=.1, grey=.1, augmix=.6))
+    workers = workers_for(torch.device(device))
+    plain = DataLoader(Plain(rows['path'].tolist(), size), batch_sampler=index, num_workers=workers)
+    labels = rows['label'].to_numpy(copy=True)
+    loaders = dict(plain=(plain, None)) | {
+        recipe: (make_loader(training_images(pixels, labels, labels, augment, device=device), index, workers=workers,
+                             pin=device != 'cpu'), augment) for recipe, augment in recipes.items()}
+    for what, (loader, augment) in loaders.items():
+        begun, seen = None, 0
+        for loaded in loader:
+            if augment is None: x = loaded.to(device)
+            else:
+                images, *_, numbers = (t.to(device, non_blocking=True) for t in loaded)
+                x = normalise(augment_rest(images, numbers, augment) if numbers.ndim == 2 else images)
+            if begun is None: begun = time.perf_counter()                       # the first batch starts the workers
+            else: seen += len(x)
+        if device != 'cpu': torch.cuda.synchronize()
+        rate = seen/(time.perf_counter() - begun)
+        print(f'{name:10}{f"loading: {what}, {workers} workers":36}{rate:10.0f}', flush=True)
+
+
+def on_device(a):
+    "Steps and loading on one device."
+    if a.device == 'cpu': os.environ['ACCELERATE_USE_CPU'] = 'true'
+    where = torch.cuda.get_device_name() if a.device != 'cpu' else f'{torch.get_num_threads()} threads'
+    batch, steps = (16, 3) if a.quick else (64, 20)
+    models = ['small'] if a.quick else list(ON_DEVICE)
+    print(f'{a.device}: {where}, torch {torch.__version__}, batch {batch}; TF32 as torch has it')
+    print(f'{"model":10}{"what":36}{"images/s":>10}{"ms":>9}{"faster":>9}{"launches":>9}{"waits":>7}{"GB":>8}')
+    ways = [way for way in WAYS if (a.compile or way != 'ours, compiled') and not (a.quick and 'recompute' in way)]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = domain(Path(folder)/'town')
+        for name in models:
+            device_steps(name, rows, folder, a.device, batch, steps, ways)
+            device_loading(name, rows, folder, a.device, batch, passes=4 if a.quick else 40)
+
+
 def arguments():
     "The command line."
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -216,6 +397,8 @@ def arguments():
     p.add_argument('--repeats', type=int, default=2)
     p.add_argument('--steps', type=int, default=4, help='of stage 2, the first is not counted')
     p.add_argument('--compile', action='store_true', help='also with torch.compile')
+    p.add_argument('--device', choices=['cpu', 'cuda'], help='steps and loading on one device')
+    p.add_argument('--quick', action='store_true', help='with --device: the small model, few steps')
     p.add_argument('--child', nargs=4, help=argparse.SUPPRESS)
     return p.parse_args()
 
@@ -223,6 +406,7 @@ def arguments():
 def main():
     a = arguments()
     if a.child: return child(*a.child[:3], int(a.child[3]))
+    if a.device: return on_device(a)
     print(f'{torch.get_num_threads()} threads, torch {torch.__version__}, batch of stage 1: {a.batch}')
     print(f'{"model":10}{"what":60}{"plain ms":>10}{"ours ms":>10}{"faster":>9}{"difference":>12}')
     verdicts = []

@@ -29,7 +29,7 @@ def _path(text)->Path: # an argument that is a file or a folder
 
 def _metavar(kind)->str: return {int: 'N', float: 'X', _path: 'PATH'}.get(kind, 'WORD')
 
-# %% ../nbs/69_arguments.ipynb #d0c8ae0a
+# %% ../nbs/69_arguments.ipynb #e96b6462
 def _add(
     parser, # or a group of one
     name:str, # of the parameter
@@ -44,13 +44,14 @@ def _add(
     common = dict(help=f'{words}{shown}'.replace('%', '%%'), default=None) # what is not given is left to the function
     kind = _path if kind is Path else kind
     named = dict(dest=name, required=needed, metavar=_metavar(kind))
-    if by_place: parser.add_argument(name, type=kind, **common)
+    if by_place and kind is tuple: parser.add_argument(name, nargs='+' if needed else '*', **common)
+    elif by_place: parser.add_argument(name, type=kind, **common)
     elif kind is bool and default is None: parser.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
     elif kind is bool: parser.add_argument(flag, action='store_true', **common)
     elif kind is tuple: parser.add_argument(flag, nargs='*', action='extend', **named, **common)
     else: parser.add_argument(flag, type=kind, **named, **common)
 
-# %% ../nbs/69_arguments.ipynb #aafadf40
+# %% ../nbs/69_arguments.ipynb #20656cbc
 class _Parser(argparse.ArgumentParser):
     "Arguments of one command; what is wrong with them is a ValueError of one line."
     def error(self, message): raise ValueError(f'{message}; see {self.prog} --help')
@@ -62,7 +63,8 @@ class _Parser(argparse.ArgumentParser):
             if word.startswith('--') and word != '--' and word not in flags:
                 near = did_you_mean(word, flags)
                 raise ValueError(f'{self.prog} has no option {word}{near}; see {self.prog} --help')
-        given, more = self.parse_known_args(words)
+        several = any(action.nargs in ('*', '+') and not action.option_strings for action in self._actions)
+        given, more = (self.parse_known_intermixed_args if several else self.parse_known_args)(words)
         if more: raise ValueError(f'{more[0]!r} is one word too many; see {self.prog} --help')
         return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(given).items() if v is not None}
 
@@ -100,7 +102,7 @@ def _call(
         elif p.name in given: by_name[p.name] = given[p.name]
     return f(*by_place, **by_name)
 
-# %% ../nbs/69_arguments.ipynb #457b7fdb
+# %% ../nbs/69_arguments.ipynb #43cdb72b
 class Commands:
     "The commands of a program."
     def __init__(
@@ -123,9 +125,9 @@ class Commands:
     def overview(self)->str: # a screen
         "What `--help` prints: the commands by heading."
         usage = f'usage: {self.prog} COMMAND ...    more by: {self.prog} COMMAND --help'
-        lines = [usage, '', self.purpose]
+        lines = [usage, '', self.purpose, '']
         for heading in dict.fromkeys(heading for _, heading, _ in self.known.values()):
-            lines += ['', heading]
+            lines.append(heading)
             for name, (f, own, _) in self.known.items():
                 words = textwrap.shorten(f.__doc__.partition(':')[0].rstrip('.'), 66, placeholder=' ...')
                 if own == heading: lines.append(f'  {name:11} {words}')

@@ -84,7 +84,7 @@ def test_examples_run_one_after_the_other(tmp_path, monkeypatch):
     make_tree('market1501', tmp_path/'data')
     shorter = dict(train=SHORT, test=['--precision', 'no'], compare=['--precision', 'no', '--bootstrap', '20'],
                    matrix=['--quick', '2', '--precision', 'no'], demo=['--steps', '2', '--identities', '16'])
-    for name in ('render', 'check-data', 'train', 'test', 'compare', 'matrix'):
+    for name in ('render', 'check-data', 'train', 'test', 'compare', 'matrix', 'embed', 'search'):
         words = shlex.split(COMMANDS.known[name][2])[1:]
         if name == 'compare': shutil.copytree('runs/first', 'runs/second')
         code, out, err = said(*words, *shorter.get(name, []))
@@ -93,7 +93,7 @@ def test_examples_run_one_after_the_other(tmp_path, monkeypatch):
 
 
 def test_help_needs_no_torch():
-    for words in (['--help'], ['train', '--help'], ['--version']):
+    for words in (['--help'], ['train', '--help'], ['embed', '--help'], ['--version']):
         code = (f'import sys\nfrom clip_dfgs.cli import main\ntry: main({words})\nexcept SystemExit: pass\n'
                 "assert not {'torch', 'open_clip', 'pandas'} & set(sys.modules)")
         subprocess.run([sys.executable, '-c', code], check=True, capture_output=True)
@@ -143,6 +143,18 @@ protocol p4 --data EMPTY --out RUN | unknown protocol 'p4'
 protocol p1 --data EMPTY --out RUN --camera _c(.) | camera would change nothing
 protocol p1 --data EMPTY --out RUN --domain x | leave it out
 report EMPTY | no run found
+embed EMPTY --model pedestrians --out RUN | EMPTY: no pictures there
+embed market1501:EMPTY --model pedestrians --out RUN | EMPTY
+embed WORLD/query --model nothing --out RUN | name a run, a saved model, or pedestrians
+embed WORLD/query --model EMPTY --out RUN | no such file
+embed WORLD/query --model pedestrians --out WORLD | no gallery; choose another folder
+embed WORLD/query --model pedestrians --out RUN --camera c(\\d | is no regular expression
+embed WORLD/query --model pedestrians --out RUN --detected | would change nothing
+embed --model pedestrians --out RUN | required: data
+search EMPTY | nothing is asked for
+search EMPTY WORLD/x.jpg | is no gallery
+search RUN --text red | is not there; clip-dfgs embed makes one
+search EMPTY --text red --picture RUN.jpg | name it run.png
 demo --out WORLD | not empty
 demo --out WORLD --overwrite | not of a demo
 """.strip().split('\n')]

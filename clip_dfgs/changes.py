@@ -8,7 +8,7 @@ __all__ = ['Changes', 'recipe_with', 'changed']
 # %% ../nbs/68_changes.ipynb #785195bd
 from dataclasses import asdict, dataclass, fields, replace
 
-# %% ../nbs/68_changes.ipynb #b08e0527
+# %% ../nbs/68_changes.ipynb #c60a64c1
 @dataclass(frozen=True)
 class Changes:
     "what replaces settings of the recipe"
@@ -28,11 +28,14 @@ class Changes:
     workers:int=None # processes that load images
     cache:str=None # folder of decoded images, or off
     checkpoint_steps:int=None # steps between checkpoints
+    validate_steps:int=None # steps between two ranks of held-out people; else at the end of a stage
+    select:str=None # the model to keep: last, or best on held-out people
     steps:int=None # of the last stage; 0 = leave it out
     adapt_steps:int=None # of the first stage; 0 = leave it out
     prompt_steps:int=None # of the second stage; 0 = leave it out
     batch:int=None # images in a batch of the first and last stage
     lr:float=None # of the last stage
+    norm:str=None # batch norm of the image tower in the last stage: live, frozen or random
     sharpness:float=None # triplet loss over all pairs, weighted this sharply; else the hardest pair alone
 
 # %% ../nbs/68_changes.ipynb #29d73bb4
@@ -62,7 +65,7 @@ def _weights(config, given:dict)->dict: # what `pretrained` becomes
     if tag is None: return {}
     return dict(pretrained={'none': None, 'true': True}.get(tag, tag))
 
-# %% ../nbs/68_changes.ipynb #8bad59bd
+# %% ../nbs/68_changes.ipynb #f166819f
 def changed(
     recipe:str, # small, clip_reid, clip_dfgs or follow_up
     seed:int, # decides everything random
@@ -70,12 +73,12 @@ def changed(
 ): # a TrainConfig
     "A recipe with its changes; `ValueError` for one that would have no effect."
     given = asdict(changes)
-    last, first, second, batch, lr, sharpness = (
-        given.pop(k) for k in ('steps', 'adapt_steps', 'prompt_steps', 'batch', 'lr', 'sharpness'))
+    last, first, second, batch, lr, norm, sharpness = (
+        given.pop(k) for k in ('steps', 'adapt_steps', 'prompt_steps', 'batch', 'lr', 'norm', 'sharpness'))
     config = recipe_with(recipe, seed, k=given.pop('neighbours'), **given)
     lengths = dict(adapt=first, prompts=second, finetune=last)
     settings = dict(adapt=dict(batch=batch, sharpness=sharpness), prompts={},
-                    finetune=dict(batch=batch, sharpness=sharpness, lr=lr))
+                    finetune=dict(batch=batch, sharpness=sharpness, lr=lr, norm=norm))
     stages = {}
     for name, steps in lengths.items():
         more = {k: v for k, v in settings[name].items() if v is not None}
@@ -89,7 +92,7 @@ def _check_changes(config, changes:Changes):
     "`ValueError` for a change that the rest of the settings makes idle."
     given = {field.name for field in fields(changes) if getattr(changes, field.name) is not field.default}
     idle = {}
-    last = ('sampler', 'graph', 'neighbours', 'skip', 'lr')
+    last = ('sampler', 'graph', 'neighbours', 'skip', 'lr', 'norm', 'select')
     if not config.finetune: idle |= dict.fromkeys(last, '--steps 0 leaves the last stage out')
     if config.finetune and config.sampler == 'pk':
         idle |= dict.fromkeys(('graph', 'neighbours', 'skip'), 'the sampler pk has no graph')

@@ -88,7 +88,7 @@ def _check_data(
     contact_sheet(records[0]).save(sheet)
     print(f'sample images: {sheet}')
 
-# %% ../nbs/70_cli.ipynb #595e6015
+# %% ../nbs/70_cli.ipynb #50b3932d
 @COMMANDS.command('training', 'clip-dfgs train --source market1501:town --target market1501:town --out runs/first')
 def _train(
     *,
@@ -97,6 +97,7 @@ def _train(
     target:tuple=(), # data to test on, name:folder
     recipe:str='small', # small, clip_reid, clip_dfgs or follow_up
     include_test:bool=False, # train on the sources' test images too
+    hold_out:float=0., # share of each source's people to leave out of training and rank on the way
     page:bool=False, # write report.html as well
     seed:int=0, # decides everything random
     resume:bool=False, # go on with a run that stopped
@@ -112,18 +113,34 @@ def _train(
     from clip_dfgs.trainer import fit
     config = changed(recipe, seed, changes)
     sources, targets = _read(meaning.domain, meaning.options(), ['target'], source=source, target=target)
-    rows = pool(sources, include_test=include_test)
+    _check_held_out(hold_out, changes)
+    rows, validate = _apart(pool(sources, include_test=include_test), hold_out, seed)
     if targets:
         targets = pd.concat(targets, ignore_index=True)
         check_targets(targets)
         _warn(targets, rows['path'])
-    run = fit(rows, config, out, resume, overwrite)
+    run = fit(rows, config, out, resume, overwrite, validate=validate)
     results = run.evaluate(targets) if len(targets) else None # by all processes together
     if not run.accelerator.is_main_process: return
     remember(out, meaning.options(), source=source, target=target)
     if results: _print(results)
     if page: _report(out)
     print(f'run folder: {out}')
+
+# %% ../nbs/70_cli.ipynb #9656ae28
+def _check_held_out(share:float, changes:Changes):
+    if share: return
+    for name in ('validate_steps', 'select'):
+        if getattr(changes, name) is None: continue
+        raise ValueError(f'--{name.replace("_", "-")} needs people who are not trained on; say how many, '
+                         'for example --hold-out 0.1')
+
+def _apart(rows, share:float, seed:int)->tuple: # pooled training rows; query and gallery rows, or None
+    from clip_dfgs.records import hold_out, pool
+    if not share: return rows, None
+    table = hold_out(rows.drop(columns=['label', 'camera']), share, seed)
+    apart = table['split'] != 'train'
+    return pool(table[~apart]), table[apart]
 
 def _warn(targets, training=()): # records; paths of the pictures that are trained on
     from clip_dfgs.sources import doubts

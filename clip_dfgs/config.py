@@ -92,7 +92,7 @@ _SMALL = dict(
     prompts=Stage(steps=200, batch=256, lr=1e-2, weight_decay=0.),
     finetune=replace(_small, head_lr=2e-3, text_weight=.5))
 
-# %% ../nbs/50_config.ipynb #a15b314e
+# %% ../nbs/50_config.ipynb #8af94d67
 @_takes_former_names
 @dataclass(frozen=True)
 class TrainConfig:
@@ -129,6 +129,8 @@ class TrainConfig:
     cache:str=None                # folder of the decoded images; None = the default one; 'off' = decode each time
     checkpoint_steps:int=0        # steps between checkpoints; 0 = at the end of each stage
     log_steps:int=10              # steps between rows of history.csv
+    validate_steps:int=0          # steps between two ranks of held-out people; 0 = at the end of a stage
+    select:str='last'             # the model that is kept: last, or best on held-out people in finetune
     track:str=None                # tensorboard or wandb: send the history there too
     seed:int=0                    # decides everything random
 
@@ -208,11 +210,12 @@ def _flat(
         else: flat[name] = value
     return flat
 
-# %% ../nbs/50_config.ipynb #c4827044
+# %% ../nbs/50_config.ipynb #94267230
 SAMPLERS = ('pk', 'gs', 'dfgs')
 GRAPHS = ('image', 'text', 'dual')
 _PRECISIONS = ('auto', 'no', 'bf16', 'fp16')
 _TRACKERS = ('tensorboard', 'wandb')
+_SELECT = ('last', 'best')
 _ORDERS = ('fair', 'paper', 'published')
 _METRICS = ('euclidean', 'cosine')
 _FEATURES = ('last', 'pooled', 'projected')
@@ -252,7 +255,7 @@ def class_at(
     except (ImportError, AttributeError, ValueError) as e:
         raise ValueError(f'sampler {place!r} is not there ({e}); name it as package.module:Class') from None
 
-# %% ../nbs/50_config.ipynb #2c122b60
+# %% ../nbs/50_config.ipynb #bbe5c019
 def _check_names(config:TrainConfig):
     "ValueError for a name that is not known, or whose package or compiler is not there."
     if ':' in config.sampler: class_at(config.sampler)
@@ -261,6 +264,9 @@ def _check_names(config:TrainConfig):
     choose('order', config.order, _ORDERS)
     choose('metric', config.metric, _METRICS)
     choose('precision', config.precision, _PRECISIONS)
+    choose('select', config.select, _SELECT)
+    if config.select == 'best' and not config.finetune:
+        raise ValueError("select 'best' chooses a model of the finetune stage, which is left out; use 'last'")
     if config.track and not importlib.util.find_spec(choose('tracker', config.track, _TRACKERS)):
         raise ValueError(f'track {config.track!r} needs a package: pip install {config.track}')
     compilers = filter(None, (os.environ.get('CXX'), 'g++', 'clang++'))
@@ -269,7 +275,7 @@ def _check_names(config:TrainConfig):
 
 def _check_numbers(config:TrainConfig):
     "ValueError for a number out of its range."
-    least = dict(k=1, skip=0, refresh=1, log_steps=1, checkpoint_steps=0, seed=0)
+    least = dict(k=1, skip=0, refresh=1, log_steps=1, checkpoint_steps=0, validate_steps=0, seed=0)
     if config.workers is not None: least |= dict(workers=0)
     for name, lowest in least.items():
         value = getattr(config, name)

@@ -179,7 +179,7 @@ def _prepared(
     run.model.train()
     return net, optimiser
 
-# %% ../nbs/58_step.ipynb #90504d88
+# %% ../nbs/58_step.ipynb #06234f59
 def _norms(
     model:ReIDModel,
 )->list: # of modules
@@ -211,6 +211,11 @@ def _renew_norm(
             images = torch.from_numpy(np.ascontiguousarray(run.pixels[rows])).permute(0, 3, 1, 2).to(a.device)
             with computing(a): run.model.image_features(images)
     for layer, momentum in zip(layers, usual): layer.momentum = momentum
+
+def _agree(run:Run):
+    "Give all processes the main one's batch-norm statistics, so that they embed alike."
+    if run.accelerator.num_processes == 1: return
+    for buffer in run.model.buffers(): torch.distributed.broadcast(buffer, 0)
 
 # %% ../nbs/58_step.ipynb #c027f1f7
 @dataclass
@@ -256,7 +261,12 @@ def training_step(
     optimiser.step()
     return loss, parts, watch
 
-# %% ../nbs/58_step.ipynb #afae7f09
+# %% ../nbs/58_step.ipynb #2d500f4e
+def _own_random_stream(accelerator:Accelerator): # a context
+    "The caller's random streams, of the CPU and of the run's GPU, stay as they were."
+    gpu = [accelerator.device] if accelerator.device.type == 'cuda' else []
+    return torch.random.fork_rng(devices=gpu)
+
 def _seed_step(run:Run, name:str, step:int):
     "Set torch's global streams, of the CPU and of the run's device, for one step."
     place = [run.config.seed, STAGES.index(name), step, run.accelerator.process_index]

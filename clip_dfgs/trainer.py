@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fit', 'make_sampler', 'one_step', 'new_model']
 
-# %% ../nbs/54_trainer.ipynb #b65424d2
+# %% ../nbs/54_trainer.ipynb #6b642999
 import hashlib
 import json
 import os
@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from .checkpoints import TrainError, on_main, restore, resume_point, save_point, writing
+from .checkpoints import TrainError, checkpoints, on_main, restore, resume_point, save_point, writing
 from .config import Stage, TrainConfig, check_config, class_at, config_dict, rate
 from .features import _check_not_merged, _processes, accelerator_for, embed_images, embed_together
 from .graph import nearest_identities
@@ -28,11 +28,13 @@ from .models import ReIDModel
 from .on_device import FeatureDataset, training_images, workers_for
 from .prompt_learner import all_text_features
 from .records import check_records, is_pooled, pool
-from .run import Log, Run, check_folder, keep_records, open_folder, read_history, write_csv
+from .run import Log, Run, Validation, best_model, check_folder, held_out_rows, keep_records, open_folder
+from .run import read_history, read_ranks, write_csv
 from .samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, epoch_report, refresh_neighbours
-from .step import Step, _image_losses_of, _prepared, _prompt_losses_of, _renew_norm, training_step
+from .step import Step, _agree, _image_losses_of, _own_random_stream, _prepared, _prompt_losses_of
+from .step import _renew_norm, training_step
 
-# %% ../nbs/54_trainer.ipynb #7034ff2c
+# %% ../nbs/54_trainer.ipynb #256f6749
 def fit(
     records, # pooled by `pool`, or record tables, of which the train rows count
     config:TrainConfig=TrainConfig(), # what to do
@@ -40,21 +42,16 @@ def fit(
     resume:bool=False, # go on with a run that stopped
     overwrite:bool=False, # replace a folder that exists
     on_step=None, # function of a `Step`, called after each one on every process
+    validate=None, # query and gallery rows of people held out of training, ranked on the way
 )->Run: # with .model, .history, .evaluate(records)
     "Train through all stages; the run folder holds config, records, history, checkpoints and the model."
-    run = _begin(records, config, out, resume, overwrite)
+    run = _begin(records, config, out, resume, overwrite, validate)
     run.on_step = on_step
     with _own_random_stream(run.accelerator):
         if config.adapt: _adapt(run)
         if config.prompts: _learn_prompts(run)
         if config.finetune: _finetune(run)
     return _finish(run)
-
-# %% ../nbs/54_trainer.ipynb #ad1f2baf
-def _own_random_stream(accelerator:Accelerator): # a context
-    "The caller's random streams, of the CPU and of the run's GPU, stay as they were."
-    gpu = [accelerator.device] if accelerator.device.type == 'cuda' else []
-    return torch.random.fork_rng(devices=gpu)
 
 # %% ../nbs/54_trainer.ipynb #0a0c04f8
 def _adapt(run:Run):
@@ -85,7 +82,7 @@ def _finetune(run:Run):
         return _batches(sampler, epoch), kept
     _loop(run, 'finetune', _image_data(run), plan, _image_losses_of(run, 'finetune', text))
 
-# %% ../nbs/54_trainer.ipynb #bddc1dc0
+# %% ../nbs/54_trainer.ipynb #d04c1aeb
 def _loop(
     run:Run, # what is trained
     name:str, # of the stage
@@ -101,6 +98,7 @@ def _loop(
     net, optimiser = _prepared(run, name, at)
     step, epoch, position, restored, steps = at['step'], at['epoch'], at['position'], at['kept'], stage.steps
     load = _loader(run, data)
+    validation = Validation(run, name, step)
     with closing(Log(run, name, step)) as log:
         while not steps or step < steps:
             _agree(run)
@@ -117,9 +115,12 @@ def _loop(
                 if step == steps and stage.norm == 'random': _renew_norm(run, name)
                 done = Step(run, name, step, steps, epoch, rows, loss, parts, stage.lr*share, *watch)
                 log(done)
-                if config.checkpoint_steps and step % config.checkpoint_steps == 0 and step < steps:
-                    save_point(run, name, step, epoch, position, optimiser, kept)
+                if validation.due(done):
+                    _agree(run)
+                    validation(done)
                 if run.on_step: run.on_step(done)
+                if config.checkpoint_steps and step % config.checkpoint_steps == 0 and step < steps:
+                    save_point(run, name, step, epoch, position, optimiser, kept) # last: who resumes has seen the step
             if position >= len(batches): epoch, position = epoch + 1, 0
     optimiser.zero_grad()                                                      # no gradient outlives its stage
     run.accelerator.free_memory()
@@ -264,33 +265,42 @@ def one_step(
     net, optimiser = _prepared(run, name, dict(tensors={}, scaler=None))
     return lambda: training_step(run, name, 0, net, optimiser, losses, rows, batch)[0]
 
-# %% ../nbs/54_trainer.ipynb #9422f66a
+# %% ../nbs/54_trainer.ipynb #fe68cf80
 def _begin(
     records, # as in `fit`
     config:TrainConfig, # as in `fit`
     out, # as in `fit`
     resume:bool=False, # as in `fit`
     overwrite:bool=False, # as in `fit`
+    validate=None, # as in `fit`
 )->Run: # ready for the stages
     "Check everything, then make the model, the decoded images and the run folder."
     out, rows = Path(out), _training_rows(records)
     check_config(config, rows['label'].nunique())
+    held_out = held_out_rows(validate, rows, config)
     on_main(_processes(), lambda: check_folder(out, config, resume, overwrite))
     model = new_model(rows, config)
-    a = accelerator_for(config.precision, config.track, str(out), _has_convolutions(model))
+    a = accelerator_for(config.precision, config.track, str(out), model.channels_last)
     pixels = cached_images(rows['path'].tolist(), model.config['image_size'], config.cache, progress=a.is_main_process)
-    on_main(a, lambda: keep_records(out, rows, open_folder(out, config, resume, overwrite)))
+    on_main(a, lambda: _open(out, config, rows, held_out, resume, overwrite))
     if config.track: _track(a, config, out)
-    run = Run(out, config, rows, model.to(a.device), pixels, a)
+    run = Run(out, config, rows, model.to(a.device), pixels, a, held_out=held_out)
     if resume:
         restore(run)
-        if run.restored: run.rows = read_history(out/'history.csv')
+        if run.restored: run.rows, run.ranks = read_history(out/'history.csv'), read_ranks(out/'validation.csv')
     return run
 
-def _has_convolutions(model:ReIDModel)->bool:
-    "Whether the image tower is made of convolutions."
-    return model.channels_last
+def _open(out:Path, config:TrainConfig, rows:pd.DataFrame, held_out, resume:bool, overwrite:bool):
+    "Make the run folder and keep the rows in it, or say why not."
+    again = open_folder(out, config, resume, overwrite)
+    before = (out/'validate.csv').exists()
+    if again and before != (held_out is not None) and checkpoints(out/'checkpoint'):
+        raise ValueError(f'{out} was made with{"" if before else "out"} validate; '
+                         'resume with the same rows or choose another folder')
+    keep_records(out, rows, again)
+    if held_out is not None: keep_records(out, held_out, again, 'validate.csv')
 
+# %% ../nbs/54_trainer.ipynb #db4432b5
 def _training_rows(records)->pd.DataFrame: # with `label` and `camera`
     "Pooled rows as they are, of record tables their train rows."
     single = isinstance(records, pd.DataFrame)
@@ -365,14 +375,11 @@ def _digest(values:list)->str: # 32 hexadecimal digits
     text = json.dumps(values, default=int)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-# %% ../nbs/54_trainer.ipynb #279eec69
-def _agree(run:Run):
-    "Give all processes the main one's batch-norm statistics, so that they embed alike."
-    if run.accelerator.num_processes == 1: return
-    for buffer in run.model.buffers(): torch.distributed.broadcast(buffer, 0)
-
+# %% ../nbs/54_trainer.ipynb #763e9c54
 def _finish(run:Run)->Run: # the same run
-    "Write the model."
+    "Write the model: the last one, or the best on held-out people."
+    best = best_model(run)
+    if best is not None: run.model.load_state_dict(best.state_dict())
     run.model.eval()
     def write():
         with writing(run.out/'model'): run.model.save(run.out/'model')
@@ -380,9 +387,9 @@ def _finish(run:Run)->Run: # the same run
     for tracker in getattr(run.accelerator, 'trackers', []): tracker.finish()
     return run
 
-# %% ../nbs/54_trainer.ipynb #c5bef66a
+# %% ../nbs/54_trainer.ipynb #4f090a63
 # Names that lived here before
-from .checkpoints import checkpoints, pack_optimiser, read_checkpoint, write_checkpoint # noqa: F401
+from .checkpoints import pack_optimiser, read_checkpoint, write_checkpoint # noqa: F401
 from .config import GRAPHS, RECIPES, SAMPLERS, config_from # noqa: F401
 from .features import attending, computing, check_targets, choose_precision, evaluate_records, results_table # noqa: F401
 from .files import choose, write_text # noqa: F401

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from clip_dfgs.config import TrainConfig
 from clip_dfgs.datasets import load_dataset, pool
 from clip_dfgs.features import results_table
+from clip_dfgs.records import hold_out
 from clip_dfgs.trainer import TrainError, fit
 
 SMALL_BATCH = dict(batch=16, instances=4)
@@ -34,6 +35,13 @@ def only(c, **steps):
 def rows_of(world): return pool(load_dataset('market1501', world))
 
 
+def held(world, share=.25):
+    "Training rows of three quarters of the people, and query and gallery rows of the others."
+    records = load_dataset('market1501', world)
+    table = hold_out(records[records['split'] == 'train'], share)
+    return pool(table), table[table['split'] != 'train']
+
+
 def weights(out): return load_file(Path(out)/'model'/'model.safetensors')
 
 
@@ -51,7 +59,7 @@ def into(file):
     os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
 
 
-def job(world, out, c, resume=False, err=None, env={}, largest=None, test=False, poison=None):
+def job(world, out, c, resume=False, err=None, env={}, largest=None, test=False, poison=None, validate=False):
     "Train, in a process of its own; exit code 2 for an error of one line."
     os.environ.update(env)
     torch.set_num_threads(1)
@@ -61,8 +69,9 @@ def job(world, out, c, resume=False, err=None, env={}, largest=None, test=False,
     def spoil(done): # after its second step a process has a weight that is not a number
         if poison is not None and poison == rank and done.step == 2:
             with torch.no_grad(): done.run.model.clip.visual.proj.fill_(float('nan'))
+    rows, held_out = held(world) if validate else (rows_of(world), None)
     try:
-        run = fit(rows_of(world), c, out, resume=resume, on_step=spoil)
+        run = fit(rows, c, out, resume=resume, on_step=spoil, validate=held_out)
         if test:
             state = {k: v.contiguous() for k, v in run.model.state_dict().items()}
             save_file(state, out.with_name(f'{out.name}.{rank}.safetensors'))

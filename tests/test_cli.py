@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pandas as pd
@@ -150,6 +151,11 @@ train --source --out RUN | --source names no data set
 train --source market1502:WORLD --out RUN | market1501
 train --source market1501:EMPTY --out RUN | EMPTY
 train --source market1501:WORLD --out RUN --sampler dfg | dfgs
+train --source market1501:WORLD --out RUN --hold-out 1.5 | between 0 and 1
+train --source market1501:WORLD --out RUN --hold-out .01 | is none
+train --source market1501:WORLD --out RUN --validate-steps 5 | --hold-out 0.1
+train --source market1501:WORLD --out RUN --hold-out .2 --select bets | did you mean 'best'
+train --source market1501:WORLD --out RUN --batch 16 --norm frosen | did you mean 'frozen'
 train --source market1501:WORLD --out RUN --recipe smal | small
 train --source market1501:WORLD --out RUN | 12
 train --source market1501:WORLD --out RUN --batch 0 | batch 0
@@ -243,6 +249,34 @@ def test_what_counts_as_a_lost_peer(monkeypatch, error, lost):
     assert 'connection to another process' not in (explained(error) or '') # a single process has no peers
     monkeypatch.setenv('WORLD_SIZE', '2')
     assert ('connection to another process' in (explained(error) or '')) == lost
+
+
+# ---- held-out people
+
+def test_held_out_people_on_the_command_line_and_a_kill(world, tmp_path):
+    "A quarter of the people is left out, ranked on the way; killed and resumed, the table is the one of an easy run."
+    line = ['train', '--source', f'market1501:{world}', *SHORT, '--steps', '6', '--checkpoint-steps', '3',
+            *'--hold-out .25 --validate-steps 2 --select best --norm frozen'.split(),
+            '--cache', tmp_path/'cache', '--out']
+    code, _, err = said(*line, tmp_path/'easy')
+    assert code == 0, err
+    rows, kept = (pd.read_csv(tmp_path/'easy'/name) for name in ('records.csv', 'validate.csv'))
+    assert rows['pid'].nunique() == 9 and set(kept['split']) == {'query', 'gallery'}
+    assert kept['pid'].nunique() == 3 and not set(kept['pid']) & set(rows['pid'])
+    p = subprocess.Popen([sys.executable, '-m', 'clip_dfgs.cli', *map(str, line), str(tmp_path/'hard')],
+                         stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    file = tmp_path/'hard'/'validation.csv'
+    deadline = time.monotonic() + 600
+    while p.poll() is None and time.monotonic() < deadline:
+        if file.exists() and 'finetune,4' in file.read_text(): break
+        time.sleep(.002)
+    p.kill()
+    assert p.wait() == -9 and not (tmp_path/'hard'/'model').exists()
+    assert said(*line, tmp_path/'hard', '--resume')[0] == 0
+    for name in ('validation.csv', 'validate.csv', 'model/model.safetensors'):
+        assert (tmp_path/'easy'/name).read_bytes() == (tmp_path/'hard'/name).read_bytes()
+    table = pd.read_csv(file)
+    assert [*zip(table['stage'], table['step'])] == [('adapt', 2), ('finetune', 2), ('finetune', 4), ('finetune', 6)]
 
 
 # ---- a recipe and its changes

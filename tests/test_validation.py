@@ -1,0 +1,171 @@
+"Held-out people of the sources: ranked on the way, whatever happens to the run, and the best model kept."
+import os
+import signal
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from running import config, held, only, rows_of, same, started, two, weights
+
+from clip_dfgs.features import evaluate_records
+from clip_dfgs.models import ReIDModel
+from clip_dfgs.run import read_ranks
+from clip_dfgs.trainer import fit
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread_one_cache(tmp_path_factory):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('CLIP_DFGS_CACHE', str(tmp_path_factory.mktemp('cache')))
+        yield
+    torch.set_num_threads(threads)
+
+
+def watched(**more):
+    "The short run, held-out people ranked every third step; rates so high that it does not always get better."
+    c = config(**dict(validate_steps=3) | more)
+    return replace(c, finetune=replace(c.finetune, lr=3e-3, steps=9))
+
+
+@pytest.fixture(scope='module')
+def whole(world, tmp_path_factory):
+    "An uninterrupted run that keeps the best."
+    out = tmp_path_factory.mktemp('runs')/'whole'
+    fit(held(world)[0], watched(select='best'), out, validate=held(world)[1])
+    return out
+
+
+def test_ranks_are_those_of_the_model_at_that_step(world, whole, tmp_path):
+    "Every third step and at the end of both image stages; by `evaluate_records` on the model as it is then."
+    rows, validate = held(world)
+    found = []
+    def rank(done):
+        if done.stage != 'prompts' and (done.step % 3 == 0 or done.step == done.steps):
+            for domain, r in evaluate_records(done.run.model, validate).items():
+                found.append((done.stage, done.step, domain, r.mAP, r.cmc[1], r.mINP, r.queries))
+    run = fit(rows, watched(select='best'), tmp_path/'run', on_step=rank, validate=validate)
+    table = pd.read_csv(whole/'validation.csv')
+    wanted = pd.DataFrame(found, columns=table.columns)
+    pd.testing.assert_frame_equal(table, wanted, rtol=1e-12)
+    assert [*zip(table['stage'], table['step'])] == [('adapt', 3), ('adapt', 5)] + [('finetune', n) for n in (3, 6, 9)]
+    assert run.validation.to_dict('records') == read_ranks(whole/'validation.csv')
+    assert table['queries'].eq(3).all() and set(table['domain']) == {'town'}
+
+
+def test_ranking_changes_nothing_of_the_training(world, whole, tmp_path):
+    c = watched(select='last')
+    ranked = fit(held(world)[0], c, tmp_path/'ranked', validate=held(world)[1])
+    fit(held(world)[0], replace(c, validate_steps=0), tmp_path/'alone')
+    assert same(weights(tmp_path/'ranked'), weights(tmp_path/'alone'))
+    assert not (tmp_path/'alone'/'validation.csv').exists() and not (tmp_path/'ranked'/'best').exists()
+    histories = [pd.read_csv(tmp_path/name/'history.csv')['loss'] for name in ('ranked', 'alone')]
+    assert histories[0].equals(histories[1]) and not ranked.model.training
+
+
+def test_batch_norm_and_modes_are_left_alone(world, tmp_path):
+    "Averages of batch norm do not see held-out people, and a frozen tower stays frozen."
+    for norm in ('live', 'frozen'):
+        c = only(config(clip='timm:resnet18', image_size=(64, 32), validate_steps=1), finetune=3)
+        c = replace(c, finetune=replace(c.finetune, norm=norm))
+        fit(held(world)[0], c, tmp_path/norm, validate=held(world)[1])
+        fit(held(world)[0], replace(c, validate_steps=0), tmp_path/f'{norm} alone')
+        assert same(weights(tmp_path/norm), weights(tmp_path/f'{norm} alone'))
+
+
+def test_the_best_is_the_model_of_the_best_rank(world, whole, tmp_path):
+    rows, validate = held(world)
+    states = {}
+    def keep(done):
+        if done.stage == 'finetune': states[done.step] = {k: v.clone() for k, v in done.run.model.state_dict().items()}
+    run = fit(rows, watched(select='best'), tmp_path/'run', on_step=keep, validate=validate)
+    table = run.validation[run.validation['stage'] == 'finetune']
+    best = table['step'].iloc[np.argmax(table['mAP'])]                         # the earliest of equals
+    assert best != 9                                                           # or the test shows nothing
+    kept = ReIDModel.load(tmp_path/'run'/'model').state_dict()
+    assert same(kept, run.model.state_dict()) and all(torch.equal(kept[k], states[best][k]) for k in kept)
+    result = next(iter(evaluate_records(run.model, validate).values()))
+    assert result.mAP == pytest.approx(table['mAP'].max()) and same(weights(tmp_path/'run'), weights(whole))
+
+
+@pytest.mark.parametrize('moment', ['adapt 4', 'finetune 1', 'finetune 4', 'finetune 7', 'best'])
+def test_killed_run_ends_in_the_same_ranks_and_weights(world, whole, tmp_path, moment):
+    "Killed really, anywhere, also while the best model is being written; no rank twice, none lost."
+    out = tmp_path/'run'
+    c = watched(select='best', checkpoint_steps=4)
+    p = started(world, out, c, validate=True)
+    deadline = time.monotonic() + 600
+    def reached():
+        if moment == 'best': return any((out/'best').glob('.part*'))
+        file = out/'history.csv'
+        return file.exists() and f'\n{moment.split()[0]},' in file.read_text() and any(
+            line.split(',')[0] == moment.split()[0] and int(line.split(',')[2]) >= int(moment.split()[1])
+            for line in file.read_text().splitlines()[1:] if line.count(',') > 5)
+    while p.is_alive() and time.monotonic() < deadline:
+        time.sleep(.001)
+        if not reached(): continue
+        os.kill(p.pid, signal.SIGSTOP)
+        if reached(): break
+        os.kill(p.pid, signal.SIGCONT)
+    assert reached()
+    p.kill()
+    p.join()
+    assert not (out/'model').exists()
+    fit(held(world)[0], c, out, resume=True, validate=held(world)[1])
+    assert same(weights(out), weights(whole)) and not any(out.rglob('.*'))
+    assert (out/'validation.csv').read_bytes() == (whole/'validation.csv').read_bytes()
+    fit(held(world)[0], c, out, resume=True, validate=held(world)[1])          # finished: the same once more
+    assert same(weights(out), weights(whole))
+
+
+def test_the_best_of_before_the_checkpoint_is_not_lost(world, whole, tmp_path):
+    "A better model is found after the checkpoint; the run is cut off; what follows is taken for the better no more."
+    rows, validate = held(world)
+    c = watched(select='best', checkpoint_steps=4)
+    def stop(done):
+        if (done.stage, done.step) == ('finetune', 7): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): fit(rows, c, tmp_path/'run', on_step=stop, validate=validate)
+    ranks = pd.read_csv(tmp_path/'run'/'validation.csv')
+    first = ranks[(ranks['stage'] == 'finetune') & (ranks['step'] <= 4)]
+    assert f'{first["step"].iloc[first["mAP"].argmax()]:06d}' in {p.name for p in (tmp_path/'run'/'best').iterdir()}
+
+
+def test_what_is_trained_on_is_refused(world, tmp_path):
+    rows, validate = held(world)
+    for table, words in ((rows_of(world).assign(split=['query', 'gallery']*36), 'of its people are trained on'),
+                         (validate.assign(domain='elsewhere', path=rows['path'].iloc[:len(validate)].to_numpy()),
+                          'pictures are trained on too')):
+        with pytest.raises(ValueError, match=words) as error:
+            fit(rows, config(), tmp_path/'run', validate=table)
+        assert '\n' not in str(error.value) and str(error.value).startswith('validate: ')
+    for change, words in ((dict(select='best'), "select 'best' needs validate"), (dict(validate_steps=2), 'needs val'),
+                          (dict(select='bst'), "did you mean 'best'"), (dict(validate_steps=-1), 'at least 0'),
+                          (dict(select='best', finetune=None), 'left out')):
+        with pytest.raises(ValueError, match=words): fit(rows, replace(config(), **change), tmp_path/'run')
+    with pytest.raises(ValueError, match='no query or gallery row'): fit(rows, config(), tmp_path/'run', validate=rows)
+    assert not (tmp_path/'run').exists()
+
+
+def test_a_run_goes_on_with_the_same_held_out_people(world, tmp_path):
+    rows, validate = held(world)
+    fit(rows, only(config(), adapt=2), tmp_path/'with', validate=validate)
+    fit(rows, only(config(), adapt=2), tmp_path/'without')
+    again = dict(resume=True)
+    with pytest.raises(ValueError, match='made with validate'):
+        fit(rows, only(config(), adapt=2), tmp_path/'with', **again)
+    with pytest.raises(ValueError, match='made without validate'):
+        fit(rows, only(config(), adapt=2), tmp_path/'without', validate=validate, **again)
+    others = validate.assign(camid=validate['camid'] + 1)
+    with pytest.raises(ValueError, match='other images'):
+        fit(rows, only(config(), adapt=2), tmp_path/'with', validate=others, **again)
+
+
+def test_two_processes_write_one_table(world, tmp_path):
+    assert two(world, tmp_path/'run', watched(select='best'), validate=True) == [0, 0]
+    table = pd.read_csv(tmp_path/'run'/'validation.csv')
+    assert not table.duplicated(['stage', 'step', 'domain']).any() and len(table) == 5
+    assert (tmp_path/'run'/'model'/'config.json').exists()

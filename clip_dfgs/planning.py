@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['measure', 'count_steps', 'estimate']
 
-# %% ../nbs/56_planning.ipynb #7c804d68
+# %% ../nbs/56_planning.ipynb #bfa93a71
 import resource
 import sys
 import time
@@ -17,28 +17,58 @@ import torch
 from .config import STAGES, TrainConfig
 from .features import accelerator_for, embed_images
 from .images import LazyImages
+from .on_device import training_images, workers_for
 from .run import Run
 from .trainer import make_sampler, new_model, one_step
 
-# %% ../nbs/56_planning.ipynb #2a8e44fa
+# %% ../nbs/56_planning.ipynb #cf16f85a
 def _time_stage(
     run:Run, # with a model, rows, an accelerator, and images
     name:str, # adapt, prompts or finetune
     steps:int=10, # measured, after two that warm up
 )->float: # seconds a step
     "Time of a step of one stage, backward pass and optimiser included."
-    step = one_step(run, name)
-    for i in range(steps + 2):
-        if i == 2: begun = time.perf_counter()
-        step().item()
-    return (time.perf_counter() - begun)/steps
+    step, device = one_step(run, name), run.accelerator.device
+    for _ in range(2): step()
+    begun = _now(device)
+    for _ in range(steps): step()
+    return (_now(device) - begun)/steps
 
-# %% ../nbs/56_planning.ipynb #fac2c2be
+def _now(device:torch.device)->float: # seconds
+    "The clock, when the device has done what it was asked for."
+    if device.type == 'cuda': torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+# %% ../nbs/56_planning.ipynb #fff33056
+def _time_loading(
+    run:Run, # as in `_time_stage`
+    pixels:np.ndarray, # some decoded images, uint8 [n, H, W, 3]
+    batches:int=3, # measured
+)->float: # seconds an image, of one process
+    "Time in which an image is augmented."
+    options = pixels, None, None, run.config.augment, run.config.seed
+    data = training_images(*options, device=run.accelerator.device)
+    data.__getitems__(range(len(pixels)))                                      # warms up
+    begun = time.perf_counter()
+    for epoch in range(batches):
+        data.set_epoch(epoch)
+        data.__getitems__(range(len(pixels)))
+    return (time.perf_counter() - begun)/batches/len(pixels)
+
+def _together(
+    step:float, # seconds of the step alone
+    loading:float, # seconds in which one process loads its batch
+    workers:int, # loading processes
+)->float: # seconds
+    "Time from batch to batch."
+    return max(step, loading/workers) if workers else step + loading
+
+# %% ../nbs/56_planning.ipynb #7596162c
 def measure(
     rows:pd.DataFrame, # pooled training rows
     config:TrainConfig, # how they would be trained
     steps:int=10, # measured in each stage
-)->dict: # seconds: a step by stage, `decode` and `embed` an image; `memory`: peak in GB; `image_bytes`
+)->dict: # seconds: by stage from step to step, `decode`, `load` and `embed` an image; `memory`, GB; `image_bytes`
     "What one run costs, by piece."
     a = accelerator_for(config.precision)
     model = new_model(rows, config).to(a.device)
@@ -51,9 +81,12 @@ def measure(
     embed_images(model, pixels[:8], accelerator=a) # warms up
     begun = time.perf_counter()
     embed_images(model, pixels, accelerator=a)
-    cost['embed'] = (time.perf_counter() - begun)/len(some)
+    cost |= dict(embed=(time.perf_counter() - begun)/len(some), load=_time_loading(run, pixels))
     for name in STAGES:
-        if getattr(config, name): cost[name] = _time_stage(run, name, steps)
+        stage = getattr(config, name)
+        if stage: cost[name] = _time_stage(run, name, steps)
+        if stage and name != 'prompts':                                        # these load features, at no cost
+            cost[name] = _together(cost[name], cost['load']*stage.batch, workers_for(a.device, config.workers))
     return cost | dict(memory=_peak_memory(a.device), image_bytes=int(np.prod(size))*3)
 
 # %% ../nbs/56_planning.ipynb #3fb7aba4

@@ -7,9 +7,10 @@ __all__ = ['PROTOCOLS', 'PUBLISHED', 'Setting', 'read_sets', 'protocol_sets', 's
            'with_spread', 'protocol_table', 'run_protocol', 'run_setting', 'Plan', 'plan_protocol', 'train_matrix',
            'plot_matrix']
 
-# %% ../nbs/55_protocols.ipynb #956bf40d
+# %% ../nbs/55_protocols.ipynb #d490a5c9
 import itertools
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from .models import ReIDModel
 from .planning import estimate, measure
 from .records import DatasetError, pool
 from .run import check_folder, write_csv
-from .sources import options_for
+from .sources import leaks, options_for
 from .trainer import fit
 
 # %% ../nbs/55_protocols.ipynb #86adb2ac
@@ -159,7 +160,7 @@ def protocol_table(
     columns = pd.MultiIndex.from_product([targets + ['average'], scores])
     return pd.DataFrame.from_dict(rows, orient='index').reindex(columns=columns).astype(object).fillna('')
 
-# %% ../nbs/55_protocols.ipynb #39827182
+# %% ../nbs/55_protocols.ipynb #7ba3f318
 def run_protocol(
     name:str, # p1, p2, p3
     data, # folder of all data sets, or a mapping from names to folders
@@ -174,6 +175,8 @@ def run_protocol(
     tables = read_sets(protocol_sets(name), data, options)
     jobs = {_run_name(name, s): setting_data(s, tables) for s in PROTOCOLS[name]}
     _check_jobs({n: rows for n, (rows, _) in jobs.items()}, config, out, resume, overwrite)
+    if _is_main():
+        for sentence in _leaks_of(jobs): warnings.warn(sentence, stacklevel=2)
     results = []
     for n, (rows, targets) in jobs.items():
         results.append(run_setting(out/n, rows, targets, config, resume, overwrite).assign(run=n))
@@ -183,8 +186,18 @@ def run_protocol(
         write_csv(protocol_table(name, results), out/'table.csv')
     return results
 
-# %% ../nbs/55_protocols.ipynb #a76dd0cb
+# %% ../nbs/55_protocols.ipynb #3671e4b6
 def _is_main()->bool: return int(os.environ.get('RANK', 0)) == 0
+
+def _leaks_of(
+    jobs:dict, # name of a run folder -> its training rows and its targets
+)->list: # of sentences
+    "Test pictures that a run also trains on."
+    said = []
+    for name, (rows, targets) in jobs.items():
+        tests = pd.concat([part for parts in targets.values() for part in parts])
+        said += [f'{name}: {sentence}' for sentence in leaks(rows['path'], tests)]
+    return said
 
 def _check_jobs(
     jobs:dict, # name of a run folder -> its training rows
@@ -251,7 +264,7 @@ def _set_counts(report)->dict: # of a `DatasetReport`: column -> words
         row[f'{c["split"]} {k}'] = _found_of(c[k], c[f'expected_{k}'])
     return row
 
-# %% ../nbs/55_protocols.ipynb #873b2b43
+# %% ../nbs/55_protocols.ipynb #aa7c4802
 def plan_protocol(
     name:str, # p1, p2, p3
     data, # as in `run_protocol`
@@ -271,8 +284,8 @@ def plan_protocol(
     largest = max((rows for rows, _ in jobs.values()), key=lambda rows: rows['label'].nunique())
     cost = measure(largest, config, steps)
     runs = pd.DataFrame({n: estimate(*job, config, cost) for n, job in jobs.items()}).T
-    warnings = [f'{n}: {w}' for n, r in reports.items() for w in r.warnings]
-    return Plan(name, sets, runs, cost, warnings)
+    said = [f'{n}: {w}' for n, r in reports.items() for w in r.warnings] + _leaks_of(jobs)
+    return Plan(name, sets, runs, cost, said)
 
 # %% ../nbs/55_protocols.ipynb #991258b7
 def train_matrix(

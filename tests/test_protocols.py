@@ -1,5 +1,6 @@
 "Protocols over small trees with the real file names: what is trained, what is tested, what is kept, what is said."
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from clip_dfgs import protocols
 from clip_dfgs.cli import main
 from clip_dfgs.config import RECIPES, config_dict, config_from, recipe_table
 from clip_dfgs.datasets import DatasetError, identity_splits, load_dataset
@@ -248,6 +250,18 @@ def test_plan_counts_and_writes_nothing(data, tmp_path, monkeypatch):
     assert plan.sets.loc['market1501', 'train images'] == '32 of 12,936'
     assert plan.sets.loc['prid', 'gallery identities'] == '7 of 649'
     assert 'market1501: train: 8 identities found, 751 expected' in plan.warnings and 'Nothing was trained' in str(plan)
+
+
+def test_pictures_of_a_source_in_a_target_are_said(data, tmp_path, monkeypatch):
+    "A folder that was filled from another: a copy of a training picture under a test picture's name."
+    sets = shutil.copytree(data, tmp_path/'sets')
+    seen = read_sets(['market1501', 'viper'], sets)
+    shutil.copy(seen['market1501']['path'].iloc[0], seen['viper']['path'].iloc[0])
+    cost = dict.fromkeys(('adapt', 'prompts', 'finetune', 'embed', 'decode', 'memory', 'image_bytes'), 1)
+    monkeypatch.setattr(protocols, 'measure', lambda *args: cost)
+    def said(folder): return [w for w in plan_protocol('p1', folder, few()).warnings if 'trained on too' in w]
+    assert said(data) == []
+    assert [w.split(' of ')[0] for w in said(sets)] == ['p1_to_prid_grid_viper_ilids: viper: 1']
 
 
 def test_steps_from_epochs():

@@ -182,7 +182,7 @@ def _notes_on(records:pd.DataFrame, trained)->dict: # as `target_notes`, of a ta
         if found: notes[domain] = found
     return notes
 
-# %% ../nbs/51_features.ipynb #c4f2648a
+# %% ../nbs/51_features.ipynb #5efc190b
 def _notes_on_cameras(query:pd.DataFrame, gallery:pd.DataFrame): # yields sentences
     "One camera, and queries that are in the gallery."
     if len({*query['camid'], *gallery['camid']}) > 1: return
@@ -208,10 +208,17 @@ def _notes_on_training(rows:pd.DataFrame, trained:pd.DataFrame): # yields senten
     seen = {_file(path)[0] for path in trained['path']}
     pictures = sum(_file(path)[0] in seen for path in rows['path'])
     if pictures: yield f'{pictures:,} of its {len(rows):,} pictures were trained on'
-    domain = rows['domain'].iloc[0]
-    known = set(trained.loc[trained['domain'] == domain, 'pid'])
+    others = trained[trained['domain'] == rows['domain'].iloc[0]]
     people = set(rows['pid']) - {0}                                            # 0: distractors
-    if people & known: yield f'{len(people & known):,} of its {len(people):,} people were trained on'
+    known = people & set(others['pid'])
+    if known and _one_set(rows, others): yield f'{len(known):,} of its {len(people):,} people were trained on'
+
+def _one_set(rows:pd.DataFrame, others:pd.DataFrame)->bool:
+    "Whether tables of one domain's name are of one data set: one folder in the other, or pictures that are the same."
+    def folder(table): return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in table['path']])
+    def pictures(table): return {(pid, os.path.basename(p), _file(p)[1]) for pid, p in zip(table['pid'], table['path'])}
+    first, second = folder(rows), folder(others)
+    return os.path.commonpath([first, second]) in (first, second) or bool(pictures(rows) & pictures(others))
 
 # %% ../nbs/51_features.ipynb #2ab8e2b2
 def _one_table(

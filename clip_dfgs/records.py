@@ -85,7 +85,9 @@ def _spelt(value)->tuple:
     "A key that sorts numbers before names, numbers by value and names by their text."
     return (0, value, '') if isinstance(value, int) else (1, 0, unicodedata.normalize('NFC', str(value).strip()))
 
-# %% ../nbs/10_records.ipynb #6b11603f
+# %% ../nbs/10_records.ipynb #f410c5e5
+_NO_DISTRACTORS = 'give distractors=False, on the command line --no-distractors'
+
 def without_junk(
     name:str, # of the data set, for messages
     rows, # dicts `path pid camid split`, `pid` as somebody wrote it
@@ -101,7 +103,7 @@ def without_junk(
     nobody = [row for row in rows if row['pid'] == 0 and row['split'] != 'gallery']
     if nobody:
         raise DatasetError(f'{name}: {len(nobody):,} images in train or query have identity 0, which marks distractors '
-                           f'of a gallery, first: {nobody[0]["path"]}; if 0 is a person here, give distractors=False')
+                           f'of a gallery, first: {nobody[0]["path"]}; if 0 is a person here, {_NO_DISTRACTORS}')
     return rows
 
 # %% ../nbs/10_records.ipynb #8e883d79
@@ -114,7 +116,7 @@ def number_names(
     place = {value: i for i, value in enumerate(sorted(set(values)), start)}
     return [place[value] for value in values]
 
-# %% ../nbs/10_records.ipynb #b6dbb7dc
+# %% ../nbs/10_records.ipynb #226a145c
 def check_records(
     records:pd.DataFrame, # one row an image, with the columns `path pid camid domain split`
     files:bool=True, # also look whether every file exists
@@ -126,7 +128,7 @@ def check_records(
     _refuse(records, records['camid'] < 0, 'have a negative camera number')
     _refuse(records, pid < 0, 'have a negative identity (junk must be dropped)')
     _refuse(records, (pid == 0) & (split != 'gallery'), 'have identity 0, which is for distractors in the gallery only '
-            '(if 0 is a person, load with distractors=False)')
+            f'(if 0 is a person, {_NO_DISTRACTORS})')
     _check_identities(records)
     if files: _refuse(records, ~records['path'].map(os.path.isfile).astype(bool), 'are missing on the disk')
     _warn_of_two_places(records)

@@ -238,12 +238,18 @@ def test_one_camera_is_said(one_camera):
 @pytest.mark.parametrize('change, pictures, people', [
     (dict(), '72 of its 72 pictures', '12 of its 12 people'),
     (dict(domain='elsewhere'), '72 of its 72 pictures', None),                  # one set under two names
-    (dict(path='other.jpg'), None, '12 of its 12 people'),
-    (dict(path='other.jpg', domain='elsewhere'), None, None)])
-def test_what_was_trained_on_is_said(world, change, pictures, people):
+    (dict(path='{town}/bounding_box_train/{i}.jpg'), None, '12 of its 12 people'),
+    (dict(path='{copy}/{name}'), None, '12 of its 12 people'),                  # the same pictures somewhere else
+    (dict(path='{copy}/{i}.jpg'), None, None),                                  # another data set of the same name
+    (dict(path='{town}/bounding_box_train/{i}.jpg', domain='elsewhere'), None, None)])
+def test_what_was_trained_on_is_said(world, tmp_path, change, pictures, people):
     targets = load_dataset('market1501', world)
     targets = targets[targets['split'] != 'train']
-    if 'path' in change: change = change | dict(path=[f'other{i}.jpg' for i in range(len(targets))])
+    if 'path' in change:
+        for path in targets['path']: shutil.copy(path, tmp_path)
+        paths = [change['path'].format(town=world, copy=tmp_path, i=i, name=Path(path).name)
+                 for i, path in enumerate(targets['path'])]
+        change = change | dict(path=paths)
     notes = target_notes(targets, trained=targets.assign(split='train', **change)).get('town', [])
     expected = [f'{words} were trained on' for words in (pictures, people) if words]
     assert notes == expected

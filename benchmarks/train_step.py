@@ -23,6 +23,8 @@ the larger of the two decides. `launches` are the kernels that one step starts (
 plain step is the usual one: float32, open_clip's blocks, a look at the loss.
 """
 import argparse
+import copy
+import gc
 import json
 import os
 import subprocess
@@ -264,6 +266,7 @@ def timed(job, device, steps):
     def finished():
         if device != 'cpu': torch.cuda.synchronize()
         return time.perf_counter()
+    gc.collect()
     if device != 'cpu': torch.cuda.reset_peak_memory_stats()
     for _ in range(3): job()
     begun = finished()
@@ -306,13 +309,16 @@ def plain_step(run, name, batch):
     return step
 
 
-def device_run(name, rows, pixels, batch, **options):
-    "A run on accelerate's device that is ready for single steps."
+def device_run(name, rows, batch, folder, made={}, **options):
+    "A run on accelerate's device that is ready for single steps; a model is made once."
     words = Stage(steps=1, batch=batch) if name != 'resnet50' else None
     c = TrainConfig(**ON_DEVICE[name], normalisation='half', adapt=None, prompts=words, temperature=None, sampler='pk',
                     finetune=Stage(steps=1, batch=batch, lr=5e-6, decoupled=False), augment=Augment(), **options)
-    model = new_model(rows, c)
+    if name not in made: made[name] = new_model(rows, c)
+    model = copy.deepcopy(made[name])
     a = accelerator_for(c.precision, convolutions=model.channels_last)
+    size = tuple(model.config['image_size'])
+    pixels = cached_images(rows['path'].tolist(), size, Path(folder)/'cache', progress=False)
     return Run(None, c, rows, model.to(a.device), pixels, a)
 
 
@@ -322,15 +328,14 @@ WAYS = {'ours': {}, 'ours, float32': dict(precision='no'), 'ours, recompute': di
 
 def device_steps(name, rows, folder, device, batch, steps, ways):
     "Prints what a step costs, plain and ours, stage by stage."
-    size = ReIDModel.create(**ON_DEVICE[name]).config['image_size']
-    pixels = cached_images(rows['path'].tolist(), size, Path(folder)/'cache', progress=False)
+    pixels = device_run(name, rows, batch, folder).pixels
     some = rows.groupby('label').head(4).index[:batch].to_numpy()
     labels = torch.as_tensor(rows['label'][some].to_numpy(copy=True))
     fixed = torch.from_numpy(pixels[some]).permute(0, 3, 1, 2).contiguous(), labels
     for stage in ('prompts', 'finetune') if name != 'resnet50' else ('finetune',):
         before = None
         for way in ('plain', *ways, *(['ours, contiguous'] if name == 'resnet50' else [])):
-            run = device_run(name, rows, pixels, batch, **WAYS.get(way, {}))
+            run = device_run(name, rows, batch, folder, **WAYS.get(way, {}))
             if way == 'ours, contiguous':
                 run.model.channels_last = False
                 run.model.clip.visual.to(memory_format=torch.contiguous_format)
@@ -346,14 +351,13 @@ def device_steps(name, rows, folder, device, batch, steps, ways):
 
 def device_loading(name, rows, folder, device, batch, passes):
     "Prints how many images a second arrive augmented on the device, for two recipes."
-    size = tuple(ReIDModel.create(**ON_DEVICE[name]).config['image_size'])
-    pixels = cached_images(rows['path'].tolist(), size, Path(folder)/'cache', progress=False)
+    pixels = device_run(name, rows, batch, folder).pixels
     order = torch.randperm(passes*len(rows), generator=torch.Generator().manual_seed(0))%len(rows)
     index = order[:len(order)//batch*batch].view(-1, batch).tolist()
     recipes = dict(clip_reid=Augment(), jitter=replace(Augment(), jitter=.5),
                    follow_up=Augment(flip=.4, pad=10, erase=0., jitter=.1, grey=.1, augmix=.6))
     workers = workers_for(torch.device(device))
-    plain = DataLoader(Plain(rows['path'].tolist(), size), batch_sampler=index, num_workers=workers)
+    plain = DataLoader(Plain(rows['path'].tolist(), pixels.shape[1:3]), batch_sampler=index, num_workers=workers)
     labels = rows['label'].to_numpy(copy=True)
     loaders = dict(plain=(plain, None)) | {
         recipe: (make_loader(training_images(pixels, labels, labels, augment, device=device), index, workers=workers,

@@ -126,7 +126,7 @@ def _moved(
     grid = torch.stack([old_x*2/width, old_y*2/height], 3)
     return F.grid_sample(x, grid, align_corners=False).round()
 
-# %% ../nbs/26_on_device.ipynb #cd2e7b6c
+# %% ../nbs/26_on_device.ipynb #645f696e
 def _equalizing(
     levels:torch.Tensor, # of pixels, int64 [B,3,H*W]
 )->torch.Tensor: # float [B,3,256]
@@ -148,7 +148,7 @@ def _looked_up(
     pixels, level = x.flatten(2).long(), torch.arange(256., device=x.device)
     strength, operation = strength[:, None, None], operation[:, None, None]
     least, most = pixels.amin(2, keepdim=True).float(), pixels.amax(2, keepdim=True).float()
-    step = 2**(4 + (4*strength).round())                                       # keeps 4 bits, then fewer
+    step = torch.pow(2, 4 + (4*strength).round())                              # keeps 4 bits, then fewer
     stretched = ((level - least)*255/(most - least).clamp_min(1)).clamp(0, 255).floor()
     made = dict(posterize=(level/step).floor()*step,
                 solarize=torch.where(level >= 255*(1 - strength), 255 - level, level),

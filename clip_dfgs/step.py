@@ -159,12 +159,12 @@ def _recompute(model:ReIDModel):
         else: raise ValueError(f'{model.config["clip"]}: its {type(tower).__name__} cannot recompute activations; '
                                'leave `recompute` out')
 
-# %% ../nbs/58_step.ipynb #4d77bd9f
+# %% ../nbs/58_step.ipynb #ab081dc8
 def _prepared(
     run:Run,
     name:str, # of the stage
     at:dict, # of `resume_point`
-)->tuple: # net and optimiser, as accelerate wraps them
+)->tuple: # net, as accelerate wraps it, and optimiser
     "The model in training mode and the optimiser of a stage, with the state they had."
     a, stage = run.accelerator, getattr(run.config, name)
     make = torch.optim.AdamW if stage.decoupled else torch.optim.Adam
@@ -174,7 +174,7 @@ def _prepared(
     a.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unread, gradient_as_bucket_view=True)
     trainee = _Trainee(run.model, run.config)
     if name == 'prompts': trainee.keep_front(a)
-    net, optimiser = a.prepare(trainee, optimiser)
+    net = a.prepare(trainee)
     if at['scaler']: a.scaler.load_state_dict(at['scaler'])
     run.model.train()
     return net, optimiser
@@ -233,7 +233,7 @@ class Step:
     features:torch.Tensor=None # projected features of the batch, shape [B, D]; None in `prompts`
     labels:torch.Tensor=None  # of its images, shape [B]; None in `prompts`
 
-# %% ../nbs/58_step.ipynb #8e3142e2
+# %% ../nbs/58_step.ipynb #21f8ec8f
 def training_step(
     run:Run, # what is trained
     name:str, # of the stage
@@ -254,12 +254,23 @@ def training_step(
         loss = sum(parts.values())
         arrived = _sent_to_cpu(_every_loss(run, loss))
         optimiser.zero_grad()
-        a.backward(loss)
+        (a.scaler.scale(loss) if a.scaler else loss).backward()
     _guard(run, name, step, arrived(), rows)
-    if stage.clip_norm:
-        a.clip_grad_norm_([p for group in optimiser.param_groups for p in group['params']], stage.clip_norm)
-    optimiser.step()
+    _move(optimiser, a.scaler, stage.clip_norm)
     return loss, parts, watch
+
+def _move(
+    optimiser, # with gradients
+    scaler, # fp16's, or None
+    clip_norm:float, # of the gradient; 0 = off
+):
+    "The optimiser's step; with fp16 one whose gradients overflow is left out, and the scale follows."
+    if clip_norm:
+        if scaler: scaler.unscale_(optimiser)
+        nn.utils.clip_grad_norm_([p for group in optimiser.param_groups for p in group['params']], clip_norm)
+    if not scaler: return optimiser.step()
+    scaler.step(optimiser)
+    scaler.update()
 
 # %% ../nbs/58_step.ipynb #2d500f4e
 def _own_random_stream(accelerator:Accelerator): # a context

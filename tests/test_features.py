@@ -13,8 +13,8 @@ import torch
 from clip_dfgs import features
 from clip_dfgs.datasets import DatasetError, load_dataset
 from clip_dfgs.evaluation import evaluate
-from clip_dfgs.features import check_targets, choose_precision, embed_images, embed_together, evaluate_records
-from clip_dfgs.features import known_cameras, results_table, target_notes
+from clip_dfgs.features import accelerator_for, check_targets, choose_precision, embed_images, embed_together
+from clip_dfgs.features import evaluate_records, known_cameras, results_table, target_notes
 from clip_dfgs.images import cached_images
 from clip_dfgs.models import ReIDModel
 
@@ -74,6 +74,15 @@ def test_embedding_leaves_the_model_as_it_was():
     before = {name: m.training for name, m in model.named_modules()}
     embed_images(model, np.zeros((3, 128, 64, 3), np.uint8))
     assert {name: m.training for name, m in model.named_modules()} == before
+
+
+def test_half_precision_is_near():
+    model = ReIDModel.create('pedestrians', 'pedestrians')
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 128, 64, 3), dtype=np.uint8)
+    exact, loose = (embed_images(model, pixels, accelerator=accelerator_for(p), batch=16) for p in ('no', 'bf16'))
+    assert torch.equal(exact, embed_images(model, pixels, batch=16)) and loose.dtype == torch.float32
+    near = torch.nn.functional.cosine_similarity(exact, loose)
+    assert near.min() > .998 and near.max() < 1 - 1e-7
 
 
 def test_precision_has_to_be_known():

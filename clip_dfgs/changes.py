@@ -8,7 +8,7 @@ __all__ = ['Changes', 'recipe_with', 'changed']
 # %% ../nbs/68_changes.ipynb #785195bd
 from dataclasses import asdict, dataclass, fields, replace
 
-# %% ../nbs/68_changes.ipynb #c60a64c1
+# %% ../nbs/68_changes.ipynb #4bed5192
 @dataclass(frozen=True)
 class Changes:
     "what replaces settings of the recipe"
@@ -16,6 +16,8 @@ class Changes:
     graph:str=None # behind all samplers but pk: image, text or dual
     neighbours:int=None # of an identity, k
     skip:int=None # nearest identities left out, m
+    order:str=None # of the walk of dfgs: fair, paper or published
+    random_share:str=None # of random batches mixed into dfgs, 0 to 1, or adaptive
     clip:str=None # open_clip model, timm:NAME, or pedestrians
     pretrained:str=None # tag or file of its weights; none = random, true = timm's own
     quick_gelu:bool=None # the activation that the weights were trained with; else it is found out
@@ -65,7 +67,7 @@ def _weights(config, given:dict)->dict: # what `pretrained` becomes
     if tag is None: return {}
     return dict(pretrained={'none': None, 'true': True}.get(tag, tag))
 
-# %% ../nbs/68_changes.ipynb #f166819f
+# %% ../nbs/68_changes.ipynb #ae3ff60f
 def changed(
     recipe:str, # small, clip_reid, clip_dfgs or follow_up
     seed:int, # decides everything random
@@ -75,6 +77,7 @@ def changed(
     given = asdict(changes)
     last, first, second, batch, lr, norm, sharpness = (
         given.pop(k) for k in ('steps', 'adapt_steps', 'prompt_steps', 'batch', 'lr', 'norm', 'sharpness'))
+    given['random_share'] = _share_of(given['random_share'])
     config = recipe_with(recipe, seed, k=given.pop('neighbours'), **given)
     lengths = dict(adapt=first, prompts=second, finetune=last)
     settings = dict(adapt=dict(batch=batch, sharpness=sharpness), prompts={},
@@ -88,14 +91,21 @@ def changed(
     _check_changes(config, changes)
     return config
 
+def _share_of(text:str): # a number, or the text itself
+    "A share of random batches as it stands on the command line; what is no share is refused with the rest."
+    try: return None if text is None else float(text)
+    except ValueError: return text
+
 def _check_changes(config, changes:Changes):
     "`ValueError` for a change that the rest of the settings makes idle."
     given = {field.name for field in fields(changes) if getattr(changes, field.name) is not field.default}
     idle = {}
-    last = ('sampler', 'graph', 'neighbours', 'skip', 'lr', 'norm', 'select')
+    last = ('sampler', 'graph', 'neighbours', 'skip', 'order', 'random_share', 'lr', 'norm', 'select')
     if not config.finetune: idle |= dict.fromkeys(last, '--steps 0 leaves the last stage out')
     if config.finetune and config.sampler == 'pk':
         idle |= dict.fromkeys(('graph', 'neighbours', 'skip'), 'the sampler pk has no graph')
+    if config.finetune and config.sampler != 'dfgs':
+        idle |= dict.fromkeys(('order', 'random_share'), f'the sampler {config.sampler} does not walk')
     weights = ('clip', 'pretrained', 'quick_gelu')
     if config.init: idle |= dict.fromkeys(weights, '--init brings a model with its weights')
     for name in sorted(given & idle.keys()):

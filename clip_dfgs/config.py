@@ -92,7 +92,7 @@ _SMALL = dict(
     prompts=Stage(steps=200, batch=256, lr=1e-2, weight_decay=0.),
     finetune=replace(_small, head_lr=2e-3, text_weight=.5))
 
-# %% ../nbs/50_config.ipynb #8af94d67
+# %% ../nbs/50_config.ipynb #e9e82787
 @_takes_former_names
 @dataclass(frozen=True)
 class TrainConfig:
@@ -118,7 +118,7 @@ class TrainConfig:
     order:str='fair'              # of the walk of dfgs: fair, paper, published (which does not reach everybody)
     shuffle_neighbours:bool=True  # walk a person's neighbours in another order each epoch
     curriculum:tuple=None         # (k, epochs): k of the k neighbours at a time, from far to near
-    random_share:float=0.         # share of random batches mixed into dfgs
+    random_share:float=0.         # share of random batches mixed into dfgs; 'adaptive' = as long as they are hard
     temperature:float=.05         # image-text similarity is cosine / temperature; None = dot product, as [CLIP-ReID]
     augment:Augment=Augment(flip=.5, pad=6, erase=0., jitter=.5, strength=(.25, .25, .2, .02)) # of training images
     precision:str='auto'          # auto, no, bf16, fp16; auto = what the device multiplies in hardware
@@ -255,7 +255,7 @@ def class_at(
     except (ImportError, AttributeError, ValueError) as e:
         raise ValueError(f'sampler {place!r} is not there ({e}); name it as package.module:Class') from None
 
-# %% ../nbs/50_config.ipynb #bbe5c019
+# %% ../nbs/50_config.ipynb #8e0d127d
 def _check_names(config:TrainConfig):
     "ValueError for a name that is not known, or whose package or compiler is not there."
     if ':' in config.sampler: class_at(config.sampler)
@@ -281,10 +281,20 @@ def _check_numbers(config:TrainConfig):
         value = getattr(config, name)
         if value < lowest: raise ValueError(f'{name} is {value}; it must be at least {lowest}')
     if not config.seed < 2**63: raise ValueError(f'seed is {config.seed}; it must be below 2^63')
-    if not 0 <= config.random_share <= 1:
-        raise ValueError(f'random_share is {config.random_share}; it is a share between 0 and 1')
+    _check_share(config)
     if config.temperature is not None and not config.temperature > 0:
         raise ValueError(f'temperature is {config.temperature}; it must be above 0, or None for plain dot products')
+
+# %% ../nbs/50_config.ipynb #e287324c
+def _check_share(config:TrainConfig):
+    "ValueError for a share of random batches that is none, or that the sampler does not know."
+    share = config.random_share
+    if share != 'adaptive' and (isinstance(share, str) or not 0 <= share <= 1):
+        raise ValueError(f"random_share is {share}; it is a share between 0 and 1, or 'adaptive'")
+    if share == 'adaptive' and config.sampler != 'dfgs':
+        raise ValueError(f"random_share 'adaptive' is for the sampler dfgs, not {config.sampler}")
+    if share and config.sampler == 'dfgs' and config.order == 'published':
+        raise ValueError(f'random_share is {share}; the published order has no random batches')
 
 # %% ../nbs/50_config.ipynb #4f956262
 _NOT_NEGATIVE = ('steps', 'epochs', 'lr', 'head_lr', 'bias_factor', 'weight_decay', 'warmup', 'warmup_from', 'floor',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['image_losses', 'prompt_losses', 'stage_groups', 'Step', 'training_step']
 
-# %% ../nbs/58_step.ipynb #24abd336
+# %% ../nbs/58_step.ipynb #93d92d1c
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from .config import STAGES, Stage, TrainConfig
 from .encoder import _check_range
 from .features import attending, computing
 from .losses import _same_identity, batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
+from .losses import triplet_health
 from .models import ReIDModel, text_tower
 from .on_device import augment_rest
 from .run import Run, write_csv
@@ -321,6 +322,23 @@ def _sent_to_cpu(
         copied.synchronize()
         return here.tolist()
     return arrived
+
+# %% ../nbs/58_step.ipynb #e9541f3a
+def _see_batch(
+    share, # `AdaptiveShare`
+    done:Step,
+    number:int, # of its batch, in this process's share of the epoch
+):
+    "Tell the share how many anchors of a random batch are violated; all processes must call it."
+    a, n = done.run.accelerator, len(done.rows)
+    found = torch.zeros(2)
+    if share.sampler.random_batches[number]:
+        first = a.process_index*n if len(done.labels) > n else 0               # gathered: ours among those of all
+        own = slice(first, first + n)
+        health = triplet_health(done.features[own].detach(), done.labels[own], normalise=True)
+        found = torch.tensor([health['violated'], 1.])
+    if a.num_processes > 1: found = a.reduce(found.to(a.device), 'sum').cpu()
+    share.see(*found.tolist())
 
 # %% ../nbs/58_step.ipynb #01622f04
 def _guard(

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['fit', 'make_sampler', 'one_step', 'new_model']
 
-# %% ../nbs/54_trainer.ipynb #6b642999
+# %% ../nbs/54_trainer.ipynb #31d94261
+import functools
 import hashlib
 import json
 import os
@@ -30,9 +31,10 @@ from .prompt_learner import all_text_features
 from .records import check_records, is_pooled, pool
 from .run import Log, Run, Validation, best_model, check_folder, held_out_rows, keep_records, open_folder
 from .run import read_history, read_ranks, write_csv
-from .samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, epoch_report, refresh_neighbours
+from .samplers import AdaptiveShare, DepthFirstGraphSampler, GraphSampler, PKSampler, epoch_report
+from .samplers import planned_from, put_back, refresh_neighbours
 from .step import Step, _agree, _image_losses_of, _own_random_stream, _prepared, _prompt_losses_of
-from .step import _renew_norm, training_step
+from .step import _renew_norm, _see_batch, training_step
 
 # %% ../nbs/54_trainer.ipynb #256f6749
 def fit(
@@ -53,7 +55,7 @@ def fit(
         if config.finetune: _finetune(run)
     return _finish(run)
 
-# %% ../nbs/54_trainer.ipynb #0a0c04f8
+# %% ../nbs/54_trainer.ipynb #e0ef5211
 def _adapt(run:Run):
     "Stage 0: the image encoder learns the look of the sources, by PK batches."
     sampler = make_sampler('pk', run, run.config.adapt)
@@ -74,21 +76,25 @@ def _finetune(run:Run):
     learned = config.prompts or config.init and run.model.has_text
     text = all_text_features(run.model).float() if learned else None
     sampler = make_sampler(config.sampler, run, config.finetune)
+    share = AdaptiveShare(sampler) if config.random_share == 'adaptive' else None
     def plan(epoch, kept):
-        if kept: _put_back(sampler, kept)
+        if share and epoch and not kept: share.next_epoch()
+        if kept: put_back(sampler, kept, share)
         elif hasattr(sampler, 'neighbours') and config.sampler != 'pk': _set_graph(run, sampler, epoch, text)
-        kept = _keep(sampler)
+        kept = planned_from(sampler, share)
         _describe_epoch(run, sampler, epoch)
         return _batches(sampler, epoch), kept
-    _loop(run, 'finetune', _image_data(run), plan, _image_losses_of(run, 'finetune', text))
+    watch = share and functools.partial(_see_batch, share)
+    _loop(run, 'finetune', _image_data(run), plan, _image_losses_of(run, 'finetune', text), watch)
 
-# %% ../nbs/54_trainer.ipynb #d04c1aeb
+# %% ../nbs/54_trainer.ipynb #7de64441
 def _loop(
     run:Run, # what is trained
     name:str, # of the stage
     data, # dataset: rows -> batch, with `set_epoch`
     plan, # function of (epoch, what a checkpoint kept of it, else {}): batches, and what to keep
     losses, # function of (net, batch): parts of the loss; features and labels to watch, or None
+    see=None, # function of (`Step`, number of its batch in the epoch), called after each
 ):
     "Train one stage, from its start or from a checkpoint in it."
     config, stage = run.config, getattr(run.config, name)
@@ -115,6 +121,7 @@ def _loop(
                 if step == steps and stage.norm == 'random': _renew_norm(run, name)
                 done = Step(run, name, step, steps, epoch, rows, loss, parts, stage.lr*share, *watch)
                 log(done)
+                if see: see(done, position - 1)
                 if validation.due(done):
                     _agree(run)
                     validation(done)
@@ -128,7 +135,7 @@ def _loop(
     _agree(run)
     save_point(run, name, step, epoch, position, done=True)
 
-# %% ../nbs/54_trainer.ipynb #fe91655e
+# %% ../nbs/54_trainer.ipynb #32692949
 def make_sampler(
     name:str, # pk, gs, dfgs or 'package.module:Class'
     run:Run,
@@ -140,7 +147,8 @@ def make_sampler(
     kind = ours.get(name) or class_at(name)
     options = {}
     if name == 'dfgs':
-        options = dict(order=config.order, random_share=config.random_share, curriculum=config.curriculum,
+        share = 1. if config.random_share == 'adaptive' else config.random_share
+        options = dict(order=config.order, random_share=share, curriculum=config.curriculum,
                        shuffle_neighbours=config.shuffle_neighbours)
     return kind(*_labels(run.records), batch=stage.batch, instances=stage.instances, seed=config.seed,
                 rank=a.process_index, world=a.num_processes, **options)
@@ -180,16 +188,7 @@ def _text_graph(run:Run, text, options:dict)->torch.Tensor: # LongTensor, shape 
     if run.accelerator.num_processes > 1: broadcast_object_list(graph)
     return graph[0]
 
-# %% ../nbs/54_trainer.ipynb #2847fb4b
-def _keep(sampler)->dict: # name -> tensor
-    "What a sampler needs, beside the epoch, to plan it again: its graph, and GS's pointers."
-    found = {name: getattr(sampler, name, None) for name in ('neighbours', 'pointers')}
-    return {name: torch.as_tensor(value) for name, value in found.items() if value is not None}
-
-def _put_back(sampler, kept:dict):
-    "Put back what `_keep` returned."
-    for name, value in kept.items(): setattr(sampler, name, value.numpy() if name == 'pointers' else value)
-
+# %% ../nbs/54_trainer.ipynb #9e52d728
 def _describe_epoch(run:Run, sampler, epoch:int):
     "Keep what an epoch covers on all processes (sampler.csv) and, of the first, its batches (epoch.csv)."
     if not run.accelerator.is_main_process: return
@@ -197,6 +196,7 @@ def _describe_epoch(run:Run, sampler, epoch:int):
     batches = sampler.plan().tolist() if hasattr(sampler, 'plan') else [*sampler]
     file = run.out/'sampler.csv'
     row = dict(epoch=epoch, **epoch_report(batches, *_labels(run.records)))
+    if run.config.random_share: row['random_share'] = getattr(sampler, 'random_share', 0.)
     old = pd.read_csv(file) if epoch and file.exists() else pd.DataFrame(dict(epoch=[]))
     table = pd.DataFrame([*old[old['epoch'] < epoch].to_dict('records'), row])
     write_csv(table, file, index=False)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from layouts import KINDS, grouped, layouts, make
 
 from clip_dfgs.graph import nearest_identities
-from clip_dfgs.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, refresh_neighbours
+from clip_dfgs.samplers import AdaptiveShare, DepthFirstGraphSampler, GraphSampler, PKSampler, refresh_neighbours
 
 
 @settings(max_examples=60, deadline=None)
@@ -244,3 +244,51 @@ def test_options_keep_the_promises():
             s.set_epoch(epoch)
             assert {i for b in s for i in b} == set(range(len(labels)))
 
+
+
+@pytest.mark.parametrize('world', [1, 3])
+@pytest.mark.parametrize('share', [0., .2, .5, 1.])
+def test_random_batches_are_those_that_are_random(share, world):
+    "Identities of one group are neighbours: a batch that follows the graph is of few groups, a random one of many."
+    labels, group, features = grouped(12, 8, 8)
+    def made(rank):
+        return DepthFirstGraphSampler(labels, neighbours=nearest_identities(features, 6), batch=16, instances=4, seed=1,
+                                      random_share=share, rank=rank, world=world)
+    groups = {True: [], False: []}
+    for rank in range(world):
+        s = made(rank)
+        assert len(s.random_batches) == len(s)
+        for rows, random in zip(s, s.random_batches): groups[bool(random)].append(len(set(group[labels[rows]])))
+    many = sum(map(len, groups.values()))
+    assert len(groups[True]) == pytest.approx(share*many, abs=world)
+    if share: assert np.mean(groups[True]) > 2.5
+    if share < 1: assert np.mean(groups[False]) < 2.5
+    bare = DepthFirstGraphSampler(labels, batch=16, random_share=share)
+    assert bare.random_batches.all()                            # without a graph
+
+
+@given(st.lists(st.lists(st.floats(0, 1), max_size=5), min_size=1, max_size=5), st.integers(1, 60))
+def test_an_adaptive_share_is_the_mean_of_the_epoch_before(epochs, batches):
+    "From .1, or one batch, to 1; an epoch in which nothing was seen leaves it as it is."
+    labels = np.repeat(np.arange(4*batches), 4)
+    s = DepthFirstGraphSampler(labels, neighbours=(np.arange(4*batches)[:, None] + 1) % (4*batches), batch=16)
+    assert len(s) == batches
+    share, wanted = AdaptiveShare(s), 1.
+    assert s.random_share == 1
+    for seen in epochs:
+        for violated in seen: share.see(violated)
+        share.next_epoch()
+        if seen: wanted = min(1, max(.1, 1/batches, sum(seen)/len(seen)))
+        assert s.random_share == pytest.approx(wanted) and s.random_batches.sum() >= 1
+
+
+def test_another_share_is_another_plan():
+    labels, group, features = grouped(6, 6, 9)
+    s = DepthFirstGraphSampler(labels, neighbours=nearest_identities(features, 12), batch=24)
+    before = s.plan()
+    s.random_share = .5
+    told = DepthFirstGraphSampler(labels, neighbours=s.neighbours, batch=24, random_share=.5)
+    assert not np.array_equal(before, s.plan()) and np.array_equal(s.plan(), told.plan())
+    with pytest.raises(ValueError, match='random_share=2'): s.random_share = 2
+    published = DepthFirstGraphSampler(labels, neighbours=s.neighbours, batch=24, order='published')
+    with pytest.raises(ValueError, match='no random batches'): published.random_share = .5

@@ -1,0 +1,65 @@
+"A share of random batches that falls as they become easy: measured by the run itself, and as exact as the rest of it."
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from running import config, only, rows_of, same, two, weights
+
+from clip_dfgs.losses import triplet_health
+from clip_dfgs.trainer import fit
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread_one_cache(tmp_path_factory):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('CLIP_DFGS_CACHE', str(tmp_path_factory.mktemp('cache')))
+        yield
+    torch.set_num_threads(threads)
+
+
+def adaptive(steps=16, **more): return only(config(random_share='adaptive', k=3, **more), finetune=steps)
+
+
+def test_the_share_of_an_epoch_is_what_the_one_before_has_shown(world, tmp_path):
+    "By the definition, from the features of every step: the first epoch random, then the mean violated share."
+    seen = {}
+    def look(done):
+        health = triplet_health(done.features.detach(), done.labels, normalise=True)
+        seen.setdefault(done.epoch, []).append((done.rows, health['violated']))
+    run = fit(rows_of(world), adaptive(), tmp_path/'run', on_step=look)
+    table = pd.read_csv(tmp_path/'run'/'sampler.csv').set_index('epoch')
+    assert table['random_share'].iloc[0] == 1 and len(table) >= 3
+    batches = len(seen[0])
+    for epoch in range(1, len(table)):
+        share = table['random_share'][epoch - 1]
+        random = np.floor((np.arange(batches) + 1)*share) > np.floor(np.arange(batches)*share)
+        violated = [v for (_, v), chosen in zip(seen[epoch - 1], random) if chosen]
+        assert table['random_share'][epoch] == pytest.approx(min(1, max(np.mean(violated), .1, 1/batches)))
+    assert table['random_share'].nunique() > 1 and run.history['epoch'].max() == len(table) - 1
+
+
+@pytest.mark.parametrize('at', [3, 8, 11])
+def test_a_run_that_stopped_has_the_same_shares(world, tmp_path, at):
+    "In the middle and at the end of an epoch; what was seen so far is in the checkpoint."
+    c = replace(adaptive(), checkpoint_steps=1)
+    fit(rows_of(world), c, tmp_path/'straight')
+    def stop(done):
+        if done.step == at: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): fit(rows_of(world), c, tmp_path/'run', on_step=stop)
+    fit(rows_of(world), c, tmp_path/'run', resume=True)
+    assert same(weights(tmp_path/'run'), weights(tmp_path/'straight'))
+    assert (tmp_path/'run'/'sampler.csv').read_text() == (tmp_path/'straight'/'sampler.csv').read_text()
+
+
+@pytest.mark.parametrize('gather', [False, True])
+def test_two_processes_have_one_share(world, tmp_path, gather):
+    "Each measures its own batches; together they plan one epoch, and end in the same weights."
+    assert two(world, tmp_path/'run', adaptive(9, gather=gather), test=True) == [0, 0]
+    table = pd.read_csv(tmp_path/'run'/'sampler.csv')
+    assert len(table) >= 2 and table['random_share'].between(.1, 1).all()
+    from safetensors.torch import load_file
+    assert same(*(load_file(tmp_path/f'run.{r}.safetensors') for r in range(2)))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['answers', 'tile', 'make_page', 'serve_gallery']
 
-# %% ../nbs/63_app.ipynb #39e7d4ae
+# %% ../nbs/63_app.ipynb #a29a2f53
 import base64
 import html
 import io
@@ -17,11 +17,11 @@ from PIL import Image
 
 from .gallery import FeatureExtractor
 from .inputs import to_pixels
-from .pictures import ImageError
+from .pictures import ImageError, _why
 from .search import _natural, search_gallery
 from .store import StoredGallery, shown
 
-# %% ../nbs/63_app.ipynb #08611b4d
+# %% ../nbs/63_app.ipynb #1866d4a3
 def _decoded(
     data:bytes, # of an upload
 )->Image.Image:
@@ -30,7 +30,7 @@ def _decoded(
         image = Image.open(io.BytesIO(data))
         image.load()
     except Exception as e: # whatever a decoder makes of hostile bytes
-        why = 'not a picture of a known format' if type(e).__name__ == 'UnidentifiedImageError' else type(e).__name__
+        why = shown(_why(e)).split('<')[0].strip(' :')[:100] # no addresses of objects
         raise ImageError(f'the upload cannot be read ({why})') from None
     return image
 
@@ -83,12 +83,13 @@ def _line(
         picture = f'<img alt="what was asked" width="96" height="192" src="data:image/jpeg;base64,{data}">'
     return f'<div class="said">{picture}<span>{html.escape(said)}</span></div>'
 
-# %% ../nbs/63_app.ipynb #c3b2f3bf
+# %% ../nbs/63_app.ipynb #635566e7
 _STYLE = """
-.gradio-container {max-width: 1300px !important; margin: auto}
+.gradio-container {width: 100% !important; max-width: 1300px !important; margin: auto}
 .said {display: flex; gap: 16px; align-items: center; min-height: 30px; font-size: 15px}
 .said img {border-radius: 4px}
 #found .grid-container {grid-template-columns: repeat(auto-fill, minmax(132px, 1fr)) !important; gap: 10px}
+#found, #found .grid-wrap {max-height: none !important; height: auto !important}
 #found .thumbnail-item {aspect-ratio: 1/2; min-width: 128px}
 #found .caption-label {font-size: 12px; max-width: 100%; white-space: nowrap; overflow: hidden}
 """
@@ -102,7 +103,7 @@ def _gradio():
     except ImportError: raise ValueError('the page needs gradio; pip install clip_dfgs[app]') from None
     return gradio
 
-# %% ../nbs/63_app.ipynb #ceb43484
+# %% ../nbs/63_app.ipynb #53b28551
 def make_page(
     gallery:StoredGallery,
     extractor:FeatureExtractor, # of the gallery's model
@@ -110,40 +111,57 @@ def make_page(
     "The page: questions and filters on the left, results on the right."
     gr, alone = _gradio(), threading.Lock() # one search at a time
     cameras, domains = (sorted(set(gallery.records[c]) - {''}, key=_natural) for c in ('camera', 'domain'))
+    same = gr.skip()
 
-    def ask(data, text, k, some_cameras, some_domains, row=None):
-        with alone: found, said = answers(gallery, extractor, data, text or '', row, int(k), some_cameras or (),
+    def ask(data, text, like, k, some_cameras, some_domains): # one of the first three
+        with alone: found, said = answers(gallery, extractor, data, text or '', like, int(k), some_cameras or (),
                                           some_domains or ())
-        if found is None: return _line(said), [], []
-        image = gallery.records['path'][row] if row is not None else _decoded(data) if data is not None else None
+        if found is None: return _line(said), gr.Gallery([], selected_index=None), []
+        image = gallery.records['path'][like] if like is not None else None if data is None else _decoded(data)
         tiles = [(tile(r.path), _named(r)) for r in found.itertuples()]
-        return _line(said, image), tiles, found['row'].tolist()
+        return _line(said, image), gr.Gallery(tiles, selected_index=None), found['row'].tolist()
 
-    def click(rows, k, some_cameras, some_domains, event:gr.SelectData):
-        return *ask(None, '', k, some_cameras, some_domains, rows[event.index]), None, ''
+    def typed(data, text, like, *filters): # a sentence, if there is one; it takes the place of a picture
+        if (text or '').strip(): return *ask(None, text, None, *filters), None, same, None
+        return *ask(data, '', like, *filters), same, same, same
+
+    def dropped(data, text, like, *filters): return *ask(data, '', None, *filters), same, '', None
+    def filtered(*asked): return *ask(*asked), same, same, same
+
+    def clicked(rows, k, some_cameras, some_domains, event:gr.SelectData):
+        like = rows[event.index]
+        return *ask(None, '', like, k, some_cameras, some_domains), None, '', like
 
     with gr.Blocks(title='Search a gallery', analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        rows = gr.State([])
+        rows, like = gr.State([]), gr.State(None)
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
-                upload = gr.File(label='A picture of a person', type='binary', height=120)
-                text = gr.Textbox(label='or a sentence', lines=3, max_length=2000,
-                                  placeholder='a woman in a red coat with a backpack')
-                button = gr.Button('Search', variant='primary')
-                one = gr.Dropdown(cameras, label='only these cameras', multiselect=True, visible=bool(cameras))
-                two = gr.Dropdown(domains, label='only these domains', multiselect=True, visible=len(domains) > 1)
-                k = gr.Slider(6, 60, 24, step=6, label='results')
+                upload, text, button, filters = _questions(gr, cameras, domains)
             with gr.Column(scale=4):
                 said = gr.HTML(_line(f'{len(gallery):,} pictures. Drop one or type a sentence; '
                                      'click a result to search on with it.'))
                 found = gr.Gallery(elem_id='found', show_label=False, allow_preview=False, height='auto', columns=6,
                                    object_fit='contain', format='jpeg', buttons=[], interactive=False)
-        asked, shows = [upload, text, k, one, two], [said, found, rows]
-        hidden = dict(api_visibility='private', show_progress='minimal')
-        events = button.click, text.submit, upload.upload, one.input, two.input
-        for event in events: event(ask, asked, shows, **hidden)
-        found.select(click, [rows, k, one, two], [*shows, upload, text], **hidden)
+        asked, shows = [upload, text, like, *filters], [said, found, rows, upload, text, like]
+        quiet = dict(api_visibility='private', show_progress='minimal')
+        for event in (button.click, text.submit): event(typed, asked, shows, **quiet)
+        for event in (f.input for f in filters[1:]): event(filtered, asked, shows, **quiet)
+        filters[0].release(filtered, asked, shows, **quiet)
+        upload.upload(dropped, asked, shows, **quiet)
+        found.select(clicked, [rows, *filters], shows, **quiet)
     return page
+
+# %% ../nbs/63_app.ipynb #43548a55
+def _questions(gr, cameras:list, domains:list)->tuple: # upload, text, button, (number, cameras, domains)
+    "The left side of the page."
+    upload = gr.File(label='A picture of a person', type='binary', height=170)
+    text = gr.Textbox(label='or a sentence', lines=3, max_length=2000,
+                      placeholder='a woman in a red coat with a backpack')
+    button = gr.Button('Search', variant='primary')
+    one = gr.Dropdown(cameras, label='only these cameras', multiselect=True, visible=bool(cameras))
+    two = gr.Dropdown(domains, label='only these domains', multiselect=True, visible=len(domains) > 1)
+    k = gr.Slider(6, 60, 24, step=6, label='results')
+    return upload, text, button, (k, one, two)
 
 # %% ../nbs/63_app.ipynb #ddc09ab3
 _ONLY_HERE = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"

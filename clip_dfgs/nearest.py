@@ -54,30 +54,31 @@ def _rough(
     if not scores.isfinite().all(): raise ValueError('a feature of the table is not a number')
     return scores.numpy()
 
-# %% ../nbs/46_nearest.ipynb #bf181f42
+# %% ../nbs/46_nearest.ipynb #9abd9726
 def nearest_rows(
     query, # features, shape [q,D]
     table, # features of any floating kind, array or memory map, shape [n,D]
     k:int=10, # rows for each query; cut to those that there are
     among=None, # row numbers to look at, ascending; None = all
-    block:int=65_536, # rows at a time; half of that where rows are wide
+    block:int=None, # rows at a time; None = what fits in a processor's cache
 )->tuple[np.ndarray,np.ndarray]: # row numbers int64 [q,k], best first; cosines float64 [q,k]
     "The k rows of the largest cosine for each query, exactly; equal ones in the order of the table."
     query, among = _checked(query, table, k, among)
     n = len(table) if among is None else len(among)
-    block = max(1, min(block, 2**27//max(1, 4*table.shape[1]), 2**26//max(1, len(query))))
+    block = min(block or max(256, 2**20//max(1, table.shape[1])), max(1, 2**27//max(1, len(query))))
     k, slack = min(k, n), table.shape[1]*2.**-22 # what single precision may lose
     best = [(np.zeros(0, np.int64), np.zeros(0)) for _ in query]
-    asked = torch.from_numpy(query.astype(np.float32))
+    floor, asked = np.full(len(query), -np.inf), torch.from_numpy(query.astype(np.float32)) # the k-th best so far
     for start in range(0, n if len(query) else 0, block):
         rows = np.arange(start, min(start + block, n)) if among is None else among[start:start + block]
         x = table[start:start + block] if among is None else table[rows]
         rough = _rough(asked, x)
-        for i, scores in enumerate(rough):
-            kth = np.partition(scores, len(scores) - k)[len(scores) - k] if len(scores) > k else -2.
-            if len(best[i][1]) == k: kth = max(kth, best[i][1][-1])
-            near = np.flatnonzero(scores >= kth - slack)
-            best[i] = _merge(best[i], rows[near], _scored(query[i], x[near]), k)
+        least = np.partition(rough, -k)[:, -k] if start == 0 and len(rows) > k else floor
+        near = rough >= (least - slack)[:, None]
+        for i in np.flatnonzero(near.any(1)):
+            own = np.flatnonzero(near[i])
+            best[i] = _merge(best[i], rows[own], _scored(query[i], x[own]), k)
+            if len(best[i][1]) == k: floor[i] = best[i][1][-1]
     return (np.array([rows for rows, _ in best], np.int64).reshape(len(query), k),
             np.array([scores for _, scores in best]).reshape(len(query), k))
 

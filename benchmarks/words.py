@@ -1,0 +1,137 @@
+"""Search by words, measured: precision at 10 for every attribute of a caption, beside chance.
+
+    python benchmarks/words.py --csv nbs/guides/words.csv       # two minutes on one core
+    python benchmarks/words.py --model RUN                      # another model with a text encoder
+    python benchmarks/words.py --no-market                      # rendered people only
+
+A word of an attribute ("red" of the upper garment's colour) is asked for in a gallery, and the first ten pictures are
+looked at: how many are of people who have it? Chance is the share of pictures that have it; best is what a perfect
+ranking would reach. Words that fewer than one picture in a hundred shows are left out. Galleries are rendered street
+cameras of domains that no weights have seen, and, where CLIP_DFGS_REALDATA has them, the queries of Market-1501 with
+its attributes (numbers only). Four ways to ask:
+
+- plain: one sentence, "A photo of a person wearing a red coat.";
+- several: the mean feature of six sentences around the same words;
+- captions: the mean feature of 64 whole captions that have the word, other words at random;
+- contrast: the same, less the mean feature of 64 whole captions with all words at random.
+"""
+import argparse
+import os
+import tarfile
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from clip_dfgs.gallery import FeatureExtractor
+from clip_dfgs.pedestrians import Person, caption, domain_cast, make_domain, random_person, wardrobe
+from clip_dfgs.store import open_model
+
+DOMAINS = (88101, 88102, 88103)
+PHRASES = dict( # attribute -> what is said of a word
+    sex='who is a {}', hair='with {} hair', hair_length='with {} hair', upper_colour='wearing a {} top',
+    upper='wearing a {}', pattern='wearing {} clothes', lower='wearing {}', lower_colour='wearing {} trousers',
+    shoes='wearing {} shoes', bag='carrying a {}', hat='with a {}')
+AROUND = ('A photo of a person {}.', 'A photo of a man {}.', 'A photo of a woman {}.', 'a person {}',
+          'a pedestrian {}, seen by a street camera', 'somebody {}')
+WAYS = ('plain', 'several', 'captions', 'contrast')
+MARKET = dict( # attribute -> {word: (column, value)} of market_attribute.mat
+    sex=dict(man=('gender', 1), woman=('gender', 2)), hair_length=dict(short=('hair', 1), long=('hair', 2)),
+    upper_colour={c: (f'up{w}', 2) for c, w in dict(black='black', white='white', red='red', purple='purple',
+                  yellow='yellow', grey='gray', blue='blue', green='green').items()},
+    lower_colour={c: (f'down{w}', 2) for c, w in dict(black='black', white='white', pink='pink', grey='gray',
+                  blue='blue', green='green', brown='brown').items()},
+    bag={'backpack': ('backpack', 2), 'shoulder bag': ('bag', 2), 'handbag': ('handbag', 2)}, hat=dict(cap=('hat', 2)))
+
+
+def unit(x): return x/np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def asked(extract, attribute, word, cast):
+    "Way -> the feature of a word."
+    phrase = PHRASES[attribute].format(word)
+    def mean(texts): return unit(extract.text(list(texts)).numpy().mean(0))
+    dressed = [Person(person.look | {attribute: word}, person.detail) for person in cast]
+    captions = mean(caption(person) for person in dressed)
+    return dict(plain=mean([AROUND[0].format(phrase)]), several=mean(a.format(phrase) for a in AROUND),
+                captions=captions, contrast=captions - mean(caption(person) for person in cast))
+
+
+def scores(features, shows, extract, k=10):
+    "A row for each word of each attribute; `shows` is attribute -> word -> bool [pictures]."
+    draw = np.random.default_rng(0)
+    cast = [random_person(draw, wardrobe(draw, 50.)) for _ in range(64)]
+    rows = []
+    for attribute, words in shows.items():
+        for word, mine in words.items():
+            if mine.mean() < .01: continue
+            row = dict(attribute=attribute, word=word, chance=mine.mean(), best=min(1, mine.sum()/k))
+            for way, text in asked(extract, attribute, word, cast).items():
+                row[way] = mine[np.argsort(-(features @ text), kind='stable')[:k]].mean()
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def rendered(seed, folder, identities):
+    "Pictures of a domain, and who shows what."
+    make_domain(folder, seed, identities, 3, 1, look_alikes=1, test_share=1., workers=1, progress=False)
+    people, _ = domain_cast(seed, identities, 3, 1)
+    files = sorted(p for part in ('query', 'bounding_box_test') for p in (folder/part).iterdir())
+    looks = pd.DataFrame([people[int(p.name[:4]) - 1].look for p in files])
+    return files, {a: {w: (looks[a] == w).to_numpy() for w in sorted(set(looks[a])) if not w.startswith('no ')
+                       and w != 'plain'} for a in PHRASES}
+
+
+def market(root, folder):
+    "Queries of Market-1501, and who shows what; None where the files are not."
+    if not ((root/'market1501.tar').is_file() and (root/'protocol_files.tar.gz').is_file()): return None
+    from scipy.io import loadmat
+    with tarfile.open(root/'protocol_files.tar.gz') as archive: archive.extractall(folder, filter='data')
+    with tarfile.open(root/'market1501.tar') as archive:
+        archive.extractall(folder, filter='data', members=[m for m in archive if '/query/' in m.name])
+    table = loadmat(next(folder.rglob('market_attribute.mat')), simplify_cells=True)['market_attribute']['test']
+    people = pd.DataFrame({k: np.asarray(v) for k, v in table.items()}).set_index('image_index')
+    people.index = people.index.astype(int)
+    files = sorted(next(folder.rglob('query')).glob('*.jpg'))
+    rows = people.loc[[int(p.name[:4]) for p in files]]
+    shows = {a: {w: (rows[c] == value).to_numpy() for w, (c, value) in words.items()} for a, words in MARKET.items()}
+    return files, shows
+
+
+def features_of(extract, files):
+    "The part of picture features that lies where sentences lie, of unit length."
+    width = extract.model.widths.projected
+    return unit(extract(files, progress=True)[:, -width:].numpy())
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--model', default='pedestrians', help='RUN, a saved model, or pedestrians')
+    p.add_argument('--identities', type=int, default=200, help='in each rendered domain')
+    p.add_argument('--no-market', action='store_true')
+    p.add_argument('--csv', type=Path)
+    a = p.parse_args()
+    extract, rows = FeatureExtractor(open_model(a.model)), []
+    with tempfile.TemporaryDirectory() as home:
+        for seed in DOMAINS:
+            files, shows = rendered(seed, Path(home)/str(seed), a.identities)
+            rows.append(scores(features_of(extract, files), shows, extract).assign(pictures='rendered', domain=seed))
+        root = Path(os.environ.get('CLIP_DFGS_REALDATA', Path(__file__).resolve().parents[2]/'shared'/'realdata'))
+        found = None if a.no_market else market(root, Path(home)/'market')
+        if found is None and not a.no_market: print(f'no Market-1501 in {root}; set CLIP_DFGS_REALDATA')
+        if found:
+            own = scores(features_of(extract, found[0]), found[1], extract)
+            rows.append(own.assign(pictures='Market-1501', domain=0))
+    every = pd.concat(rows)
+    by_word = every.drop(columns='domain').groupby(['pictures', 'attribute', 'word'], sort=False).mean()
+    table = by_word.groupby(['pictures', 'attribute'], sort=False).mean()
+    table.insert(0, 'words', by_word.groupby(['pictures', 'attribute'], sort=False).size())
+    means = table.groupby(level=0, sort=False).mean()
+    means.index = pd.MultiIndex.from_product([means.index, ['mean']], names=table.index.names)
+    table = pd.concat([table.astype(float), means]).sort_index(level=0, sort_remaining=False, ascending=False)
+    print(table.round(2).to_string())
+    if a.csv: table.round(3).to_csv(a.csv)
+
+
+if __name__ == '__main__': main()

@@ -6,7 +6,7 @@
 __all__ = ['PALETTE', 'RIGHT', 'WRONG', 'plot_history', 'plot_cmc', 'plot_roc', 'plot_queries', 'plot_distances', 'plot_results',
            'paired_differences', 'plot_differences']
 
-# %% ../nbs/59_charts.ipynb #90c56e82
+# %% ../nbs/59_charts.ipynb #57fd0ffe
 from typing import Mapping
 from typing import Sequence
 
@@ -17,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 
 from .evaluation import RetrievalResult
+from .intervals import t_interval
 
 # %% ../nbs/59_charts.ipynb #042a5d06
 PALETTE = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#000000', '#F0E442')
@@ -248,19 +249,18 @@ def plot_results(
     _legend_outside(fig)
     return fig
 
-# %% ../nbs/59_charts.ipynb #af75b6a9
+# %% ../nbs/59_charts.ipynb #8909156a
 def paired_differences(
     scores:pd.DataFrame, # a row a pair (a seed, a target), a column a method
     to:str='PK', # the method that the others are compared with
     level:float=.95, # of the interval
 )->pd.DataFrame: # a row a method: mean, low, high, sd, n
     "Mean differences to one method within pairs, with t intervals; ValueError for a method that is not there."
-    from scipy.stats import t as student
     if to not in scores: raise ValueError(f'no method {to!r} in {list(scores.columns)}')
     gain = scores.drop(columns=to).sub(scores[to], axis=0)
-    n, mean, sd = gain.count(), gain.mean(), gain.std()
-    half = student.ppf((1 + level) / 2, (n - 1).clip(lower=1)) * sd / np.sqrt(n) # NaN for a single pair
-    return pd.DataFrame(dict(mean=mean, low=mean - half, high=mean + half, sd=sd, n=n))
+    ends = {name: t_interval(pairs.dropna(), level) for name, pairs in gain.items()}
+    low, high = (pd.Series({name: pair[i] for name, pair in ends.items()}, dtype=float) for i in (0, 1))
+    return pd.DataFrame(dict(mean=gain.mean(), low=low, high=high, sd=gain.std(), n=gain.count()))
 
 # %% ../nbs/59_charts.ipynb #9786d04e
 def _draw_differences(ax, scores, to, level):

@@ -1,5 +1,6 @@
 "Held-out people of the sources: ranked on the way, whatever happens to the run, and the best model kept."
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -10,9 +11,10 @@ import pytest
 import torch
 from running import config, held, only, rows_of, same, started, two, weights
 
+from clip_dfgs.checkpoints import TrainError, checkpoints
 from clip_dfgs.features import evaluate_records
 from clip_dfgs.models import ReIDModel
-from clip_dfgs.run import read_ranks
+from clip_dfgs.run import best_step, read_ranks
 from clip_dfgs.trainer import fit
 
 
@@ -122,16 +124,29 @@ def test_killed_run_ends_in_the_same_ranks_and_weights(world, whole, tmp_path, m
     assert same(weights(out), weights(whole))
 
 
-def test_the_best_of_before_the_checkpoint_is_not_lost(world, whole, tmp_path):
-    "A better model is found after the checkpoint; the run is cut off; what follows is taken for the better no more."
+@pytest.mark.parametrize('damaged', [False, True])
+def test_the_best_at_each_checkpoint_is_not_lost(world, whole, tmp_path, damaged):
+    "A better model is found after the checkpoint; the run is cut off there, and the newer checkpoint may be damaged."
     rows, validate = held(world)
-    c = watched(select='best', checkpoint_steps=4)
+    c, out = watched(select='best', checkpoint_steps=2), tmp_path/'run'
     def stop(done):
         if (done.stage, done.step) == ('finetune', 7): raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): fit(rows, c, tmp_path/'run', on_step=stop, validate=validate)
-    ranks = pd.read_csv(tmp_path/'run'/'validation.csv')
-    first = ranks[(ranks['stage'] == 'finetune') & (ranks['step'] <= 4)]
-    assert f'{first["step"].iloc[first["mAP"].argmax()]:06d}' in {p.name for p in (tmp_path/'run'/'best').iterdir()}
+    with pytest.raises(KeyboardInterrupt): fit(rows, c, out, on_step=stop, validate=validate)
+    ranks = read_ranks(out/'validation.csv')
+    assert best_step(ranks, last=4) != best_step(ranks)                        # or the test shows nothing
+    assert {int(p.name) for p in (out/'best').iterdir()} == {best_step(ranks, last=4), best_step(ranks)}
+    if damaged: (checkpoints(out/'checkpoint')[0]/'tensors.safetensors').write_bytes(b'')
+    fit(rows, c, out, resume=True, validate=validate)
+    assert same(weights(out), weights(whole))
+    assert (out/'validation.csv').read_bytes() == (whole/'validation.csv').read_bytes()
+
+
+def test_a_best_model_that_is_gone_is_told(world, whole, tmp_path):
+    rows, validate = held(world)
+    shutil.copytree(whole, tmp_path/'run')
+    shutil.rmtree(tmp_path/'run'/'best')
+    with pytest.raises(TrainError, match='is missing, the model of the best rank'):
+        fit(rows, watched(select='best'), tmp_path/'run', resume=True, validate=validate)
 
 
 def test_what_is_trained_on_is_refused(world, tmp_path):

@@ -309,13 +309,16 @@ def plain_step(run, name, batch):
     return step
 
 
-def device_run(name, rows, batch, folder, made={}, **options):
-    "A run on accelerate's device that is ready for single steps; a model is made once."
+MADE = {} # name -> model; making one takes longer than measuring it
+
+
+def device_run(name, rows, batch, folder, **options):
+    "A run on accelerate's device that is ready for single steps."
     words = Stage(steps=1, batch=batch) if name != 'resnet50' else None
     c = TrainConfig(**ON_DEVICE[name], normalisation='half', adapt=None, prompts=words, temperature=None, sampler='pk',
                     finetune=Stage(steps=1, batch=batch, lr=5e-6, decoupled=False), augment=Augment(), **options)
-    if name not in made: made[name] = new_model(rows, c)
-    model = copy.deepcopy(made[name])
+    if name not in MADE: MADE[name] = new_model(rows, c)
+    model = copy.deepcopy(MADE[name])
     a = accelerator_for(c.precision, convolutions=model.channels_last)
     size = tuple(model.config['image_size'])
     pixels = cached_images(rows['path'].tolist(), size, Path(folder)/'cache', progress=False)
@@ -381,7 +384,7 @@ def on_device(a):
     if a.device == 'cpu': os.environ['ACCELERATE_USE_CPU'] = 'true'
     where = torch.cuda.get_device_name() if a.device != 'cpu' else f'{torch.get_num_threads()} threads'
     batch, steps = (16, 3) if a.quick else (64, 20)
-    models = ['small'] if a.quick else list(ON_DEVICE)
+    models = a.models or (['small'] if a.quick else list(ON_DEVICE))
     print(f'{a.device}: {where}, torch {torch.__version__}, batch {batch}; TF32 as torch has it')
     print(f'{"model":10}{"what":36}{"images/s":>10}{"ms":>9}{"faster":>9}{"launches":>9}{"waits":>7}{"GB":>8}')
     ways = [way for way in WAYS if (a.compile or way != 'ours, compiled') and not (a.quick and 'recompute' in way)]
@@ -395,7 +398,7 @@ def on_device(a):
 def arguments():
     "The command line."
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--models', nargs='+', default=list(MODELS), choices=list(MODELS))
+    p.add_argument('--models', nargs='+', choices=list(ON_DEVICE), help='resnet50 with --device only')
     p.add_argument('--batch', type=int, default=64, help='of stage 1')
     p.add_argument('--ids', type=int, default=256)
     p.add_argument('--repeats', type=int, default=2)
@@ -414,7 +417,7 @@ def main():
     print(f'{torch.get_num_threads()} threads, torch {torch.__version__}, batch of stage 1: {a.batch}')
     print(f'{"model":10}{"what":60}{"plain ms":>10}{"ours ms":>10}{"faster":>9}{"difference":>12}')
     verdicts = []
-    for name in a.models:
+    for name in a.models or MODELS:
         model = ReIDModel.create(**MODELS[name], num_ids=a.ids)
         for i, (what, plain, ours) in enumerate(cases(model, a.batch, a.ids)):
             t_plain, t_ours, difference = compare(plain, ours, a.repeats)

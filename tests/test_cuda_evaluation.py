@@ -16,7 +16,10 @@ from clip_dfgs.features import embed_images, evaluate_records
 from clip_dfgs.gallery import FeatureExtractor
 from clip_dfgs.graph import identity_features, nearest_identities
 from clip_dfgs.models import ReIDModel
+from clip_dfgs.planning import measure
+from clip_dfgs.records import pool
 from clip_dfgs.reranking import k_reciprocal_distances
+from running import config
 
 
 @pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.cuda)])
@@ -263,7 +266,15 @@ def test_graphs_are_exact_with_tf32_on(device, tf32, metric):
     assert torch.equal(found, nearest_identities(people.cpu(), 10, skip=2, metric=metric))
 
 
-# Memory
+# Memory and time
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+def test_a_plan_measures_the_device(world):
+    rows = pool([load_dataset('market1501', world)])
+    cost = measure(rows, config(), steps=2)
+    assert min(cost.values()) > 0 and cost['memory'] == torch.cuda.max_memory_allocated()/1e9
+
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')

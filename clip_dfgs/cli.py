@@ -326,7 +326,7 @@ def _report(
     from clip_dfgs.report import write_report
     print(f'report: {write_report(run)}')
 
-# %% ../nbs/70_cli.ipynb #250a1ffc
+# %% ../nbs/70_cli.ipynb #52dccbf2
 @COMMANDS.command('using a model', 'clip-dfgs export runs/first --to features.onnx --precision float16')
 def _export(
     model:Path, # a saved model, RUN/model or RUN
@@ -337,9 +337,10 @@ def _export(
 ):
     "Write a model as an ONNX file, checked against torch."
     from clip_dfgs.export import export_onnx
+    from clip_dfgs.store import shown
     if to.suffix != '.onnx': raise ValueError(f'{to}: ONNX is written; name the file {to.stem or "features"}.onnx')
     distance = export_onnx(_folder(model), to, tolerance=tolerance, precision=precision)
-    print(f'{to}: {to.stat().st_size / 1e6:.1f} MB, {precision}, at most {distance:.1e} from torch')
+    print(f'{shown(to)}: {to.stat().st_size / 1e6:.1f} MB, {precision}, at most {distance:.1e} from torch')
 
 # %% ../nbs/70_cli.ipynb #afac4898
 for _f, _example in ((_embed, 'clip-dfgs embed market1501:town --model pedestrians --out gallery'),

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'export_onnx', 'OnnxExtractor']
 
-# %% ../nbs/64_export.ipynb #c782b3af
+# %% ../nbs/64_export.ipynb #59234f28
 import contextlib
+import io
 import json
 import logging
 import warnings
@@ -63,7 +64,7 @@ def _need_packages():
     except ImportError as problem:
         raise ValueError(f'export to ONNX needs the package {problem.name}: pip install onnx onnxruntime') from None
 
-# %% ../nbs/64_export.ipynb #8eeb7277
+# %% ../nbs/64_export.ipynb #be911619
 def _trace(
     embedder, # `Embedder` on the CPU
     file, # to write
@@ -73,14 +74,15 @@ def _trace(
     import torch
     free = dict(images={0: 'batch'}, features={0: 'batch'})
     names = dict(input_names=['images'], output_names=['features'], dynamic_axes=free)
-    inputs = (torch.from_numpy(images),)
+    inputs, written = (torch.from_numpy(images),), io.BytesIO() # torch cannot write to every name of a file
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore') # of the tracer, about shapes that are fixed on purpose
-        try: torch.onnx.export(embedder, inputs, str(file), opset_version=18, dynamo=False, **names)
+        try: torch.onnx.export(embedder, inputs, written, opset_version=18, dynamo=False, **names)
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as problem:
             raise ValueError(f'the model cannot be written as ONNX ({_first_line(problem)})') from None
+    Path(file).write_bytes(written.getvalue())
 
-# %% ../nbs/64_export.ipynb #9089e315
+# %% ../nbs/64_export.ipynb #5c68eb4a
 def _first_line(problem)->str: return (str(problem).strip() or type(problem).__name__).split('\n')[0]
 
 def _session(
@@ -93,7 +95,7 @@ def _session(
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(str(file), options, providers=list(providers))
+    return onnxruntime.InferenceSession(Path(file).read_bytes(), options, providers=list(providers))
 
 # %% ../nbs/64_export.ipynb #f864d74e
 def _run(

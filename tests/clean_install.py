@@ -133,7 +133,7 @@ def main():
         run(command, 'render', 'town', '--identities', '8', '--cameras', '2', cwd=place)
         model = "from clip_dfgs import ReIDModel; ReIDModel.create('pedestrians', 'pedestrians').save('run/model')"
         run(mine, '-c', model, cwd=place)
-        run(command, 'export', 'run', '--to', 'features.onnx', cwd=place)
+        run(command, 'export', 'run', '--to', 'features.onnx', '--precision', 'int8', cwd=place)
         run(mine, '-c', ONNX_READER, cwd=place)
         if a.python:
             other = light(wheel, folder/'other', a.python)

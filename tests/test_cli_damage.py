@@ -63,6 +63,7 @@ embed world/query market1501:world --model pedestrians --out new --domain a b --
 embed world/query --model run --out stored --batch 4
 search stored world/query/x.jpg --text red --top 3 --camera 1 --domain query --picture new.png --csv new.csv --exact
 search stored --text red blue --model run
+export run --to new/f.onnx --precision int8 --tolerance .1
 demo --out file --seed 1 --identities 4 --steps 1
 """.strip().split('\n')]
 BAD = ['', ' ', 'x'*3000, '-1', '0', '1e400', 'nan', '-inf', 'none', '1'*40, '../..', '/dev/null', '/', '.', 'empty',

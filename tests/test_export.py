@@ -3,6 +3,7 @@ import builtins
 import contextlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -249,6 +250,21 @@ def test_no_truncated_file_is_opened(exported, share):
         file.write_bytes(data[:int(share*len(data))])
         with pytest.raises(ValueError, match='x.onnx') as problem: OnnxExtractor(file)
     assert '\n' not in str(problem.value)
+
+
+def test_the_trackers_lines_work_as_they_stand(exported, tmp_path, monkeypatch):
+    "The short block of the guide, with OpenCV's order of colours and a box that lies outside."
+    guide = json.loads((Path(__file__).parents[1]/'nbs'/'guides'/'tracker.ipynb').read_text())
+    text = '\n'.join(''.join(cell['source']) for cell in guide['cells'] if cell['cell_type'] == 'markdown')
+    code = re.search(r'^```python\n(.*?)^```', text, re.M | re.S)[1]
+    shutil.copy(exported[1], tmp_path/'features.onnx')
+    monkeypatch.chdir(tmp_path)
+    frame = picture(4, 200, 300)
+    around = dict(frame=frame[..., ::-1], boxes=[(10, 20, 70, 150), (400, 0, 450, 90)])
+    exec(code, around)
+    want = FeatureExtractor(exported[0])(frame[20:150, 10:70]).numpy()[0]
+    assert around['features'][1] is None
+    np.testing.assert_allclose(around['features'][0], want, atol=1e-4)
 
 
 # ---- the command

@@ -93,7 +93,8 @@ def table_of_contents():
     toc = ['format: jb-book', 'root: index', 'parts:']
     for caption, prefix in PARTS.items(): toc += lines(caption, chapters(prefix))
     for caption, folder in (('Guides', 'guides'), ('The paper', 'paper')):
-        toc += lines(caption, [f'{folder}/{p.stem}' for p in sorted((root/'nbs'/folder).glob('*.ipynb'))])
+        books = sorted((root/'nbs'/folder).glob('*.ipynb'), key=lambda p: (p.stem != 'from_nothing', p.stem))
+        toc += lines(caption, [f'{folder}/{p.stem}' for p in books])
     toc += lines('API', [f'api/{m}' for m in modules()]) + lines('References', ['references'])
     return '\n'.join(toc) + '\n'
 

@@ -4,16 +4,17 @@
     python benchmarks/words.py --model RUN                      # another model with a text encoder
     python benchmarks/words.py --no-market                      # rendered people only
 
-A word of an attribute ("red" of the upper garment's colour) is asked for in a gallery, and the first ten pictures are
-looked at: how many are of people who have it? Chance is the share of pictures that have it; best is what a perfect
-ranking would reach. Words that fewer than one picture in a hundred shows are left out. Galleries are rendered street
-cameras of domains that no weights have seen, and, where CLIP_DFGS_REALDATA has them, the queries of Market-1501 with
-its attributes (numbers only). Four ways to ask:
+A word of an attribute ("red" of the upper garment's colour), or of two, is asked for in a gallery, and the first ten
+pictures are looked at: how many are of people who have it? Chance is the share of pictures that have it; best is what a
+perfect ranking would reach. Words that fewer than one picture in a hundred shows, or fewer than five, are left out.
+Galleries are rendered street cameras of domains that no weights have seen, and, where CLIP_DFGS_REALDATA has them, the
+queries of Market-1501 with its attributes (numbers only). Four ways to ask:
 
 - plain: one sentence, "A photo of a person wearing a red coat.";
 - several: the mean feature of six sentences around the same words;
-- captions: the mean feature of 64 whole captions that have the word, other words at random;
-- contrast: the same, less the mean feature of 64 whole captions with all words at random.
+- captions: as `clip-dfgs search` asks the small CLIP: the mean feature of 64 whole captions that say what the sentence
+  says, and otherwise anything;
+- contrast: the same, less the mean feature of 64 whole captions that say anything.
 """
 import argparse
 import os
@@ -25,14 +26,20 @@ import numpy as np
 import pandas as pd
 
 from clip_dfgs.gallery import FeatureExtractor
-from clip_dfgs.pedestrians import Person, caption, domain_cast, make_domain, random_person, wardrobe
+from clip_dfgs.pedestrians import domain_cast, make_domain
+from clip_dfgs.search import text_features
 from clip_dfgs.store import open_model
+from clip_dfgs.words import whole_captions
 
 DOMAINS = (88101, 88102, 88103)
 PHRASES = dict( # attribute -> what is said of a word
     sex='who is a {}', hair='with {} hair', hair_length='with {} hair', upper_colour='wearing a {} top',
     upper='wearing a {}', pattern='wearing {} clothes', lower='wearing {}', lower_colour='wearing {} trousers',
     shoes='wearing {} shoes', bag='carrying a {}', hat='with a {}')
+PAIRS = { # of words
+    'upper_colour and upper': 'wearing a {} {}', 'upper_colour and lower_colour': 'wearing a {} top and {} trousers',
+    'upper_colour and bag': 'wearing a {} top, carrying a {}', 'sex and upper_colour': 'who is a {} wearing a {} top'}
+PHRASES |= PAIRS
 AROUND = ('A photo of a person {}.', 'A photo of a man {}.', 'A photo of a woman {}.', 'a person {}',
           'a pedestrian {}, seen by a street camera', 'somebody {}')
 WAYS = ('plain', 'several', 'captions', 'contrast')
@@ -48,26 +55,26 @@ MARKET = dict( # attribute -> {word: (column, value)} of market_attribute.mat
 def unit(x): return x/np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def asked(extract, attribute, word, cast):
-    "Way -> the feature of a word."
-    phrase = PHRASES[attribute].format(word)
+def asked(extract, attribute, word):
+    "Way -> the feature of a word, or of several."
+    words = dict(zip(attribute.split(' and '), word if isinstance(word, tuple) else [word]))
+    phrase = PHRASES[attribute].format(*words.values())
     def mean(texts): return unit(extract.text(list(texts)).numpy().mean(0))
-    dressed = [Person(person.look | {attribute: word}, person.detail) for person in cast]
-    captions = mean(caption(person) for person in dressed)
-    return dict(plain=mean([AROUND[0].format(phrase)]), several=mean(a.format(phrase) for a in AROUND),
-                captions=captions, contrast=captions - mean(caption(person) for person in cast))
+    plain = AROUND[0].format(phrase)
+    anything = mean(whole_captions('a man')[:32] + whole_captions('a woman')[:32])
+    captions = text_features(extract, [plain])[0]
+    return dict(plain=mean([plain]), several=mean(a.format(phrase) for a in AROUND), captions=captions,
+                contrast=captions - anything)
 
 
 def scores(features, shows, extract, k=10):
     "A row for each word of each attribute; `shows` is attribute -> word -> bool [pictures]."
-    draw = np.random.default_rng(0)
-    cast = [random_person(draw, wardrobe(draw, 50.)) for _ in range(64)]
     rows = []
     for attribute, words in shows.items():
         for word, mine in words.items():
-            if mine.mean() < .01: continue
-            row = dict(attribute=attribute, word=word, chance=mine.mean(), best=min(1, mine.sum()/k))
-            for way, text in asked(extract, attribute, word, cast).items():
+            if mine.mean() < .01 or mine.sum() < 5: continue
+            row = dict(attribute=attribute, word=str(word), chance=mine.mean(), best=min(1, mine.sum()/k))
+            for way, text in asked(extract, attribute, word).items():
                 row[way] = mine[np.argsort(-(features @ text), kind='stable')[:k]].mean()
             rows.append(row)
     return pd.DataFrame(rows)
@@ -79,8 +86,14 @@ def rendered(seed, folder, identities):
     people, _ = domain_cast(seed, identities, 3, 1)
     files = sorted(p for part in ('query', 'bounding_box_test') for p in (folder/part).iterdir())
     looks = pd.DataFrame([people[int(p.name[:4]) - 1].look for p in files])
-    return files, {a: {w: (looks[a] == w).to_numpy() for w in sorted(set(looks[a])) if not w.startswith('no ')
-                       and w != 'plain'} for a in PHRASES}
+    shows = {a: {w: (looks[a] == w).to_numpy() for w in sorted(set(looks[a])) if not w.startswith('no ')
+                 and w != 'plain'} for a in PHRASES if a not in PAIRS}
+    return files, shows | {a: pairs(shows, *a.split(' and ')) for a in PAIRS}
+
+
+def pairs(shows, first, second):
+    "Who shows a word of one attribute and a word of another."
+    return {(a, b): mine & others for a, mine in shows[first].items() for b, others in shows[second].items()}
 
 
 def market(root, folder):
@@ -96,7 +109,7 @@ def market(root, folder):
     files = sorted(next(folder.rglob('query')).glob('*.jpg'))
     rows = people.loc[[int(p.name[:4]) for p in files]]
     shows = {a: {w: (rows[c] == value).to_numpy() for w, (c, value) in words.items()} for a, words in MARKET.items()}
-    return files, shows
+    return files, shows | {a: pairs(shows, *a.split(' and ')) for a in PAIRS if {*a.split(' and ')} <= {*MARKET}}
 
 
 def features_of(extract, files):

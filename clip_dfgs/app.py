@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['answers', 'tile', 'make_page', 'serve_gallery']
 
-# %% ../nbs/63_app.ipynb #a29a2f53
+# %% ../nbs/63_app.ipynb #2f2e8ab4
 import base64
 import html
 import io
@@ -18,10 +18,10 @@ from PIL import Image
 from .gallery import FeatureExtractor
 from .inputs import to_pixels
 from .pictures import ImageError, _why
-from .search import _natural, search_gallery
+from .search import _natural, heard, search_gallery
 from .store import StoredGallery, shown
 
-# %% ../nbs/63_app.ipynb #1866d4a3
+# %% ../nbs/63_app.ipynb #0bfb93ec
 def _decoded(
     data:bytes, # of an upload
 )->Image.Image:
@@ -52,7 +52,9 @@ def answers(
         else: return None, 'Drop a picture or type a sentence.'
         found = search_gallery(gallery, extractor, k=k, cameras=cameras, domains=domains, **asked)
     except ValueError as e: return None, ' '.join(str(e).split())
-    return found, f'{len(found):,} of {len(gallery):,} pictures, nearest first, to {what}'
+    how = heard(extractor, text) if row is None and data is None else ''
+    said = f'{len(found):,} of {len(gallery):,} pictures, nearest first, to {what}'
+    return found, f'{said} ({how})' if how else said
 
 # %% ../nbs/63_app.ipynb #96309aae
 def tile(

@@ -47,7 +47,7 @@ def _model(word:str)->str:
     near = did_you_mean(word, ['pedestrians'])
     raise ValueError(f'--model {word} is not there{near}; name a run, a saved model, or pedestrians')
 
-# %% ../nbs/73_using.ipynb #5c3e6d7c
+# %% ../nbs/73_using.ipynb #35eab6b8
 def _search(
     gallery:Path, # folder made by embed
     images:tuple=(), # pictures to ask for
@@ -60,11 +60,12 @@ def _search(
     csv:Path=None, # write the answers here as a table
     model:str=None, # where the gallery's model lies now, if it was moved
     exact:bool=False, # look at every picture, even if the gallery has an approximate index
+    as_is:bool=False, # ask the small CLIP with the sentence itself, not with whole captions that say it
 ):
     "Rank a gallery for pictures and sentences."
     from clip_dfgs.files import replacing
-    from clip_dfgs.search import extractor_of, rows_of, search_gallery, search_sheet
-    from clip_dfgs.store import open_gallery
+    from clip_dfgs.search import extractor_of, heard, rows_of, search_gallery, search_sheet
+    from clip_dfgs.store import open_gallery, shown
     if picture and picture.suffix.lower() != '.png':
         raise ValueError(f'{picture}: the sheet is written as PNG; name it {picture.stem or "sheet"}.png')
     if not images and not text: raise ValueError('nothing is asked for: name a picture, or --text "a sentence"')
@@ -74,7 +75,9 @@ def _search(
     images, stored = [os.path.expanduser(image) for image in images], open_gallery(gallery)
     rows_of(stored, camera, domain)
     extractor = extractor_of(stored, None if model is None else _model(model))
-    found = search_gallery(stored, extractor, images, text, (), top, camera, domain, exact)
+    found = search_gallery(stored, extractor, images, text, (), top, camera, domain, exact, as_is)
+    for how, sentence in ((heard(extractor, t), t) for t in text if not as_is):
+        if how: warnings.warn(f'{shown(sentence)[:60]!r} is {how}', stacklevel=2)
     _print(found)
     if csv:
         with replacing(csv) as part: found.drop(columns='row').to_csv(part, index=False, errors='surrogateescape')

@@ -20,6 +20,7 @@ from clip_dfgs.models import ReIDModel
 from clip_dfgs.nearest import build_cells, nearest_in_cells, nearest_rows, open_cells
 from clip_dfgs.search import extractor_of, search_gallery, search_sheet
 from clip_dfgs.store import _alone, _read_table, _write_table, embed_gallery, found_pictures, open_gallery, shown
+from clip_dfgs.words import whole_captions, words_in
 from test_cli import noted, said
 
 
@@ -399,7 +400,31 @@ def test_pictures_are_asked_before_and_after_options(home):
 
 def test_a_long_sentence_is_cut_with_a_notice(made):
     code, out, err = said('search', made/'gallery', '--text', 'a man with a hat ' * 40)
+    assert code == 0
+    code, out, err = said('search', made/'gallery', '--text', 'a man with a hat ' * 40, '--as-is')
     assert code == 0 and any('longer than the 77 tokens' in line for line in noted(err))
+
+
+def test_the_small_clip_is_asked_with_whole_captions(made, extract):
+    code, out, err = said('search', made/'gallery', '--text', 'a tall woman in red')
+    assert code == 0 and noted(err) == ["'a tall woman in red' is asked as 64 whole captions; not understood: tall"]
+    mean = extract.text(whole_captions('a tall woman in red')).numpy().astype(float).mean(0)
+    part = np.asarray(open_gallery(made/'gallery').features[:, -128:], float)
+    best = ((part @ mean)/np.linalg.norm(part, axis=1)/np.linalg.norm(mean)).max()
+    assert f'{best:.4f}' in out.splitlines()[1]
+    code, plain, err = said('search', made/'gallery', '--text', 'a tall woman in red', '--as-is')
+    assert code == 0 and not noted(err) and plain != out
+    assert 'none of its words is known' in said('search', made/'gallery', '--text', 'xylophone')[2]
+
+
+@given(st.text(max_size=60) | st.lists(st.sampled_from(
+    'red blonde navy striped long coat jeans shoulder bag shoulder-bag cap hair shoes man woman a and tall _ -'.split())
+    ).map(' '.join))
+@settings(max_examples=150, deadline=None)
+def test_any_text_is_read(text):
+    look, unknown = words_in(text)
+    assert all(isinstance(w, str) for w in [*look.values(), *unknown])
+    for line in whole_captions(text, 3): assert all(look[k] in line for k in look if k in ('sex', 'upper', 'lower'))
 
 
 def test_a_query_that_cannot_be_read(made, tmp_path):

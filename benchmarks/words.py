@@ -6,9 +6,9 @@
 
 A word of an attribute ("red" of the upper garment's colour), or of two, is asked for in a gallery, and the first ten
 pictures are looked at: how many are of people who have it? Chance is the share of pictures that have it; best is what a
-perfect ranking would reach. Words that fewer than one picture in a hundred shows, or fewer than five, are left out.
-Galleries are rendered street cameras of domains that no weights have seen, and, where CLIP_DFGS_REALDATA has them, the
-queries of Market-1501 with its attributes (numbers only). Four ways to ask:
+perfect ranking would reach. Words that fewer than one picture in fifty shows are left out. Galleries are rendered
+street cameras of domains that no weights have seen, and, where CLIP_DFGS_REALDATA has them, the queries of Market-1501
+with its attributes (numbers only). Four ways to ask:
 
 - plain: one sentence, "A photo of a person wearing a red coat.";
 - several: the mean feature of six sentences around the same words;
@@ -55,26 +55,33 @@ MARKET = dict( # attribute -> {word: (column, value)} of market_attribute.mat
 def unit(x): return x/np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def asked(extract, attribute, word):
-    "Way -> the feature of a word, or of several."
-    words = dict(zip(attribute.split(' and '), word if isinstance(word, tuple) else [word]))
-    phrase = PHRASES[attribute].format(*words.values())
-    def mean(texts): return unit(extract.text(list(texts)).numpy().mean(0))
-    plain = AROUND[0].format(phrase)
-    anything = mean(whole_captions('a man')[:32] + whole_captions('a woman')[:32])
-    captions = text_features(extract, [plain])[0]
-    return dict(plain=mean([plain]), several=mean(a.format(phrase) for a in AROUND), captions=captions,
-                contrast=captions - anything)
+class Asked(dict):
+    "(attribute, word or two) -> way -> feature; each is computed once."
+    def __init__(self, extract):
+        super().__init__()
+        self.extract = extract
+        self.anything = self.mean(whole_captions('a man')[:32] + whole_captions('a woman')[:32])
+
+    def mean(self, texts): return unit(self.extract.text(list(texts)).numpy().mean(0))
+
+    def __missing__(self, key):
+        attribute, word = key
+        phrase = PHRASES[attribute].format(*(word if isinstance(word, tuple) else [word]))
+        plain, several = AROUND[0].format(phrase), [a.format(phrase) for a in AROUND]
+        captions = text_features(self.extract, [plain])[0]
+        self[key] = dict(plain=self.mean([plain]), several=self.mean(several), captions=captions,
+                         contrast=captions - self.anything)
+        return self[key]
 
 
-def scores(features, shows, extract, k=10):
+def scores(features, shows, asked, k=10):
     "A row for each word of each attribute; `shows` is attribute -> word -> bool [pictures]."
     rows = []
     for attribute, words in shows.items():
         for word, mine in words.items():
-            if mine.mean() < .01 or mine.sum() < 5: continue
+            if mine.mean() < .02: continue
             row = dict(attribute=attribute, word=str(word), chance=mine.mean(), best=min(1, mine.sum()/k))
-            for way, text in asked(extract, attribute, word).items():
+            for way, text in asked[attribute, word].items():
                 row[way] = mine[np.argsort(-(features @ text), kind='stable')[:k]].mean()
             rows.append(row)
     return pd.DataFrame(rows)
@@ -126,15 +133,17 @@ def main():
     p.add_argument('--csv', type=Path)
     a = p.parse_args()
     extract, rows = FeatureExtractor(open_model(a.model)), []
+    asked = Asked(extract)
     with tempfile.TemporaryDirectory() as home:
         for seed in DOMAINS:
             files, shows = rendered(seed, Path(home)/str(seed), a.identities)
-            rows.append(scores(features_of(extract, files), shows, extract).assign(pictures='rendered', domain=seed))
+            print(f'domain {seed}', flush=True)
+            rows.append(scores(features_of(extract, files), shows, asked).assign(pictures='rendered', domain=seed))
         root = Path(os.environ.get('CLIP_DFGS_REALDATA', Path(__file__).resolve().parents[2]/'shared'/'realdata'))
         found = None if a.no_market else market(root, Path(home)/'market')
         if found is None and not a.no_market: print(f'no Market-1501 in {root}; set CLIP_DFGS_REALDATA')
         if found:
-            own = scores(features_of(extract, found[0]), found[1], extract)
+            own = scores(features_of(extract, found[0]), found[1], asked)
             rows.append(own.assign(pictures='Market-1501', domain=0))
     every = pd.concat(rows)
     by_word = every.drop(columns='domain').groupby(['pictures', 'attribute', 'word'], sort=False).mean()

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['answers', 'tile', 'make_page', 'serve_gallery']
 
-# %% ../nbs/63_app.ipynb #2f2e8ab4
+# %% ../nbs/63_app.ipynb #d9bb8de4
+import atexit
 import base64
 import html
 import io
 import os
+import shutil
 import tempfile
 import threading
 
@@ -85,7 +87,7 @@ def _line(
         picture = f'<img alt="what was asked" width="96" height="192" src="data:image/jpeg;base64,{data}">'
     return f'<div class="said">{picture}<span>{html.escape(said)}</span></div>'
 
-# %% ../nbs/63_app.ipynb #635566e7
+# %% ../nbs/63_app.ipynb #a37117e4
 _STYLE = """
 .gradio-container {width: 100% !important; max-width: 1300px !important; margin: auto}
 .said {display: flex; gap: 16px; align-items: center; min-height: 30px; font-size: 15px}
@@ -98,9 +100,11 @@ _STYLE = """
 
 def _gradio():
     "gradio, told to stay at home; ValueError that says what to install."
-    told = dict(GRADIO_ANALYTICS_ENABLED='False', HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_OFFLINE='1',
-                GRADIO_TEMP_DIR=tempfile.mkdtemp(prefix='clip_dfgs_page_'))
-    for name, value in told.items(): os.environ.setdefault(name, value)
+    for name, value in dict(GRADIO_ANALYTICS_ENABLED='False', HF_HUB_DISABLE_TELEMETRY='1').items():
+        os.environ.setdefault(name, value)
+    if 'GRADIO_TEMP_DIR' not in os.environ: # of uploads and tiles; gone when the program ends
+        os.environ['GRADIO_TEMP_DIR'] = tempfile.mkdtemp(prefix='clip_dfgs_page_')
+        atexit.register(shutil.rmtree, os.environ['GRADIO_TEMP_DIR'], ignore_errors=True)
     try: import gradio
     except ImportError: raise ValueError('the page needs gradio; pip install clip_dfgs[app]') from None
     return gradio

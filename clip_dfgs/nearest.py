@@ -108,7 +108,7 @@ def _faiss():
     except ImportError: raise ImportError('an approximate index needs faiss; pip install faiss-cpu') from None
     return faiss
 
-# %% ../nbs/46_nearest.ipynb #b021b46a
+# %% ../nbs/46_nearest.ipynb #a87e5182
 def build_cells(
     table, # features, array or memory map, shape [n,D]
     file, # to write, whole or not at all
@@ -122,7 +122,7 @@ def build_cells(
     cells = max(1, min(4096, int(2*n**.5), n//39))
     index = faiss.index_factory(width, f'IVF{cells},SQ8', faiss.METRIC_INNER_PRODUCT)
     index.cp.seed, index.cp.niter = 1234 + seed, 6
-    known = np.sort(draw.choice(n, min(n, 64*cells), replace=False))
+    known = np.sort(draw.choice(n, min(n, 40*cells), replace=False))
     index.train(_single(table[known]))
     for start in range(0, n, block): index.add(_single(table[start:start + block]))
     sample = np.sort(draw.choice(n, min(n, 64), replace=False))

@@ -263,7 +263,7 @@ class Embedded:
         return (f'{self.folder}: {self.pictures:,} pictures; {self.new:,} new, {self.changed:,} changed, '
                 f'{self.removed:,} removed; {self.embedded:,} embedded{went_on}, {len(self.problems):,} unreadable')
 
-# %% ../nbs/66_store.ipynb #8b06187f
+# %% ../nbs/66_store.ipynb #39d67400
 def embed_gallery(
     pictures:pd.DataFrame, # of `found_pictures`
     model, # RUN, RUN/model or 'pedestrians'
@@ -284,7 +284,7 @@ def embed_gallery(
     extractor = FeatureExtractor(open_model(place), batch=batch)
     made_by = dict(place=place, digest=model_digest(extractor.model), clip=extractor.model.config['clip'])
     with _alone(out):
-        old = _to_continue(out, made_by['digest'], pictures.attrs['sources'], dtype, overwrite)
+        old = _to_continue(out, made_by['digest'], pictures.attrs.get('sources', []), dtype, overwrite)
         digests, problems = _digests(pictures['path'], progress)
         table = pictures.assign(digest=digests)[[d is not None for d in digests]]
         known = _read_parts(out/'parts', made_by['digest'], dtype)
@@ -300,7 +300,7 @@ def embed_gallery(
         if not len(table):
             first, why = next(iter(problems.items()))
             raise ValueError(f'none of {len(pictures):,} pictures can be read, first: {shown(first)}: {why}')
-        about = dict(format=1, model=made_by, sources=pictures.attrs['sources'], dtype=dtype,
+        about = dict(format=1, model=made_by, sources=pictures.attrs.get('sources', []), dtype=dtype,
                      width=extractor.model.width, text=_text_columns(extractor.model))
         _commit(out, about, table, known, old, problems, cells_from)
     before = {} if old is None else dict(zip(old.records['path'], old.records['digest']))

@@ -1,5 +1,6 @@
 "What README and guides tell people to type is what is run here."
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,18 @@ def test_command_in_the_readme(place, monkeypatch, capsys):
     words = command.replace('runs/first', 'runs/second').split()[1:]
     main([*words, '--steps', '2', '--adapt-steps', '2', '--prompt-steps', '2', '--batch', '16'])
     assert 'mAP' in capsys.readouterr().out
+
+
+def test_search_commands_in_the_readme(place, monkeypatch, capsys):
+    from clip_dfgs.cli import main
+    from clip_dfgs.models import ReIDModel
+    monkeypatch.chdir(place)
+    if not (place/'runs'/'first'/'model').exists():
+        ReIDModel.create('pedestrians', 'pedestrians').save(place/'runs'/'first'/'model')
+    commands = [line for line in README.splitlines() if line.startswith(('clip-dfgs embed', 'clip-dfgs search'))]
+    assert len(commands) == 2
+    for command in commands: main(shlex.split(command)[1:])
+    assert 'crops' in capsys.readouterr().out and (place/'found.png').is_file()
 
 
 def test_links_are_absolute():

@@ -3,7 +3,7 @@
     python benchmarks/study_rendered.py bed --out found                       # calibrate: PK alone
     python benchmarks/study_rendered.py samplers orders confirm tables norm --out found   # from its settings
     python benchmarks/study_rendered.py samplers --seeds 3 --only 'DFGS image fair' --out again   # one row again
-    python benchmarks/study_rendered.py samplers --tiny --out /tmp/tiny       # the same code in a minute
+    python benchmarks/study_rendered.py samplers --scale tiny --out /tmp/tiny # the same code in a minute
 
 Parts, each with worlds and seeds of its own:
 bed       PK on one calibration world: fewest steps first, until a setting starts with half of PK's anchors violated
@@ -43,24 +43,31 @@ from clip_dfgs.records import pool
 from clip_dfgs.studies import Study, compare_variants, t_interval
 
 BED = Path(__file__).parent.parent/'nbs'/'guides'/'test_bed.json'
-GRID = dict(identities=(80, 160), adapt=(60, 120), lr=(2e-4, 4e-4), steps=(400, 600, 900)) # of the calibration
 CALIBRATION = 90                          # seed of its world
 SEEDS = dict(samplers=range(6), orders=range(3), tables=range(3), confirm=range(20, 26), norm=range(40, 43))
 STUDY = dict(orders='samplers', tables='samplers') # parts that share worlds and starts
 SHARED = {'PK', 'DFGS image fair'}        # variants that are in the tables of both
-STEP_SECONDS = .235                       # a step of 64 images on two cores, benchmarks/train_step.py
-TINY_BED = dict(identities=12, adapt=2, lr=1e-4, steps=4)
+IMAGE_SECONDS = .235/64                    # of training, on two cores: benchmarks/train_step.py
 
 
 @dataclass(frozen=True)
 class Size:
     "How large a world is."
-    sources:int = 6                       # domains
-    identities:int = 200                  # of a source, to train on
-    held_out:int = 25                     # of a source, to rank
-    targets:int = 4                       # unseen domains
-    people:int = 100                      # of a target
+    sources:int                           # domains
+    identities:int                        # of a source, to train on
+    held_out:int                          # of a source, to rank
+    targets:int                           # unseen domains
+    people:int                            # of a target
     cameras:int = 4
+
+
+@dataclass(frozen=True)
+class Scale:
+    "How large the studies are."
+    size:Size                             # of a world
+    batch:int                             # images in a batch of the image stages
+    prompts:int                           # steps of the prompts stage
+    grid:dict                             # what the calibration tries
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,15 @@ class Unit:
     unless:Callable = bool                # true where it need not be done any more
 
 
+SCALES = dict(
+    tiny=Scale(Size(2, 12, 4, 1, 8, 2), 16, 2, dict(identities=(12,), adapt=(2,), lr=(1e-4, 2e-4), steps=(4, 6))),
+    small=Scale(Size(4, 24, 8, 3, 30), 48, 100,
+                dict(identities=(24,), adapt=(10,), lr=(4e-4,), steps=(120, 160, 240, 320))),
+    large=Scale(Size(6, 160, 25, 4, 100), 64, 200,
+                dict(identities=(80, 160), adapt=(60, 120), lr=(1e-4, 2e-4, 4e-4), steps=(400, 600, 900))))
+TINY_BED = dict(identities=12, adapt=2, lr=1e-4, steps=4)
+
+
 # -- worlds
 
 def domains(seed, size):
@@ -93,7 +109,7 @@ def domains(seed, size):
 
 def world_folder(work, seed, size):
     "Where a world lies; one of another size lies elsewhere."
-    return Path(work)/'worlds'/f'{seed}-{size.identities + size.held_out}-{size.people}'
+    return Path(work)/'worlds'/f'{seed}-{size.sources}x{size.identities + size.held_out}-{size.targets}x{size.people}'
 
 
 def render(work, seed, size, name):
@@ -126,20 +142,13 @@ def _apart(sources):
 
 # -- what is compared
 
-def config_of(bed, work, tiny):
+def config_of(bed, work, scale):
     "The small recipe at the bed's length."
-    options = dict(cache=str(Path(work)/'cache'), precision='no', workers=0, log_steps=1 if tiny else 4)
-    config = TrainConfig(sampler='pk', **options)
-    adapt, finetune = replace(config.adapt, steps=bed['adapt']), replace(config.finetune, steps=bed['steps'])
-    config = replace(config, adapt=adapt, finetune=replace(finetune, lr=bed['lr']))
-    return in_small(config) if tiny else config
-
-
-def in_small(config):
-    "The same stages, a few steps each, small batches."
-    prompts = config.prompts and replace(config.prompts, steps=2, batch=16)
-    return replace(config, adapt=replace(config.adapt, steps=2, batch=16), prompts=prompts,
-                   finetune=replace(config.finetune, steps=4, batch=16))
+    batch, prompts = SCALES[scale].batch, SCALES[scale].prompts
+    config = TrainConfig(sampler='pk', cache=str(Path(work)/'cache'), workers=0, log_steps=4 if scale == 'large' else 1)
+    return replace(config, adapt=replace(config.adapt, steps=bed['adapt'], batch=batch),
+                   prompts=replace(config.prompts, steps=prompts, batch=min(64, 2*batch)),
+                   finetune=replace(config.finetune, steps=bed['steps'], batch=batch, lr=bed['lr']))
 
 
 def dfgs(graph='image', order='fair', **changes):
@@ -193,23 +202,22 @@ def norm_variants(config):
     return found
 
 
-def norm_config(config, tiny):
+def norm_config(config, scale):
     "A ResNet-18 without weights: a long stage 0 makes it a tower that knows rendered people."
-    adapt = replace(config.adapt, steps=400, lr=1e-3, head_lr=None)
+    adapt = replace(config.adapt, steps=2 if scale == 'tiny' else 400, lr=1e-3, head_lr=None)
     finetune = replace(config.finetune, lr=3e-4, head_lr=None)
-    config = replace(config, clip='timm:resnet18', pretrained=None, image_size=(128, 64), normalisation='half',
-                     prompts=None, adapt=adapt, finetune=finetune)
-    return in_small(config) if tiny else config
+    return replace(config, clip='timm:resnet18', pretrained=None, image_size=(128, 64), normalisation='half',
+                   prompts=None, adapt=adapt, finetune=finetune)
 
 
-def plan_of(name, bed, work, tiny=False):
+def plan_of(name, bed, work, scale):
     "A study by its name."
-    if name not in ('samplers', 'confirm', 'norm'): return next(p for p in bed_plans(work, tiny) if p.name == name)
-    size = Size(2, 12, 4, 1, 8, 2) if tiny else Size(identities=bed['identities'])
-    config = config_of(bed, work, tiny)
-    if name == 'norm': config = norm_config(config, tiny)
+    if name not in ('samplers', 'confirm', 'norm'): return next(p for p in bed_plans(work, scale) if p.name == name)
+    config = config_of(bed, work, scale)
+    if name == 'norm': config = norm_config(config, scale)
     variants = dict(samplers=all_variants, confirm=share_variants, norm=norm_variants)[name](config)
-    return Plan(name, size, config, variants, max(1, config.finetune.steps//5))
+    size = replace(SCALES[scale].size, identities=bed['identities'])
+    return Plan(name, size, config, variants, max(1, config.finetune.steps//4))
 
 
 def all_variants(config):
@@ -217,14 +225,14 @@ def all_variants(config):
     return main_variants(config) | order_variants(config) | ablation_variants(config) | grid_variants(config)
 
 
-def bed_plans(work, tiny=False):
+def bed_plans(work, scale):
     "A study for each start of the grid; its variants are PK with other rates and lengths."
-    grid = dict(identities=(12,), adapt=(2,), lr=(1e-4, 2e-4), steps=(4, 6)) if tiny else GRID
-    size = Size(2, 12, 0, 1, 8, 2) if tiny else Size(6, max(grid['identities']), 0, 2, 60)
-    found = []
+    grid, found = SCALES[scale].grid, []
+    usual = SCALES[scale].size
+    size = replace(usual, identities=max(grid['identities']), held_out=0, targets=min(2, usual.targets))
     for identities in grid['identities']:
         for adapt in grid['adapt']:
-            first = config_of(dict(identities=identities, adapt=adapt, lr=1e-4, steps=4), work, tiny)
+            first = config_of(dict(identities=identities, adapt=adapt, lr=1e-4, steps=4), work, scale)
             variants = {f'lr={lr:g} steps={steps}': dict(finetune=replace(first.finetune, lr=lr, steps=steps))
                         for steps in grid['steps'] for lr in grid['lr']}
             found.append(Plan(f'bed-{identities}-{adapt}', size, first, variants, 0))
@@ -233,15 +241,16 @@ def bed_plans(work, tiny=False):
 
 # -- the work
 
-def units_of(parts, bed, work, tiny, seeds, only):
+def units_of(parts, bed, work, scale, seeds, only):
     "All units in the order of the parts."
-    if parts == ['bed']: return list(dict.fromkeys(bed_units(work, tiny)))
+    if parts == ['bed']: return list(dict.fromkeys(bed_units(work, scale)))
     units = []
     for part in parts:
-        plan = plan_of(STUDY.get(part, part), bed, work, tiny)
+        plan = plan_of(STUDY.get(part, part), bed, work, scale)
         for group in groups_of(part, plan.config):
             names = [name for name in group if not only or name in only]
-            for seed in seeds or (SEEDS[part][:1] if tiny else SEEDS[part]): units += seed_units(plan, seed, names)
+            usual = SEEDS[part][:1] if scale == 'tiny' else SEEDS[part]
+            for seed in seeds or usual: units += seed_units(plan, seed, names)
     return list(dict.fromkeys(units))
 
 
@@ -262,13 +271,13 @@ def seed_units(plan, seed, names):
     for name in names: yield Unit('variant', (plan.name, seed, name), frozenset([(start.kind, start.what)]))
 
 
-def bed_units(work, tiny):
+def bed_units(work, scale):
     "Shorter runs first; longer ones only while no shorter one fulfils the criterion."
-    found = bed_plans(work, tiny)
+    found = bed_plans(work, scale)
     for plan in found: yield from [unit for unit in seed_units(plan, CALIBRATION, ['-']) if unit.kind != 'variant']
     for steps in sorted({changes['finetune'].steps for changes in found[0].variants.values()}):
         def shorter(steps=steps):
-            table = bed_table(work, tiny)
+            table = bed_table(work, scale)
             return bool(len(table)) and bool(table[table['steps'] < steps]['fulfils'].any())
         for plan in found:
             start = frozenset([('start', (plan.name, CALIBRATION))])
@@ -277,23 +286,25 @@ def bed_units(work, tiny):
                 yield Unit('variant', (plan.name, CALIBRATION, name), start, shorter)
 
 
-def do(work, bed, tiny, kind, what):
+def do(work, bed, scale, kind, what):
     "Do a unit."
     if kind == 'render': return render(work, *what)
     name, seed, *variant = what
-    plan = plan_of(name, bed, work, tiny)
+    plan = plan_of(name, bed, work, scale)
     identities = int(name.split('-')[1]) if name.startswith('bed') else plan.size.identities
     rows, targets = read_world(work, seed, plan.size, identities)
     chosen = {name: plan.variants[name] for name in variant}
     compare_variants(rows, targets, plan.config, chosen, [seed], Path(work)/plan.name, plan.every)
 
 
-def worker(pipe, work, bed, tiny):
+def worker(pipe, work, bed, scale):
     "A process: takes units from a pipe and says what went wrong, or None."
     torch.set_num_threads(1)
-    while job := pipe.recv():
+    while True:
+        try: job = pipe.recv()
+        except EOFError: return                                                # the parent has ended
         try:
-            with contextlib.redirect_stderr(io.StringIO()): do(work, bed, tiny, *job)
+            with contextlib.redirect_stderr(io.StringIO()): do(work, bed, scale, *job)
             pipe.send(None)
         except Exception: pipe.send(traceback.format_exc()[-1500:])
 
@@ -325,24 +336,24 @@ class Board:
             print(f'{self.now:6.0f} s  {unit.kind} {label}: {wrong or f"{took:.0f} s"}', flush=True)
 
 
-def alone(board, work, bed, tiny):
+def alone(board, work, bed, scale):
     "All units in this process."
     while unit := board.take():
         began, wrong = board.now, None
         try:
-            with contextlib.redirect_stderr(io.StringIO()): do(work, bed, tiny, unit.kind, unit.what)
+            with contextlib.redirect_stderr(io.StringIO()): do(work, bed, scale, unit.kind, unit.what)
         except Exception: wrong = traceback.format_exc()[-1500:]
         board.note(unit, board.now - began, wrong)
 
 
-def together(board, work, bed, tiny, processes, save):
+def together(board, work, bed, scale, processes, save):
     "All units in several processes, which are ended when the time is over."
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload(['clip_dfgs.studies', 'clip_dfgs.pedestrians'])
     free, busy, people, saved = [], {}, {}, 0
     for _ in range(processes):
         mine, other = context.Pipe()
-        people[mine] = context.Process(target=worker, args=(other, work, bed, tiny), daemon=True)
+        people[mine] = context.Process(target=worker, args=(other, work, bed, scale), daemon=True)
         people[mine].start()
         other.close()
         free.append(mine)
@@ -369,10 +380,10 @@ def together(board, work, bed, tiny, processes, save):
 
 # -- the tables
 
-def bed_table(work, tiny=False):
-    "A row a setting that was tried: PK's violated share in the first twentieth and the last tenth of its steps."
+def bed_table(work, scale):
+    "A row a setting that was tried: PK's violated share in the first and in the last tenth of its steps."
     lines = []
-    for plan in bed_plans(work, tiny):
+    for plan in bed_plans(work, scale):
         if not (Path(work)/plan.name/'study.json').exists(): continue
         study = Study.load(Path(work)/plan.name)
         _, identities, adapt = plan.name.split('-')
@@ -381,9 +392,9 @@ def bed_table(work, tiny=False):
             if name not in last or last[name].isna().all(): continue
             steps, lr = changes['finetune'].steps, changes['finetune'].lr
             history = study.history[study.history['variant'] == name]
-            first = history[history['step'] <= max(1, steps/20)]['violated'].mean()
+            first = history[history['step'] <= max(1, steps/10)]['violated'].mean()
             end = history[history['step'] > steps*.9]['violated'].mean()
-            seconds = STEP_SECONDS*(int(adapt) + steps)
+            seconds = IMAGE_SECONDS*SCALES[scale].batch*(int(adapt) + steps)
             lines.append(dict(identities=int(identities), adapt=int(adapt), lr=lr, steps=steps, first=first, last=end,
                               fulfils=bool(first >= .5 and end < .2 and seconds < 300), seconds=seconds,
                               start_mAP=100*last_start(study), end_mAP=last[name].mean()))
@@ -396,16 +407,21 @@ def last_start(study):
 
 
 def choice(table):
-    "The setting that fulfils the criterion: fewest steps, then most identities, then the lowest rate; or None."
-    able = table[table['fulfils']] if len(table) else table
+    """The setting that fulfils the criterion: fewest steps, then most identities, then the lowest rate. Where none
+    does: the same of those that begin hard enough and end within three points of the lowest end."""
+    if not len(table): return None
+    able = table[table['fulfils']]
+    if not len(able): able = table[(table['first'] >= .5) & (table['seconds'] < 300)]
     if not len(able): return None
+    if not able['fulfils'].any(): able = able[able['last'] <= able['last'].min() + .03]
     best = able.sort_values(['steps', 'identities', 'lr', 'adapt'], ascending=[True, False, True, True]).iloc[0]
-    return {name: best[name].item() for name in ('identities', 'adapt', 'lr', 'steps', 'first', 'last', 'seconds')}
+    names = ('identities', 'adapt', 'lr', 'steps', 'first', 'last', 'seconds', 'fulfils')
+    return {name: best[name].item() for name in names}
 
 
-def save_bed(out, work, tiny):
+def save_bed(out, work, scale):
     "What was tried, and the choice."
-    table = bed_table(work, tiny)
+    table = bed_table(work, scale)
     if not len(table): return
     write_text(table.round(4).to_csv(index=False), out/'test_bed.csv')
     chosen = choice(table)
@@ -430,7 +446,7 @@ def ended(study, steps):
     return replace(study, table=pd.concat([starts, kept(table)]), history=kept(history) if len(history) else history)
 
 
-def save_studies(out, work, bed, tiny):
+def save_studies(out, work, bed, scale):
     "A small table a study, and one of what training said on the way; runs that have not ended are left out."
     usual, histories = TrainConfig(), []
     some = dict(samplers=[*main_variants(usual), *order_variants(usual)],
@@ -438,7 +454,7 @@ def save_studies(out, work, bed, tiny):
                 ablation=[*SHARED, *ablation_variants(usual)])
     for folder in ('samplers', 'confirm', 'norm'):
         if not (Path(work)/folder/'study.json').exists(): continue
-        study = ended(Study.load(Path(work)/folder), plan_of(folder, bed, work, tiny).config.finetune.steps)
+        study = ended(Study.load(Path(work)/folder), plan_of(folder, bed, work, scale).config.finetune.steps)
         histories.append(thinned(study.history).assign(study=folder))
         for name, variants in some.items() if folder == 'samplers' else [(folder, study.table['variant'].unique())]:
             own = {*variants} - SHARED if name in ('parameters', 'ablation') else {*variants}
@@ -469,10 +485,10 @@ def arguments(given):
     p.add_argument('--seeds', type=int, nargs='+', help='instead of the usual ones')
     p.add_argument('--only', nargs='+', help='names of variants')
     p.add_argument('--bed', type=Path, default=BED, help='settings that `bed` has chosen')
-    p.add_argument('--tiny', action='store_true', help='a few steps on a small world')
+    p.add_argument('--scale', choices=SCALES, default='small', help='small: two cores; large: a GPU; tiny: a few steps')
     a = p.parse_args(given)
     if 'bed' in a.parts and len(a.parts) > 1: p.error('bed comes first and by itself: the others need its choice')
-    if 'bed' not in a.parts and not a.tiny and not a.bed.exists(): p.error(f'{a.bed} is missing; run bed first')
+    if 'bed' not in a.parts and a.scale != 'tiny' and not a.bed.exists(): p.error(f'{a.bed} is missing; run bed first')
     return a
 
 
@@ -480,18 +496,18 @@ def main(given=None):
     "Work through the parts; returns the exit code."
     a = arguments(given)
     work, bed = str(a.work or a.out/'work'), TINY_BED
-    if not a.tiny and 'bed' not in a.parts: bed = json.loads(a.bed.read_text())
+    if a.scale != 'tiny' and 'bed' not in a.parts: bed = json.loads(a.bed.read_text())
     a.out.mkdir(parents=True, exist_ok=True)
     def save():
-        if a.parts == ['bed']: save_bed(a.out, work, a.tiny)
-        else: save_studies(a.out, work, bed, a.tiny)
-    board = Board(units_of(a.parts, bed, work, a.tiny, a.seeds, a.only), a.minutes)
+        if a.parts == ['bed']: save_bed(a.out, work, a.scale)
+        else: save_studies(a.out, work, bed, a.scale)
+    board = Board(units_of(a.parts, bed, work, a.scale, a.seeds, a.only), a.minutes)
     total = len(board.left)
-    if a.processes == 1: alone(board, work, bed, a.tiny)
-    else: together(board, work, bed, a.tiny, a.processes, save)
+    if a.processes == 1: alone(board, work, bed, a.scale)
+    else: together(board, work, bed, a.scale, a.processes, save)
     save()
     print(f'{board.now:.0f} s: {len(board.done)} of {total} units done, {len(board.failed)} failed')
-    if a.parts == ['bed']: print('chosen:', choice(bed_table(work, a.tiny)))
+    if a.parts == ['bed']: print('chosen:', choice(bed_table(work, a.scale)))
     return 1 if board.failed else 0
 
 

@@ -63,7 +63,7 @@ def test_calibration_studies_and_confirmation_have_seeds_and_domains_of_their_ow
                  norm=script.SEEDS['norm'])
     assert {*script.SEEDS['tables'], *script.SEEDS['orders']} <= {*seeds['samplers']}
     for a, b in combinations(seeds.values(), 2): assert not {*a} & {*b}
-    worlds = [script.domains(seed, script.Size()) for part in seeds.values() for seed in part]
+    worlds = [script.domains(seed, script.SCALES['large'].size) for part in seeds.values() for seed in part]
     every = [number for world in worlds for _, number, *_ in world]
     assert len(every) == len({*every})
 
@@ -71,7 +71,8 @@ def test_calibration_studies_and_confirmation_have_seeds_and_domains_of_their_ow
 @pytest.mark.parametrize('parts', [['bed'], ['samplers', 'orders', 'confirm', 'tables', 'norm']], ids=' '.join)
 def test_every_unit_is_there_once_and_after_what_it_needs(parts, tmp_path):
     "Two processes that render one domain at a time would be in each other's way."
-    units = script.units_of(parts, dict(identities=80, adapt=60, lr=1e-4, steps=400), str(tmp_path), False, None, None)
+    bed = dict(identities=80, adapt=60, lr=1e-4, steps=400)
+    units = script.units_of(parts, bed, str(tmp_path), 'large', None, None)
     assert len({(unit.kind, unit.what) for unit in units}) == len(units)
     seen = set()
     for unit in units:
@@ -94,4 +95,7 @@ def test_the_rule_takes_the_shortest_setting_that_fulfils():
              row(160, 900, 1e-4, True)]
     chosen = script.choice(pd.DataFrame(tried))
     assert (chosen['identities'], chosen['steps'], chosen['lr']) == (160, 600, 2e-4)
-    assert script.choice(pd.DataFrame(tried[:1])) is None and script.choice(pd.DataFrame()) is None
+    none = [row(24, 120, 4e-4, False) | dict(last=.36), row(24, 160, 4e-4, False) | dict(last=.27),
+            row(24, 320, 4e-4, False) | dict(last=.25)]
+    assert script.choice(pd.DataFrame(none))['steps'] == 160 and not script.choice(pd.DataFrame(none))['fulfils']
+    assert script.choice(pd.DataFrame()) is None

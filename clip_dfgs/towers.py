@@ -109,18 +109,14 @@ def tower_features(
     if isinstance(visual, ModifiedResNet): return _resnet_features(visual, x)
     return _timm_features(visual, x)
 
-# %% ../nbs/32_towers.ipynb #d40b9784
+# %% ../nbs/32_towers.ipynb #39cd90b3
 def _vit_features(
     visual:VisionTransformer,
     x:Tensor, # normalised images, shape [B,3,H,W]
     camera:Tensor|None, # added to every token, shape [B,W]
 )->ImageFeatures:
     "The class token (or the mean, if the tower pools so) before and after the final block."
-    patches = visual.conv1(x).flatten(2).transpose(1, 2)
-    first = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
-    tokens = torch.cat([first, patches], 1) + visual.positional_embedding.to(patches.dtype)
-    if camera is not None: tokens = tokens + camera[:, None].to(tokens.dtype)
-    tokens = visual.ln_pre(visual.patch_dropout(tokens))
+    tokens = _vit_tokens(visual, x, camera)
     if visual.pool_type == 'tok':
         before, after = run_blocks(visual.transformer, tokens, take=_class_token)
         last, pooled = before[:, 0], visual.ln_post(after[:, 0])
@@ -130,6 +126,18 @@ def _vit_features(
     return ImageFeatures(last, pooled, pooled if visual.proj is None else pooled @ visual.proj)
 
 def _class_token(tokens:Tensor)->Tensor: return tokens[:, :1]
+
+def _vit_tokens(
+    visual:VisionTransformer,
+    x:Tensor, # normalised images, shape [B,3,H,W]
+    camera:Tensor|None, # added to every token, shape [B,W]
+)->Tensor: # shape [B,1+h*w,W]
+    "The tokens that the first block takes: the class token, then the patches row by row."
+    patches = visual.conv1(x).flatten(2).transpose(1, 2)
+    first = visual.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
+    tokens = torch.cat([first, patches], 1) + visual.positional_embedding.to(patches.dtype)
+    if camera is not None: tokens = tokens + camera[:, None].to(tokens.dtype)
+    return visual.ln_pre(visual.patch_dropout(tokens))
 
 # %% ../nbs/32_towers.ipynb #b98acf75
 def _resnet_features(

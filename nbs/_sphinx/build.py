@@ -17,6 +17,7 @@ from fastcore.docments import docments
 here = Path(__file__).resolve().parent
 root = here.parent.parent
 TAGS = dict(DFGS='dfgs', GS='gs', CoOp='coop', CLIP='clip', SupCon='supcon', BoT='bot', TransReID='transreid',
+            rollout='rollout', MaskCLIP='maskclip',
             **{'CLIP-ReID': 'clipreid', 'k-reciprocal': 'kreciprocal'})
 PARTS = {'Begin here': '0', 'Data': '1', 'Batches': '2', 'Model and losses': '3', 'Evaluation': '4', 'Training': '5',
          'Looking and using': '6', 'Commands': '7'}

@@ -13,12 +13,13 @@ import numpy as np
 from .pedestrians import Person, caption, random_person, wardrobe
 from .pedestrians import _BAGS, _COLOURS, _HATS, _LOWER, _PATTERNS, _UPPER
 
-# %% ../nbs/47_words.ipynb #cbc57720
+# %% ../nbs/47_words.ipynb #4da3b155
 _SAME = dict(male='man', boy='man', guy='man', female='woman', girl='woman', lady='woman', gray='grey', blond='blonde',
              pants='trousers', rucksack='backpack', tshirt='t-shirt', tee='t-shirt', hoodie='sweater', jumper='sweater',
              stripes='striped', sneakers='shoes', trainers='shoes', boots='shoes', hat='cap', bag='handbag')
-_SILENT = set('a an the and or in with of who is that has having wears wearing carrying carries holding dressed photo '
-              'picture image person somebody someone pedestrian people one clothes top dress on his her their'.split())
+_SILENT = set('a an the and or in of who is that has having dressed photo picture image person somebody someone '
+              'pedestrian people one on his her their'.split())
+_ENDS = set('with wears wearing carrying carries holding top clothes outfit , ;'.split()) # of what came before
 _THINGS = dict.fromkeys(_UPPER, 'upper') | dict.fromkeys(_LOWER, 'lower') | dict.fromkeys(_BAGS[1:], 'bag') | \
     dict.fromkeys(_HATS[1:], 'hat') | dict(shoes='shoes', hair='hair', man='sex', woman='sex')
 _HAIR_COLOURS = 'black', 'brown', 'blonde', 'grey', 'red'
@@ -28,15 +29,18 @@ def words_in(
 )->tuple[dict,list]: # attribute of a look -> word; words that are not understood
     "What a sentence says of a person's look."
     text = re.sub(r'\bshoulder[ -]bag\b', 'shoulder_bag', text.lower())
-    tokens = [_SAME.get(t, t).replace('_', ' ') for t in re.findall(r'[\w-]+', text)]
+    tokens = [_SAME.get(t, t).replace('_', ' ') for t in re.findall(r'[\w-]+|[,;]', text)] + [',']
     look, waiting, unknown = {}, [], []
     for token in tokens:
         if token in _COLOURS or token in ('blonde', 'long', 'short', *_PATTERNS): waiting.append(token)
         elif token in _THINGS:
             look |= _of(token, waiting)
             waiting = []
-        elif token not in _SILENT: unknown.append(token)
-    return look | (_of('', waiting) if waiting else {}), unknown
+        elif token in _ENDS and {*waiting} & {*_COLOURS, *_PATTERNS}:
+            look |= _of('', waiting)
+            waiting = []
+        elif token not in _SILENT | _ENDS: unknown.append(token)
+    return look, unknown
 
 def _of(
     thing:str, # or '' for what is worn above
@@ -49,9 +53,9 @@ def _of(
     if kind == 'hair':
         said = {'hair_length': w for w in waiting if w in ('long', 'short')}
         return said | {'hair': c for c in colours if c in _HAIR_COLOURS}
-    if kind == 'shoes': return {'shoes': c for c in colours[:1]}
+    if kind == 'shoes': return {'shoes': c for c in colours[-1:]}
     said = {kind: thing} if thing else {}
-    if colours: said[f'{kind}_colour'] = colours[0]
+    if colours: said[f'{kind}_colour'] = colours[0 if kind == 'upper' else -1]
     if kind != 'upper': return said
     if len(colours) > 1: said['second_colour'] = colours[1]
     if patterns or colours: said['pattern'] = patterns[0] if patterns else 'plain'

@@ -88,7 +88,7 @@ def _check_data(
     contact_sheet(records[0]).save(sheet)
     print(f'sample images: {sheet}')
 
-# %% ../nbs/70_cli.ipynb #50b3932d
+# %% ../nbs/70_cli.ipynb #c30f303c
 @COMMANDS.command('training', 'clip-dfgs train --source market1501:town --target market1501:town --out runs/first')
 def _train(
     *,
@@ -124,7 +124,7 @@ def _train(
     if not run.accelerator.is_main_process: return
     remember(out, meaning.options(), source=source, target=target)
     if results: _print(results)
-    if page: _report(out)
+    if page: _report([out])
     print(f'run folder: {out}')
 
 # %% ../nbs/70_cli.ipynb #9656ae28
@@ -317,14 +317,19 @@ def _compare(
         print(domain)
         print((100*table.drop(columns='better')).round(1).to_string())
 
-# %% ../nbs/70_cli.ipynb #f5b3f09d
+# %% ../nbs/70_cli.ipynb #815fda59
 @COMMANDS.command('testing', 'clip-dfgs report runs/first')
 def _report(
-    run:Path, # a run folder, or one that holds several
+    runs:tuple, # a run folder, or one that holds several; or two runs, to compare them query by query
+    *,
+    title:str=None, # of the page; else the names of the runs
+    out:Path=None, # file to write; else report.html in the run, or against_FIRST.html in the second
 ):
-    "Write a run's report.html."
-    from clip_dfgs.report import write_report
-    print(f'report: {write_report(run)}')
+    "Write a run's report.html: of two runs that were tested on the same targets, a comparison query by query."
+    from clip_dfgs.report import write_comparison, write_report
+    if len(runs) > 2: raise ValueError(f'report takes one run or two, not {len(runs)}; or a folder that holds several')
+    write = write_report if len(runs) == 1 else write_comparison
+    print(f'report: {write(*runs, title=title, out=out)}')
 
 # %% ../nbs/70_cli.ipynb #52dccbf2
 @COMMANDS.command('using a model', 'clip-dfgs export runs/first --to features.onnx --precision float16')

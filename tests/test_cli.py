@@ -195,6 +195,8 @@ protocol p4 --data EMPTY --out RUN | unknown protocol 'p4'
 protocol p1 --data EMPTY --out RUN --camera _c(.) | camera would change nothing
 protocol p1 --data EMPTY --out RUN --domain x | leave it out
 report EMPTY | no run found
+report EMPTY EMPTY | no run found
+report EMPTY EMPTY EMPTY | takes one run or two, not 3
 embed EMPTY --model pedestrians --out RUN | EMPTY: no pictures there
 embed market1501:EMPTY --model pedestrians --out RUN | EMPTY
 embed WORLD/query --model nothing --out RUN | name a run, a saved model, or pedestrians

@@ -22,7 +22,7 @@ from clip_dfgs.planning import count_steps
 from clip_dfgs.protocols import (
     PROTOCOLS, PUBLISHED, Setting, evaluate_partitions, plan_protocol, plot_matrix, protocol_sets, protocol_table,
     read_sets, run_protocol, setting_data, train_matrix, with_spread)
-from clip_dfgs.report import gallery_figure
+from clip_dfgs.ranks import ranked
 from clip_dfgs.trainer import fit
 from trees import make_tree
 
@@ -231,7 +231,7 @@ def test_report_shows_all_right_answers(tmp_path, cameras):
     q, g = (rows[rows['split'] == s] for s in ('query', 'gallery'))
     pairs = q.iloc[:2].merge(g, on='pid')
     right = len(pairs) if cameras == 1 else int((pairs['camid_x'] != pairs['camid_y']).sum())
-    figure = gallery_figure(tmp_path/'run', rows=[0, 1], k=len(g), cache=tmp_path/'cache')
+    figure = ranked(tmp_path/'run', bootstrap=1)['town'].figure([0, 1], k=len(g))
     frames = [patch for ax in figure.axes for patch in ax.patches]
     assert right and sum(f.get_linestyle() in ('-', 'solid') for f in frames) == right + 2 # and the queries' own
 

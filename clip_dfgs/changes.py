@@ -8,7 +8,7 @@ __all__ = ['Changes', 'recipe_with', 'changed']
 # %% ../nbs/68_changes.ipynb #785195bd
 from dataclasses import asdict, dataclass, fields, replace
 
-# %% ../nbs/68_changes.ipynb #4bed5192
+# %% ../nbs/68_changes.ipynb #141cc48c
 @dataclass(frozen=True)
 class Changes:
     "what replaces settings of the recipe"
@@ -16,7 +16,10 @@ class Changes:
     graph:str=None # behind all samplers but pk: image, text or dual
     neighbours:int=None # of an identity, k
     skip:int=None # nearest identities left out, m
+    metric:str=None # between identities in the graph: euclidean or cosine
     order:str=None # of the walk of dfgs: fair, paper or published
+    shuffle_neighbours:bool=None # walk a person's neighbours in another order each epoch
+    curriculum:tuple=None # two numbers, k and epochs: k neighbours at a time, from far to near
     random_share:str=None # of random batches mixed into dfgs, 0 to 1, or adaptive
     clip:str=None # open_clip model, timm:NAME, or pedestrians
     pretrained:str=None # tag or file of its weights; none = random, true = timm's own
@@ -67,7 +70,7 @@ def _weights(config, given:dict)->dict: # what `pretrained` becomes
     if tag is None: return {}
     return dict(pretrained={'none': None, 'true': True}.get(tag, tag))
 
-# %% ../nbs/68_changes.ipynb #ae3ff60f
+# %% ../nbs/68_changes.ipynb #c471c933
 def changed(
     recipe:str, # small, clip_reid, clip_dfgs or follow_up
     seed:int, # decides everything random
@@ -78,6 +81,7 @@ def changed(
     last, first, second, batch, lr, norm, sharpness = (
         given.pop(k) for k in ('steps', 'adapt_steps', 'prompt_steps', 'batch', 'lr', 'norm', 'sharpness'))
     given['random_share'] = _share_of(given['random_share'])
+    given['curriculum'] = _two_numbers(given['curriculum'])
     config = recipe_with(recipe, seed, k=given.pop('neighbours'), **given)
     lengths = dict(adapt=first, prompts=second, finetune=last)
     settings = dict(adapt=dict(batch=batch, sharpness=sharpness), prompts={},
@@ -96,16 +100,23 @@ def _share_of(text:str): # a number, or the text itself
     try: return None if text is None else float(text)
     except ValueError: return text
 
+def _two_numbers(words): # (k, epochs), or None
+    "Two whole numbers as they stand on the command line; `ValueError` for anything else."
+    if words is None: return None
+    if len(words) == 2 and all(word.isdecimal() and int(word) for word in words): return tuple(map(int, words))
+    raise ValueError(f'--curriculum {" ".join(words)}: give two whole numbers from 1 on, k and epochs')
+
 def _check_changes(config, changes:Changes):
     "`ValueError` for a change that the rest of the settings makes idle."
     given = {field.name for field in fields(changes) if getattr(changes, field.name) is not field.default}
     idle = {}
-    last = ('sampler', 'graph', 'neighbours', 'skip', 'order', 'random_share', 'lr', 'norm', 'select')
+    walk = ('order', 'shuffle_neighbours', 'curriculum', 'random_share')
+    last = ('sampler', 'graph', 'neighbours', 'skip', 'metric', *walk, 'lr', 'norm', 'select')
     if not config.finetune: idle |= dict.fromkeys(last, '--steps 0 leaves the last stage out')
     if config.finetune and config.sampler == 'pk':
-        idle |= dict.fromkeys(('graph', 'neighbours', 'skip'), 'the sampler pk has no graph')
+        idle |= dict.fromkeys(('graph', 'neighbours', 'skip', 'metric'), 'the sampler pk has no graph')
     if config.finetune and config.sampler != 'dfgs':
-        idle |= dict.fromkeys(('order', 'random_share'), f'the sampler {config.sampler} does not walk')
+        idle |= dict.fromkeys(walk, f'the sampler {config.sampler} does not walk')
     weights = ('clip', 'pretrained', 'quick_gelu')
     if config.init: idle |= dict.fromkeys(weights, '--init brings a model with its weights')
     for name in sorted(given & idle.keys()):

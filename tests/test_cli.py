@@ -155,6 +155,11 @@ train --source market1501:WORLD --out RUN --batch 16 --random-share 1.5 | betwee
 train --source market1501:WORLD --out RUN --batch 16 --random-share some | random_share is some
 train --source market1501:WORLD --out RUN --batch 16 --random-share .5 --order published | no random batches
 train --source market1501:WORLD --out RUN --batch 16 --sampler gs --random-share adaptive | would change nothing
+train --source market1501:WORLD --out RUN --batch 16 --curriculum 3 | two whole numbers
+train --source market1501:WORLD --out RUN --batch 16 --curriculum 0 2 | two whole numbers
+train --source market1501:WORLD --out RUN --batch 16 --sampler gs --curriculum 3 2 | would change nothing
+train --source market1501:WORLD --out RUN --batch 16 --sampler pk --metric cosine | would change nothing
+train --source market1501:WORLD --out RUN --batch 16 --metric cosin | cosine
 train --source market1501:WORLD --out RUN --hold-out 1.5 | between 0 and 1
 train --source market1501:WORLD --out RUN --hold-out .01 | is none
 train --source market1501:WORLD --out RUN --validate-steps 5 | --hold-out 0.1

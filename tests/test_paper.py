@@ -1,4 +1,5 @@
 "What the studies' script hands out when, and that sentences with numbers are those of the tables."
+import json
 import re
 import sys
 from itertools import combinations
@@ -99,3 +100,65 @@ def test_the_rule_takes_the_shortest_setting_that_fulfils():
             row(24, 320, 4e-4, False) | dict(last=.25)]
     assert script.choice(pd.DataFrame(none))['steps'] == 160 and not script.choice(pd.DataFrame(none))['fulfils']
     assert script.choice(pd.DataFrame()) is None
+
+
+PAPER, GUIDES = root/'nbs'/'paper', root/'nbs'/'guides'
+UNSEEN = [f't{i}' for i in range(script.SCALES['small'].size.targets)]
+TABLES = {'unseen': 'samplers', 'held-out': 'samplers', 'fresh': 'confirm', 'batch norm': 'norm'}
+
+
+def sentences(notebook):
+    "Every sentence about a difference in a notebook's stored outputs, as groups of SENTENCE."
+    for cell in json.loads((PAPER/f'{notebook}.ipynb').read_text())['cells']:
+        for output in cell.get('outputs', ()):
+            text = output.get('data', {}).get('text/markdown', '')
+            yield from (match.groups() for match in map(SENTENCE.fullmatch, ''.join(text).splitlines()) if match)
+
+
+def last_scores(table, domains, variant):
+    "mAP at a variant's last step, a row a seed, mean over domains, in points: the slow way."
+    rows = table[(table['variant'] == variant) & table['domain'].isin(domains)]
+    return {seed: 100*part['mAP'].mean() for seed, part in rows[rows['step'] == rows['step'].max()].groupby('seed')}
+
+
+def test_sentences_say_what_the_tables_say():
+    said = list(sentences('samplers_compared'))
+    assert said
+    for where, name, to, mean, low, high, n, verdict in said:
+        table = pd.read_csv(PAPER/f'study_{TABLES[where]}.csv')
+        domains = ['held-out'] if where == 'held-out' else UNSEEN
+        one, other = (last_scores(table, domains, variant) for variant in (name, to))
+        seeds = sorted({*one} & {*other})
+        pairs = [[scores[seed] for seed in seeds] for scores in (one, other)]
+        test = ttest_rel(*pairs).confidence_interval(.95)
+        found = (float(mean), float(low), float(high), int(n))
+        gain = np.subtract(*pairs).mean()
+        assert found == pytest.approx((gain, test.low, test.high, len(seeds)), abs=.0051), (where, name, to)
+        assert verdict == ('more' if test.low > 0 else 'less' if test.high < 0 else 'no difference is shown')
+
+
+@pytest.mark.parametrize('file', sorted(PAPER.glob('study_*.csv')), ids=lambda file: file.stem)
+def test_a_table_has_each_row_once(file):
+    table = pd.read_csv(file)
+    keys = [name for name in ('study', 'seed', 'variant', 'step', 'domain') if name in table]
+    assert len(table) and not table.duplicated(keys).any() and not table[keys].isna().any(axis=None)
+    if 'mAP' in table:
+        assert table['mAP'].between(0, 1, inclusive='neither').all()
+        ranked = table.groupby(['seed', 'variant', 'step'])['domain'].nunique()
+        assert ranked.nunique() == 1                                       # every rank is on all domains
+
+
+def test_the_bed_was_chosen_by_the_rule_and_says_what_it_does_not_fulfil():
+    tried, bed = pd.read_csv(GUIDES/'test_bed.csv'), json.loads((GUIDES/'test_bed.json').read_text())
+    assert bed['first'] >= .5 and bed['seconds'] < 300 and bed['fulfils'] == (bed['last'] < .2)
+    able = tried[(tried['first'] >= .5) & (tried['seconds'] < 300)]
+    assert (tried['fulfils'] == (tried.index.isin(able.index) & (tried['last'] < .2))).all()
+    if not tried['fulfils'].any(): assert bed['steps'] == able[able['last'] <= able['last'].min() + .03]['steps'].min()
+    else: assert bed['fulfils'] and bed['steps'] == tried[tried['fulfils']]['steps'].min()
+
+
+def test_the_studies_were_run_at_the_length_that_was_chosen():
+    bed = json.loads((GUIDES/'test_bed.json').read_text())
+    for name in ('samplers', 'parameters', 'ablation', 'confirm', 'norm'):
+        file = PAPER/f'study_{name}.csv'
+        if file.exists(): assert pd.read_csv(file)['step'].max() == bed['steps']

@@ -70,7 +70,7 @@ def _weights(config, given:dict)->dict: # what `pretrained` becomes
     if tag is None: return {}
     return dict(pretrained={'none': None, 'true': True}.get(tag, tag))
 
-# %% ../nbs/68_changes.ipynb #c471c933
+# %% ../nbs/68_changes.ipynb #6da3c471
 def changed(
     recipe:str, # small, clip_reid, clip_dfgs or follow_up
     seed:int, # decides everything random
@@ -95,6 +95,7 @@ def changed(
     _check_changes(config, changes)
     return config
 
+# %% ../nbs/68_changes.ipynb #c7fb29c6
 def _share_of(text:str): # a number, or the text itself
     "A share of random batches as it stands on the command line; what is no share is refused with the rest."
     try: return None if text is None else float(text)

@@ -194,7 +194,7 @@ def paired_table(
     found = {domain: compare(first[domain].result, second[domain].result) for domain in first}
     return 100*pd.concat(found, names=['domain', 'score']).drop(columns='better')
 
-# %% ../nbs/63_ranks.ipynb #2e2478fe
+# %% ../nbs/63_ranks.ipynb #fa0c5aec
 def paired_figure(
     paired:pd.DataFrame, # of `paired_table`
     names:tuple=('the first', 'the second'), # of the runs
@@ -234,6 +234,7 @@ def gains_figure(
     fig.suptitle(f'{names[1]} minus {names[0]}, query by query', fontsize=10)
     return fig
 
+# %% ../nbs/63_ranks.ipynb #883119c7
 def most_changed(
     first:Ranked, # of one domain
     second:Ranked, # of the same

@@ -1,0 +1,171 @@
+"Reports: one page for runs in any state, that loads nothing and says what is missing; two runs query by query."
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from clip_dfgs import ranks, report
+from clip_dfgs.config import TrainConfig
+from clip_dfgs.datasets import load_dataset
+from clip_dfgs.features import embed_images
+from clip_dfgs.image_cache import cached_images
+from clip_dfgs.insight import Absent
+from clip_dfgs.trainer import fit
+
+
+def few(cache, **changes):
+    "One step of each stage."
+    c = TrainConfig(log_steps=1, precision='no', cache=str(cache))
+    stages = dict(adapt=replace(c.adapt, steps=1, batch=8), prompts=replace(c.prompts, steps=1),
+                  finetune=replace(c.finetune, steps=1, batch=8))
+    return replace(c, **(stages | changes))
+
+
+@pytest.fixture(scope='module')
+def runs(world, tmp_path_factory):
+    "A folder of runs: whole; images only and one camera; another seed of the first; cut off; not begun."
+    folder = tmp_path_factory.mktemp('reports')
+    rows, cache = load_dataset('market1501', world, domain='0012'), folder/'.cache'
+    fit(rows, few(cache), folder/'whole').evaluate(rows)
+    blind = few(cache, prompts=None, clip='timm:test_resnet', pretrained=None, image_size=(64, 32))
+    fit(rows.assign(camid=0), blind, folder/'blind').evaluate(rows.assign(camid=0))
+    fit(rows, few(cache, seed=1), folder/'again').evaluate(rows)
+    shutil.copytree(folder/'whole', folder/'cut')
+    shutil.rmtree(folder/'cut'/'model')
+    for name in ('targets.csv', 'results.csv', 'epoch.csv', 'sampler.csv'): (folder/'cut'/name).unlink()
+    (folder/'new').mkdir()
+    shutil.copy(folder/'whole'/'config.json', folder/'new')
+    return folder
+
+
+class Page(HTMLParser):
+    "What a page loads, and its words."
+    def __init__(self, text):
+        super().__init__()
+        self.loads, self.words, self.kinds = [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.kinds.add(tag)
+        self.loads += [value for name, value in attributes if name in ('src', 'href') and value]
+
+    def handle_data(self, data): self.words.append(data)
+
+
+def page_of(file):
+    page = Page(file.read_text('utf-8'))
+    assert all(link.startswith(('data:image/', '#')) for link in page.loads), [link[:60] for link in page.loads]
+    assert 'script' not in page.kinds and '@import' not in file.read_text('utf-8')
+    words = ' '.join(page.words)
+    assert 'Traceback' not in words and 'report.show' not in words and 'import ' not in words
+    return words, [link for link in page.loads if link.startswith('data:image/')]
+
+
+def test_one_page_for_runs_in_every_state(runs):
+    "Each run's part is there, or the line that says why not."
+    words, pictures = page_of(report.write_report(runs, 'All of <them>'))
+    assert 'All of <them>' in words and len(pictures) > 20
+    for line in ('The training has not ended', 'No step has been made yet', 'No step has been written',
+                 'No model yet: the training has not ended', 'has no text encoder', 'one camera only',
+                 'No people were held out', 'There are no ranks', 'No epoch of the last stage was planned',
+                 'whole', 'blind', 'cut', 'new'): assert line in words, line
+
+
+def test_the_command_says_one_line(runs, tmp_path):
+    "No talk of kernels or debuggers on the terminal."
+    command = [sys.executable, '-c', 'import sys; from clip_dfgs.report import write_report; '
+                                     'print(write_report(sys.argv[1], out=sys.argv[2]))']
+    done = subprocess.run([*command, str(runs/'whole'), str(tmp_path/'page.html')], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == f'{tmp_path/"page.html"}\n' and done.stderr == ''
+    words, pictures = page_of(tmp_path/'page.html')
+    assert 'R1' in words and 'vector 1' in words and len(pictures) >= 10
+
+
+def test_pictures_that_are_gone_are_said(runs, tmp_path):
+    shutil.copytree(runs/'whole', tmp_path/'moved')
+    for name in ('targets.csv', 'records.csv'):
+        file = tmp_path/'moved'/name
+        file.write_text(re.sub(r'/[^,\n]*/world', '/nowhere', file.read_text()))
+    words, pictures = page_of(report.write_report(tmp_path/'moved'))
+    assert '/nowhere' in words and len(pictures) >= 2
+
+
+def test_two_runs_query_by_query(runs):
+    file = report.write_comparison(runs/'whole', runs/'again')
+    words, pictures = page_of(file)
+    assert file == (runs/'again'/'against_whole.html').resolve() and 'seed' in words and len(pictures) >= 5
+    a, b = (ranks.ranked(runs/name, bootstrap=200)['0012'].result for name in ('whole', 'again'))
+    table = ranks.paired_table(*(ranks.ranked(runs/name, bootstrap=1) for name in ('whole', 'again')))
+    gain = 100*(b.per_query['AP'] - a.per_query['AP'])
+    assert np.isclose(table.loc[('0012', 'mAP'), 'difference'], gain.mean())
+    people, rng = a.per_query['pid'].unique(), np.random.default_rng(0)
+    means = []
+    for _ in range(2000):                                       # whole people, drawn with replacement
+        drawn = pd.concat([gain[a.per_query['pid'] == p] for p in rng.choice(people, len(people))])
+        means.append(drawn.mean())
+    low, high = np.quantile(means, [.025, .975])
+    found = table.loc[('0012', 'mAP'), ['low', 'high']].astype(float)
+    assert np.allclose(found, [low, high], atol=.15*(high - low) + .01)
+
+
+@pytest.mark.parametrize('change, message', [
+    (dict(domain='other'), r'different targets \(0012; other\)'), (dict(camid=5), 'different pictures of 0012'),
+    (None, 'has no results yet')])
+def test_runs_of_other_targets_are_refused(runs, tmp_path, change, message):
+    shutil.copytree(runs/'again', tmp_path/'other')
+    file = tmp_path/'other'/'targets.csv'
+    if change: ranks.table(tmp_path/'other', 'targets').assign(**change).to_csv(file, index=False)
+    else: file.unlink()
+    page = tmp_path/'page.html'
+    with pytest.raises(ValueError, match=message): report.write_comparison(runs/'whole', tmp_path/'other', out=page)
+    assert not page.exists()
+
+
+def test_several_runs_are_no_side_of_a_comparison(runs):
+    with pytest.raises(ValueError, match='holds 5 runs; name one'): report.write_comparison(runs, runs/'whole')
+
+
+def test_ranks_are_those_of_the_run(runs):
+    found = ranks.ranked(runs/'whole', bootstrap=10)
+    written = ranks.table(runs/'whole', 'results').set_index('domain')
+    assert [*found] == ['0012'] and np.isclose(100*found['0012'].result.mAP, written.loc['0012', 'mAP'], atol=1e-4)
+    assert ranks.as_written(runs/'whole', found) == ''
+    with pytest.raises(Absent, match='No model yet'): ranks.ranked(runs/'cut')
+    with pytest.raises(Absent, match='No model yet'): ranks.ranked(runs/'new')
+
+
+def test_extreme_queries_by_a_slow_search(runs):
+    one = ranks.ranked(runs/'whole', bootstrap=1)['0012']
+    AP, pid = one.result.per_query['AP'], one.result.per_query['pid']
+    for worst in (True, False):
+        picked = ranks.extreme_queries(one.result, worst, n=4)
+        best_of = AP.groupby(pid).min() if worst else AP.groupby(pid).max()
+        assert len({pid[i] for i in picked}) == 4
+        assert np.allclose(AP[picked], best_of.sort_values(ascending=worst)[:4])
+
+
+def test_queries_are_drawn_as_they_are_ranked(runs):
+    "The first pictures of a drawn query are those nearest to it by the definition."
+    one = ranks.ranked(runs/'whole', bootstrap=1)['0012']
+    model = ranks._model_of(runs/'whole')
+    pixels = cached_images(one.query['path'].tolist(), model.config['image_size'], one.cache)
+    assert np.allclose(embed_images(model, pixels), one.features[0], atol=1e-4)
+    fig = one.figure([0], k=3)
+    q, g = (f/f.norm(dim=1, keepdim=True) for f in one.features)
+    counts = ~((one.gallery['pid'] == one.query['pid'][0]) & (one.gallery['camid'] == one.query['camid'][0]))
+    order = [i for i in (-(g @ q[0])).argsort().tolist() if counts[i]][:3]
+    right = [one.gallery['pid'][i] == one.query['pid'][0] for i in order]
+    assert [patch.get_linestyle() in ('-', 'solid') for patch in fig.axes[0].patches][1:] == right
+
+
+def test_sampler_and_validation_tables(runs):
+    table = report.sampler_table([runs/'whole', runs/'new'])
+    assert table.index.names == ['run', 'epoch'] and 0 < table['pictures, %'].iloc[0] <= 100
+    with pytest.raises(Absent): report.sampler_table([runs/'new'])
+    with pytest.raises(Absent): report.epochs_of([runs/'cut'])

@@ -124,7 +124,7 @@ def _shown(value)->str: # a number of the table
     if pd.isna(value): return ''
     return f'{value:.2f}' if abs(value) < 1 else f'{value:.1f}'
 
-# %% ../nbs/71_demo.ipynb #2502bad3
+# %% ../nbs/71_demo.ipynb #31af7e8f
 def run_demo(
     out, # the folder to write
     seed:int=0, # decides everything random
@@ -156,6 +156,7 @@ def run_demo(
     print(f'\nRanks on the unseen domains, in percent:\n{table.map(_shown).to_string()}')
     print('This is one seed. The last two columns are the 95 % interval of the difference to PK over several seeds '
           '(nbs/paper/samplers_compared.ipynb).')
+    for name in ('start', *variants): write_csv(targets, folder/name/'targets.csv', index=False) # the report ranks them
     if report: print(f'report: {write_report(folder, "The demo")}')
     print(f'{time.time() - begun:.0f} s in all')
     return table

@@ -124,7 +124,7 @@ def _shown(value)->str: # a number of the table
     if pd.isna(value): return ''
     return f'{value:.2f}' if abs(value) < 1 else f'{value:.1f}'
 
-# %% ../nbs/71_demo.ipynb #31af7e8f
+# %% ../nbs/71_demo.ipynb #8d0a8a7d
 def run_demo(
     out, # the folder to write
     seed:int=0, # decides everything random
@@ -157,6 +157,8 @@ def run_demo(
     print('This is one seed. The last two columns are the 95 % interval of the difference to PK over several seeds '
           '(nbs/paper/samplers_compared.ipynb).')
     for name in ('start', *variants): write_csv(targets, folder/name/'targets.csv', index=False) # the report ranks them
-    if report: print(f'report: {write_report(folder, "The demo")}')
+    if report:
+        print(f'report of one of them: {write_report(folder/"DFGS", "The demo: trained with DFGS")}')
+        print(f'two of them, query by query: clip-dfgs report {folder/"PK"} {folder/"DFGS"}')
     print(f'{time.time() - begun:.0f} s in all')
     return table

@@ -96,7 +96,10 @@ def test_every_mode_shows_what_it_shows(tmp_path, mode):
         picture = person().convert(mode)
         expected = np.asarray(picture.convert('RGB'))
     picture.save(tmp_path / 'a.tif')
-    assert (load_image(tmp_path / 'a.tif', None) == expected).all()
+    try: Image.open(tmp_path / 'a.tif').load()
+    except OSError: # some versions of Pillow cannot read the YCbCr that they write
+        with pytest.raises(ImageError, match='a.tif cannot be read'): load_image(tmp_path / 'a.tif', None)
+    else: assert (load_image(tmp_path / 'a.tif', None) == expected).all()
     if mode in ('L', 'I;16', 'P', 'RGB', 'RGBA', 'LA', '1'):
         picture.save(tmp_path / 'a.png')
         assert (load_image(tmp_path / 'a.png', None) == expected).all()

@@ -3,7 +3,7 @@
     python benchmarks/study_rendered.py bed --out found                       # calibrate: PK alone
     python benchmarks/study_rendered.py samplers orders confirm tables norm --out found   # from its settings
     python benchmarks/study_rendered.py samplers --seeds 3 --only 'DFGS image fair' --out again   # one row again
-    python benchmarks/study_rendered.py samplers --scale tiny --out /tmp/tiny # the same code in a minute
+    python benchmarks/study_rendered.py samplers --scale tiny --out tiny # the same code in a minute
 
 Parts, each with worlds and seeds of its own:
 bed       PK on one calibration world: fewest steps first, until a setting starts with half of PK's anchors violated

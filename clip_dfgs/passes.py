@@ -95,7 +95,6 @@ class _HandedOut(Sampler):
         self.epoch, self._plan, self._told, self._warned = 0, None, False, False
         self._forget()
 
-    def plan(self)->np.ndarray: raise NotImplementedError('a subclass plans the epoch')
     def __len__(self): return -(-self._batches() // self.world)
     def __iter__(self): return _Pass(self)
 

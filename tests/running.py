@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +18,17 @@ from clip_dfgs.records import hold_out
 from clip_dfgs.trainer import TrainError, fit
 
 SMALL_BATCH = dict(batch=16, instances=4)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread_one_cache(tmp_path_factory):
+    "For files that train: sums in one order, and a cache of their own. A file that imports it uses it."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('CLIP_DFGS_CACHE', str(tmp_path_factory.mktemp('cache')))
+        yield
+    torch.set_num_threads(threads)
 
 
 def config(**more):

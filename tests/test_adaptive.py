@@ -4,21 +4,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import torch
+from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
 from running import config, only, rows_of, same, two, weights
 
 from clip_dfgs.losses import triplet_health
 from clip_dfgs.trainer import fit
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread_one_cache(tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('CLIP_DFGS_CACHE', str(tmp_path_factory.mktemp('cache')))
-        yield
-    torch.set_num_threads(threads)
 
 
 def adaptive(steps=16, **more): return only(config(random_share='adaptive', k=3, **more), finetune=steps)

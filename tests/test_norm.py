@@ -4,21 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
 from running import config, only, rows_of, same, weights
 
 from clip_dfgs.features import embed_images
 from clip_dfgs.models import ReIDModel
 from clip_dfgs.trainer import fit
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread_one_cache(tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('CLIP_DFGS_CACHE', str(tmp_path_factory.mktemp('cache')))
-        yield
-    torch.set_num_threads(threads)
 
 
 def resnet(norm, steps=3, **more):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
 from running import config, only, rows_of, same, weights
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as f
@@ -24,16 +25,6 @@ from clip_dfgs.run import Run
 from clip_dfgs.step import _image_losses_of, _prompt_losses_of, _Trainee
 from clip_dfgs.towers import encode_front, text_tower
 from clip_dfgs.trainer import fit
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread_one_cache(tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('CLIP_DFGS_CACHE', str(tmp_path_factory.mktemp('cache')))
-        yield
-    torch.set_num_threads(threads)
 
 
 # No look at the device. A tensor on `meta` has a shape and no numbers: whoever looks at one gets an error.

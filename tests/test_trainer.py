@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
 from running import addresses, begin_two, config, ended, into, only, processes, rows_of, said_by_two, same, started, two
 from running import weights
 from safetensors.torch import load_file
@@ -26,16 +27,6 @@ from clip_dfgs.pedestrians import make_domain
 from clip_dfgs.run import read_history
 from clip_dfgs.step import image_losses
 from clip_dfgs.trainer import fit
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread_one_cache(tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('CLIP_DFGS_CACHE', str(tmp_path_factory.mktemp('cache')))
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')

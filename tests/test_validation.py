@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
 from running import config, held, only, rows_of, same, started, two, weights
 
 from clip_dfgs.checkpoints import TrainError, checkpoints
@@ -16,16 +17,6 @@ from clip_dfgs.features import evaluate_records
 from clip_dfgs.models import ReIDModel
 from clip_dfgs.run import best_step, read_ranks
 from clip_dfgs.trainer import fit
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread_one_cache(tmp_path_factory):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('CLIP_DFGS_CACHE', str(tmp_path_factory.mktemp('cache')))
-        yield
-    torch.set_num_threads(threads)
 
 
 def watched(**more):

@@ -19,12 +19,12 @@ from matplotlib.figure import Figure
 from .evaluation import RetrievalResult
 from .intervals import t_interval
 
-# %% ../nbs/59_charts.ipynb #042a5d06
+# %% ../nbs/59_charts.ipynb #a08e35c2
 PALETTE = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#000000', '#F0E442')
 RIGHT, WRONG = '#009E73', '#D55E00'
 _DASHES = ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 _HATCHES = ('', '//', '..', 'xx', '\\\\', '++')
-_DPI = 72
+_DPI = 100
 
 # %% ../nbs/59_charts.ipynb #c55d2f7a
 def _panels(
@@ -78,7 +78,7 @@ def _curve(ax, x, y, smooth, **style):
     if smooth > 1: ax.plot(x, y, color=style['color'], lw=.6, alpha=.3)
     ax.plot(x, y.rolling(smooth, min_periods=1).mean(), **style)
 
-# %% ../nbs/59_charts.ipynb #87ae8b66
+# %% ../nbs/59_charts.ipynb #05076d83
 def _draw_stage(
     axes, # from top to bottom
     rows:pd.DataFrame, # of one stage
@@ -92,11 +92,12 @@ def _draw_stage(
     axes[0].set(title=rows.stage.iloc[0], ylabel='loss')
     for ax, name in zip(axes[1:], below):
         ax.plot(rows.step, rows[name], color='0.3', lw=1)
-        ax.set(ylabel=name, ylim=(0, None), visible=bool(rows[name].notna().any()))
+        ylabel = {'rate': 'learning\nrate', 'violated': 'violated,\nshare'}.get(name, name)
+        ax.set(ylabel=ylabel, ylim=(0, None), visible=bool(rows[name].notna().any()))
     lowest = [ax for ax in axes if ax.get_visible()][-1]
     lowest.set_xlabel('step')
 
-# %% ../nbs/59_charts.ipynb #af94fd11
+# %% ../nbs/59_charts.ipynb #fda42905
 def plot_history(
     history:pd.DataFrame, # columns stage, step, loss, and optional loss parts, rate, violated, ...
     parts:Sequence[str]|None=None, # columns drawn beside the loss; None: all that are losses
@@ -113,7 +114,7 @@ def plot_history(
     stages = list(dict.fromkeys(history.stage))
     styles = dict(loss=dict(color='black', ls='-')) | dict(zip(parts, _styles(len(parts))))
     heights = [2] + [1] * len(below)
-    size = (3.2, 1.7 if below else 2.5)
+    size = (2.9, 1.6 if below else 2.4)
     fig, axes = _panels(len(heights), len(stages), size, gridspec_kw=dict(height_ratios=heights))
     for column, stage in zip(axes.T, stages):
         rows = history[history.stage == stage]
@@ -121,7 +122,7 @@ def plot_history(
     _legend_outside(fig, columns=6)
     return fig
 
-# %% ../nbs/59_charts.ipynb #a2d5bd2f
+# %% ../nbs/59_charts.ipynb #6b1e4bff
 def plot_cmc(
     results, # a RetrievalResult, or a mapping from names to them
     max_rank:int=20, # last rank drawn
@@ -134,7 +135,7 @@ def plot_cmc(
         label = f'{name}  R1 {100 * curve[0]:.1f}  mAP {100 * result.mAP:.1f}'.strip()
         ax.plot(range(1, max_rank + 1), curve, label=label, **style)
     ax.set_title('cumulative matching characteristic', fontsize=10)
-    ax.set(xlabel='rank', ylabel='queries with a match', xlim=(1, max(2, max_rank)))
+    ax.set(xlabel='rank', ylabel='share of queries with a match', xlim=(1, max(2, max_rank)))
     ax.set_ylim(min(.5, ax.get_ylim()[0]), 1.01)
     _legend_outside(fig, columns=1)
     return fig
@@ -156,7 +157,7 @@ def plot_roc(
     _legend_outside(fig, columns=1)
     return fig
 
-# %% ../nbs/59_charts.ipynb #cf25673b
+# %% ../nbs/59_charts.ipynb #f14bc87a
 def plot_queries(
     result:RetrievalResult, # of `evaluate`
 )->Figure:
@@ -171,7 +172,7 @@ def plot_queries(
     ends = [np.nanmin(both), np.nanmax(both)]
     left.plot(ends, ends, color='0.6', lw=.8, zorder=0)
     left.set_title('each query', fontsize=10)
-    left.set(xlabel='distance of the nearest match', ylabel='of the nearest wrong image')
+    left.set(xlabel='distance of the nearest match', ylabel='... of the nearest wrong image')
     right.hist(table.AP, bins=np.linspace(0, 1, 21), color=PALETTE[0])
     right.set_title(f'average precision (mean {100 * result.mAP:.1f} %)', fontsize=10)
     right.set(xlabel='AP', ylabel='queries')
@@ -188,7 +189,7 @@ def _sorted_by_group(distances, groups, names):
     edges = np.cumsum(np.unique(np.asarray(groups), return_counts=True)[1])[:-1] - .5
     return distances[order][:, order], None if names is None else np.asarray(names)[order], edges
 
-# %% ../nbs/59_charts.ipynb #fe05c17b
+# %% ../nbs/59_charts.ipynb #7379e922
 def plot_distances(
     distances, # shape [n, m]
     groups=None, # group of each row and column of a square matrix, shape [n]: sorted and separated
@@ -208,6 +209,7 @@ def plot_distances(
             ax.axvline(edge, color='white', lw=.7)
     image = ax.imshow(distances, cmap='cividis', interpolation='nearest', aspect='equal' if square else 'auto')
     fig.colorbar(image, ax=ax, label=label)
+    if names is None: ax.set(xlabel='column', ylabel='row' if groups is None else 'row, sorted by group')
     if names is not None: ax.set_yticks(range(len(names)), names, fontsize=8)
     if names is not None and square: ax.set_xticks(range(len(names)), names, fontsize=8, rotation=90)
     ax.set_title(title, fontsize=10)
@@ -262,21 +264,23 @@ def paired_differences(
     low, high = (pd.Series({name: pair[i] for name, pair in ends.items()}, dtype=float) for i in (0, 1))
     return pd.DataFrame(dict(mean=gain.mean(), low=low, high=high, sd=gain.std(), n=gain.count()))
 
-# %% ../nbs/59_charts.ipynb #9786d04e
+# %% ../nbs/59_charts.ipynb #30657df0
 def _draw_differences(ax, scores, to, level):
     "One panel of `plot_differences`."
     table, gain = paired_differences(scores, to, level), scores.drop(columns=to).sub(scores[to], axis=0)
     for y, (name, row) in enumerate(table.iterrows()):
-        ax.plot([row.low, row.high], [y, y], color='0.25', lw=1.6, zorder=2)
-        ax.scatter(gain[name], [y] * len(gain), s=22, facecolor='none', edgecolor=PALETTE[0], zorder=3)
+        ax.plot([row.low, row.high], [y, y], color='0.25', lw=1.6, zorder=2, label='interval of the mean')
+        one = dict(s=22, facecolor='none', edgecolor=PALETTE[0], label='each pair')
+        ax.scatter(gain[name], [y] * len(gain), zorder=3, **one)
         sure = row.low > 0 or row.high < 0
         face = 'black' if sure else 'white'
-        ax.scatter(row['mean'], y, s=42, marker='D', facecolor=face, edgecolor='black', zorder=4)
+        label = 'mean (filled: zero is outside)'
+        ax.scatter(row['mean'], y, s=42, marker='D', facecolor=face, edgecolor='black', zorder=4, label=label)
     ax.axvline(0, color='0.5', lw=.8, ls='--', zorder=1)
     ax.set_yticks(range(len(table)), table.index)
     ax.set_ylim(len(table) - .4, -.6)
 
-# %% ../nbs/59_charts.ipynb #5a9ac6ff
+# %% ../nbs/59_charts.ipynb #5128aee4
 def plot_differences(
     scores, # a row a pair, a column a method; or a mapping from names to such tables: a panel each
     to:str='PK', # the method that the others are compared with
@@ -287,11 +291,12 @@ def plot_differences(
     "Paired differences as a dot plot: mean, t interval and each pair."
     panels = _named(scores)
     tallest = max(table.shape[1] for table in panels.values()) - 1
-    fig, axes = _panels(1, len(panels), (4.2 if len(panels) == 1 else 3, .28 * tallest + 1.1), sharex=True)
+    fig, axes = _panels(1, len(panels), (4.8 if len(panels) == 1 else 3, .28 * tallest + 1.3), sharex=True)
     for ax, (name, table) in zip(axes[0], panels.items()):
         _draw_differences(ax, table, to, level)
         ax.set_title(name, fontsize=10)
         ax.set_xlabel(f'difference to {to}, {unit}')
     pairs = len(next(iter(panels.values())))
     fig.suptitle(title or f'{pairs} pairs, {100 * level:.0f} % intervals', fontsize=10)
+    _legend_outside(fig)
     return fig

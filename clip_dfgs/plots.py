@@ -36,14 +36,14 @@ def _in_order(labels)->np.ndarray: # each label once
     "Labels in the order of their first occurrence."
     return labels[np.sort(np.unique(labels, return_index=True)[1])]
 
-# %% ../nbs/60_plots.ipynb #f192517b
+# %% ../nbs/60_plots.ipynb #80dc1d54
 def _draw_batches(ax, points, labels, batches, path):
     "One panel of `plot_batches`."
     used = np.zeros(len(points), int)
     for number, rows in enumerate(np.asarray(list(batch), int) for batch in batches):
         colour = PALETTE[number % len(PALETTE)]
         centres = np.array([points[rows[labels[rows] == i]].mean(0) for i in _in_order(labels[rows])])
-        if path: ax.plot(*centres.T, color=colour, lw=1.2, alpha=.6, zorder=1)
+        if path: ax.plot(*centres.T, color=colour, lw=1.2, alpha=.6, zorder=1, label=f'batch {number + 1}')
         for row in np.unique(rows):
             look = dict(facecolor=colour, edgecolor='white', lw=.4)
             if used[row]: look = dict(facecolor='none', edgecolor=colour, lw=1.2)
@@ -55,7 +55,7 @@ def _draw_batches(ax, points, labels, batches, path):
         ax.scatter(*points[row], s=34, marker=marker, facecolor='none', edgecolor='0.65', lw=.8)
     ax.set(xticks=[], yticks=[], aspect='equal')
 
-# %% ../nbs/60_plots.ipynb #805c34e0
+# %% ../nbs/60_plots.ipynb #e195bcba
 def plot_batches(
     points, # image features in the plane, shape [n, 2]
     labels, # identity 0..N-1 of each, shape [n]
@@ -72,6 +72,7 @@ def plot_batches(
     for ax, (name, epoch) in zip(axes[0], panels.items()):
         _draw_batches(ax, points, labels, epoch, path)
         ax.set_title(name, fontsize=10)
+    if max(len(ax.lines) for ax in fig.axes) <= len(PALETTE): _legend_outside(fig)
     return fig
 
 # %% ../nbs/60_plots.ipynb #6f181433
@@ -152,7 +153,7 @@ def _pick(images, row):
     "The image at a position of an array, a tensor, a list or a column of a table."
     return images.iloc[row] if isinstance(images, pd.Series) else images[row]
 
-# %% ../nbs/60_plots.ipynb #28fa1e15
+# %% ../nbs/60_plots.ipynb #a9aef05f
 def plot_batch_images(
     images, # uint8 [n, H, W, 3], or paths
     batch, # rows of one batch, instances of an identity side by side
@@ -167,7 +168,7 @@ def plot_batch_images(
     columns = [batch[labels[batch] == i] for i in ids]
     H, W = size
     tallest = max(map(len, columns))
-    fig, ((ax,),) = _panels(size=((len(ids) * (W + 4) + 8) / _DPI, (tallest * (H + 4) + 48) / _DPI))
+    fig, ((ax,),) = _panels(size=((len(ids) * (W + 4) + 8) / _DPI, (tallest * (H + 4) + 56) / _DPI))
     corner = dict(va='top', fontsize=8, color='white', bbox=dict(facecolor='black', lw=0, pad=1))
     for x, (i, rows) in enumerate(zip(ids, columns)):
         ax.text(x * (W + 4) + W / 2, -4, str(i), ha='center', va='bottom', fontsize=9)
@@ -175,7 +176,7 @@ def plot_batch_images(
             left, top = x * (W + 4), y * (H + 4)
             ax.imshow(_tile(_pick(images, row), size), extent=(left, left + W, top + H, top))
             if cameras is not None: ax.text(left + 3, top + 3, str(np.asarray(cameras)[row]), **corner)
-    ax.set(xlim=(0, len(ids) * (W + 4) - 4), ylim=(tallest * (H + 4) - 4, -16), aspect='equal')
+    ax.set(xlim=(0, len(ids) * (W + 4) - 4), ylim=(tallest * (H + 4) - 4, -20), aspect='equal')
     ax.set_title(title if cameras is None else f'{title}, in the corner the camera', fontsize=10)
     ax.axis('off')
     return fig
@@ -188,7 +189,7 @@ def _framed(ax, image, left, size, kind=None):
     colour, dash = {True: (RIGHT, '-'), False: (WRONG, (0, (2, 1.2))), None: ('black', '-')}[kind]
     ax.add_patch(Rectangle((left, 0), W, H, fill=False, ec=colour, ls=dash, lw=.8 if kind is None else 2.6))
 
-# %% ../nbs/60_plots.ipynb #f638ff1b
+# %% ../nbs/60_plots.ipynb #548805b7
 def plot_ranked_gallery(
     query, # features [Q, D]
     gallery, # features [G, D]
@@ -213,7 +214,7 @@ def plot_ranked_gallery(
     near = nearest_gallery(torch.as_tensor(query)[rows], gallery, ids, gallery_ids, cams, gallery_cams, k, metric)
     H, W = size
     width = 1.4 * W + k * (W + 5)
-    fig, axes = _panels(len(rows), 1, ((width + 14) / _DPI, (H + 14) / _DPI))
+    fig, axes = _panels(len(rows), 1, ((width + 14) / _DPI, (H + 14) / _DPI + .3 / len(rows)))
     for ax, row, i, positions in zip(axes[:, 0], rows, ids, near):
         _framed(ax, _pick(query_images, row), 0, size)
         for place, position in enumerate(positions[positions >= 0]):

@@ -309,14 +309,14 @@ def train_matrix(
     tables = {k: results.pivot(index='source', columns='target', values=k) for k in ('mAP', 'R1')}
     return {k: t.loc[list(sources), list(targets)] for k, t in tables.items()}
 
-# %% ../nbs/55_protocols.ipynb #0c896920
+# %% ../nbs/55_protocols.ipynb #3fd09791
 def plot_matrix(
     tables:dict, # of `train_matrix`
 ): # Figure
     "Heat maps with the numbers in them, one for each score."
     rows, columns = next(iter(tables.values())).shape
     size = len(tables)*(1.2 + .62*columns), 1.1 + .42*rows
-    fig, axes = plt.subplots(1, len(tables), figsize=size, dpi=72, layout='constrained', squeeze=False)
+    fig, axes = plt.subplots(1, len(tables), figsize=size, dpi=100, layout='constrained', squeeze=False)
     plt.close(fig)
     for ax, (name, t) in zip(axes[0], tables.items()):
         ax.imshow(t, cmap='cividis', vmin=0, vmax=100, aspect='auto')

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from scipy import stats
 
@@ -83,6 +84,7 @@ def test_every_figure_can_be_saved_and_says_what_it_shows(name):
     width, height = saved(fig)
     assert 60 < width < 1500 and 60 < height < 1500
     assert fig.get_suptitle() or any(ax.get_title() for ax in fig.axes)
+    assert fig.dpi >= 100 and all(text.get_fontsize() >= 8 for text in fig.findobj(Text) if text.get_text())
 
 
 @pytest.mark.parametrize('name', FIGURES)
@@ -239,6 +241,7 @@ def test_distances_are_sorted_by_group():
 
 
 @given(st.integers(2, 12), st.integers(0, 2**32 - 1), st.sampled_from([.5, .9, .95, .99]))
+@settings(deadline=None)
 def test_intervals_are_those_of_the_paired_t_test(n, seed, level):
     rng = np.random.default_rng(seed)
     scores = pd.DataFrame(rng.normal(size=(n, 3)), columns=['PK', 'GS', 'DFGS'])

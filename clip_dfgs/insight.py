@@ -7,8 +7,9 @@ __all__ = ['CAPTIONS', 'Absent', 'run_models', 'run_rows', 'laid_over', 'plot_pi
            'in_the_plane', 'plot_space', 'space_figure', 'distance_counts', 'plot_distance_counts', 'distances_figure',
            'nearest_words', 'prompt_words', 'prompt_captions', 'prompt_figure']
 
-# %% ../nbs/61_insight.ipynb #8a88e0f3
+# %% ../nbs/61_insight.ipynb #f68b2336
 import json
+import textwrap
 import warnings
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def _different_people(
     first = rows.drop_duplicates(['domain', 'pid'])
     return first.iloc[np.unique(np.linspace(0, len(first) - 1, n).round().astype(int))]
 
-# %% ../nbs/61_insight.ipynb #b907a958
+# %% ../nbs/61_insight.ipynb #73991d67
 def laid_over(
     pixels, # uint8, shape [n,H,W,3]
     maps, # shape [n,h,w]
@@ -127,13 +128,13 @@ def plot_pictures(
 )->Figure:
     "Rows of pictures, each with a name at its left."
     n, (H, W) = len(next(iter(rows.values()))), np.shape(next(iter(rows.values())))[1:3]
-    fig, axes = _panels(len(rows), n, (69/_DPI, (64*H/W + 5)/_DPI + .35/len(rows)))
+    fig, axes = _panels(len(rows), n, ((72 + 60/n)/_DPI, (64*H/W + 8)/_DPI + .5/len(rows)))
     for line, (name, pictures) in zip(axes, rows.items()):
         for ax, picture in zip(line, pictures):
             ax.imshow(picture, aspect='auto')
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
-        line[0].set_ylabel(name, fontsize=9)
+        line[0].set_ylabel(textwrap.fill(name.strip(), 18), fontsize=9)
     fig.suptitle(title, fontsize=10)
     return fig
 
@@ -153,7 +154,7 @@ def looks_figure(
         shown[name] = laid_over(pixels, maps)
     return plot_pictures(shown, f'what counts for the feature ({kind}; yellow: most)')
 
-# %% ../nbs/61_insight.ipynb #4475accb
+# %% ../nbs/61_insight.ipynb #d6b92fb1
 CAPTIONS = [f'A photo of a {who} wearing a {colour} {upper} and {lower} trousers.' for who in ('man', 'woman')
             for colour in 'black white grey red blue green yellow brown beige pink purple orange'.split()
             for upper in ('t-shirt', 'jacket', 'coat') for lower in ('black', 'blue', 'grey', 'white')]
@@ -175,9 +176,9 @@ def words_figure(
         found = np.stack([pixels[int(row)] for row in best[i]])
         agree = patch_similarity(patch_features(model, found), words[i:i + 1], usual)[:, 0]
         shown |= {text: found, ' '*(i + 1) + 'where': laid_over(found, agree, together=True)}
-    return plot_pictures(shown, 'pictures found by words, and where they agree (one scale a row; yellow: most)')
+    return plot_pictures(shown, 'pictures found by words, and where they agree\n(one scale a row; yellow: most)')
 
-# %% ../nbs/61_insight.ipynb #454fbeae
+# %% ../nbs/61_insight.ipynb #10f4d847
 def in_the_plane(
     features:torch.Tensor, # shape [n,D]
     method:str='pca', # or 'tsne'
@@ -199,19 +200,20 @@ def plot_space(
     groups:dict, # title -> group of each picture, shape [n]
     most:int=8, # groups in colour, the others are grey
 )->Figure:
-    "Points in the plane, a column for each name, a row for each way to group them."
-    fig, axes = _panels(len(groups), len(points), (2.7, 2.5))
+    "Points in the plane, a column for each name, a row for each way to group them, with its legend at the right."
+    fig, axes = _panels(len(groups), len(points), (2.5, 2.3))
     for line, (title, of) in zip(axes, groups.items()):
-        of = np.asarray(of)
-        names = list(dict.fromkeys(of.tolist()))
+        of, names = np.asarray(of), list(dict.fromkeys(of))
         for ax, (name, places) in zip(line, points.items()):
             for i, group in enumerate(names[:most]):
                 look = dict(s=20, color=PALETTE[i % 8], marker='osD^vP*X'[i % 8], lw=0, alpha=.85, zorder=2)
-                ax.scatter(*places[of == group].T, label=str(group) if len(names) <= most else None, **look)
-            ax.scatter(*places[~np.isin(of, names[:most])].T, s=7, color='.8', lw=0, zorder=1)
+                ax.scatter(*places[of == group].T, label=str(group), **look)
+            label = 'all others' if len(names) > most else None
+            ax.scatter(*places[~np.isin(of, names[:most])].T, s=7, color='.8', lw=0, zorder=1, label=label)
             ax.set(xticks=[], yticks=[])
             ax.set_title(f'{name}, by {title}', fontsize=10)
-    _legend_outside(fig)
+        beside = dict(loc='center left', bbox_to_anchor=(1, .5), fontsize=8, title_fontsize=8, frameon=False)
+        line[-1].legend(title=title, **beside)
     return fig
 
 # %% ../nbs/61_insight.ipynb #a0784c24
@@ -265,12 +267,12 @@ def distance_counts(
         for which in (0, 1): counts[which] += np.histogram(distances[here == which].clip(0, 2), edges)[0]
     return pd.DataFrame(dict(low=edges[:-1], high=edges[1:], positive=counts[0], negative=counts[1]))
 
-# %% ../nbs/61_insight.ipynb #1a946ff0
+# %% ../nbs/61_insight.ipynb #b791ac37
 def plot_distance_counts(
     tables:dict, # name -> table of `distance_counts`
 )->Figure:
     "Histograms of distances, of one person and of two, with the share that they overlap."
-    fig, axes = _panels(1, len(tables), (2.9, 2.5), sharex=True)
+    fig, axes = _panels(1, len(tables), (2.9, 2.5), sharex=True, sharey=True)
     used = pd.concat(tables.values())
     used = used[(used['positive'] > 0) | (used['negative'] > 0)]
     for ax, (name, table) in zip(axes[0], tables.items()):

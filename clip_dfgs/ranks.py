@@ -138,7 +138,7 @@ def as_written(
     other = [f'{d}: {written[d]:.1f}' for d, gap in gaps.items() if gap > .1]
     return f'`results.csv` has another mAP ({", ".join(other)}): it was ranked otherwise.' if other else ''
 
-# %% ../nbs/63_ranks.ipynb #314cb0e1
+# %% ../nbs/63_ranks.ipynb #a23fba38
 def extreme_queries(
     result:RetrievalResult,
     worst:bool=True, # else the best
@@ -160,9 +160,10 @@ def queries_figure(
     "The worst or best queries and what is found for them, with their average precision."
     rows = extreme_queries(one.result, worst, n)
     fig = one.figure(rows, k)
+    fig.set_figheight(fig.get_figheight() + .2*len(rows)) # for the titles
     scores = one.result.per_query['AP']
     for ax, row in zip(fig.axes, rows): ax.set_title(f'AP {100*scores[row]:.0f} %', loc='left', fontsize=9)
-    fig.suptitle(f'{"worst" if worst else "best"} queries: query, then the gallery from near to far', fontsize=10)
+    fig.suptitle(f'{"worst" if worst else "best"} queries: a query, then the gallery from near to far', fontsize=10)
     return fig
 
 # %% ../nbs/63_ranks.ipynb #615886c7
@@ -194,7 +195,7 @@ def paired_table(
     found = {domain: compare(first[domain].result, second[domain].result) for domain in first}
     return 100*pd.concat(found, names=['domain', 'score']).drop(columns='better')
 
-# %% ../nbs/63_ranks.ipynb #fa0c5aec
+# %% ../nbs/63_ranks.ipynb #288ba4be
 def paired_figure(
     paired:pd.DataFrame, # of `paired_table`
     names:tuple=('the first', 'the second'), # of the runs
@@ -202,7 +203,7 @@ def paired_figure(
     "Paired differences as dots with their intervals; filled where the interval excludes zero."
     domains = list(dict.fromkeys(paired.index.get_level_values('domain')))
     tall = len(paired)/len(domains)
-    fig, axes = _panels(1, len(domains), (3.4, .3*tall + 1), sharex=True)
+    fig, axes = _panels(1, len(domains), (4.2, .32*tall + 1.1), sharex=True)
     for ax, domain in zip(axes[0], domains):
         rows = paired.loc[domain]
         for y, (low, high, mean) in enumerate(zip(rows['low'], rows['high'], rows['difference'])):
@@ -211,7 +212,7 @@ def paired_figure(
             ax.scatter(mean, y, s=42, marker='D', facecolor=face, edgecolor='black', zorder=3)
         ax.axvline(0, color='.5', lw=.8, ls='--', zorder=1)
         ax.set_yticks(range(len(rows)), rows.index)
-        ax.set(ylim=(len(rows) - .4, -.6), xlabel='difference, points')
+        ax.set(ylim=(len(rows) - .4, -.6), xlabel='difference, points (filled: zero is outside)')
         ax.set_title(domain, fontsize=10)
     fig.suptitle(f'{names[1]} minus {names[0]}, 95 % intervals over people', fontsize=10)
     return fig
@@ -222,13 +223,13 @@ def gains_figure(
     names:tuple=('the first', 'the second'), # of the runs
 )->Figure:
     "Each query's change of average precision, from the largest loss to the largest gain."
-    fig, axes = _panels(1, len(first), (3.4, 2.3), sharey=True)
+    fig, axes = _panels(1, len(first), (5.2 if len(first) == 1 else 4.2, 3), sharey=True)
     for ax, domain in zip(axes[0], first):
         a, b = (side[domain].result.per_query for side in (first, second))
         gain = np.sort(100*(b['AP'] - a['AP'])[a['matches'] > 0])
         ax.fill_between(range(1, len(gain) + 1), gain, step='mid', color=PALETTE[0], alpha=.6, lw=0)
         ax.axhline(0, color='.4', lw=.8)
-        ax.set_xlabel('query')
+        ax.set_xlabel('queries, sorted by their change')
         ax.set_title(f'{domain}: {(gain > 0).sum()} gain, {(gain < 0).sum()} lose', fontsize=10)
     axes[0, 0].set_ylabel('change of AP, points')
     fig.suptitle(f'{names[1]} minus {names[0]}, query by query', fontsize=10)

@@ -185,6 +185,34 @@ def test_pairs_at_the_ends_are_counted():
     assert table['positive'].iloc[[0, -1]].tolist() == [1, 1]
 
 
+# ---- figures of arrays
+
+def test_each_row_of_a_plane_has_its_own_legend():
+    points = np.arange(24.).reshape(12, 2)
+    groups = dict(identity=np.repeat(range(10, 16), 2), domain=['sea', 'town']*6)
+    fig = insight.plot_space(dict(start=points, end=points), groups, most=4)
+    legends = [ax.get_legend() for ax in fig.axes]
+    assert [legend is not None for legend in legends] == [False, True, False, True]
+    upper, lower = ([text.get_text() for text in legend.get_texts()] for legend in legends[1::2])
+    assert upper == ['10', '11', '12', '13', 'all others'] and lower == ['sea', 'town']
+    assert [legend.get_title().get_text() for legend in legends[1::2]] == ['identity', 'domain']
+
+
+def test_panels_of_distances_can_be_compared():
+    tables = {name: insight.distance_counts(np.eye(3)*scale + 1, np.eye(3) + 1, range(3), [0, 1, 1])
+              for name, scale in (('start', 1), ('end', 9))}
+    first, second = insight.plot_distance_counts(tables).axes
+    assert first.get_xlim() == second.get_xlim() and first.get_ylim() == second.get_ylim()
+
+
+def test_people_in_rows_are_at_least_60_pixels_wide():
+    fig = insight.plot_pictures({'a sentence that is longer than its row': pictures(3, 128, 64)}, 'a title')
+    fig.draw_without_rendering()
+    assert all(ax.get_window_extent().width >= 60 for ax in fig.axes)
+    name = fig.axes[0].yaxis.label.get_window_extent()
+    assert name.height <= fig.axes[0].get_window_extent().height
+
+
 # ---- words
 
 @given(st.integers(0, 99), st.integers(1, 30), st.integers(1, 5))

@@ -117,8 +117,10 @@ def left_out(
     parts = ', '.join(f'{n:,} {kind}' for kind, n in kinds.most_common())
     return f'{many:,} {"file is" if many == 1 else "files are"} not read: {parts}'
 
-# %% ../nbs/01_files.ipynb #1f3157f3
-_FIRST_BYTES = (b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', b'II*\0', b'MM\0*', b'RIFF')
+# %% ../nbs/01_files.ipynb #3e2e97af
+_FIRST_BYTES = (b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', b'II*\0', b'MM\0*')
+_NO_PICTURES = ('.txt', '.csv', '.json', '.xml', '.mat', '.npy', '.npz', '.md', '.html', '.zip', '.gz',
+                '.pt', '.pth', '.py', '.safetensors', '.yaml', '.yml', '.log', '.tsv') # many lie beside pictures
 
 def _why_not(path:Path)->str:
     "Why a file is not read although it may be a picture; empty for one that is read and for other files."
@@ -126,8 +128,15 @@ def _why_not(path:Path)->str:
     ending = path.suffix.lower()
     if ending in IMAGE_SUFFIXES or not path.is_file(): return ''
     if ending in _OTHER_SUFFIXES: return ending
-    if ending and not ending[1:].isdigit(): return ''
-    with open(path, 'rb') as file: return 'without an ending' if file.read(8).startswith(_FIRST_BYTES) else ''
+    if ending in _NO_PICTURES or not _begins_as_picture(path): return ''
+    return ending if ending and not ending[1:].isdigit() else 'without an ending'
+
+def _begins_as_picture(path:Path)->bool:
+    "Whether the first bytes of a file are those of a picture; one that may not be read is none."
+    try:
+        with open(path, 'rb') as file: begin = file.read(12)
+    except OSError: return False
+    return begin.startswith(_FIRST_BYTES) or begin[:4] == b'RIFF' and begin[8:] == b'WEBP'
 
 # %% ../nbs/01_files.ipynb #92f3d176
 def _walk(folder, deep:bool)->list:

@@ -84,7 +84,7 @@ def _read_list(name, file, images, split):
         rows.append(dict(path=path, pid=identity, camid=int(camera[1]) - 1, split=split))
     return rows
 
-# %% ../nbs/11_parsers.ipynb #f956fb3a
+# %% ../nbs/11_parsers.ipynb #b819c710
 def msmt17(
     root, # `MSMT17_V1` (train, test) or `MSMT17_V2` (mask_train_v2, mask_test_v2) with its four lists
 )->pd.DataFrame: # records without a domain
@@ -97,6 +97,7 @@ def msmt17(
             part = 'train' if split == 'train' else 'test'
             images = _one_of('msmt17', folder, part, f'mask_{part}_v2')
             rows += _read_list('msmt17', folder/f'{f}.txt', images, split)
+        else: warnings.warn(f'msmt17: {folder}/{f}.txt is not there: its pictures are lost', stacklevel=2)
     records = as_table('msmt17', rows, folder)
     return records.assign(pid=number_names(records['pid']))
 
@@ -143,12 +144,13 @@ def _cuhk03_config(folder, kind):
         raise DatasetError(f'cuhk03: {file} is damaged ({type(e).__name__}: {e})') from None
     return rows
 
-# %% ../nbs/11_parsers.ipynb #878ea26c
+# %% ../nbs/11_parsers.ipynb #2a363b31
 def _cuhk03_extract(mat, kind, cache):
     "Write the images of `cuhk-03.mat` as PNG into the cache folder, all or nothing; return their folder."
     try: import h5py
     except ImportError: raise DatasetError('cuhk03: reading cuhk-03.mat needs h5py (pip install h5py)') from None
-    key = f'{mat.resolve()} {mat.stat().st_size} {mat.stat().st_mtime_ns}'
+    facts = mat.stat()
+    key = f'{mat.resolve()} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}'
     out = cache_folder(cache)/f'cuhk03-{hashlib.sha256(key.encode()).hexdigest()[:16]}'/f'images_{kind}'
     if out.is_dir(): return out
     part = out.with_name(f'part-{os.getpid()}-{kind}')

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import make_tree, picture
@@ -484,3 +485,142 @@ def test_any_csv_is_a_table_or_one_line(tmp_path_factory, header, rows, comma):
         try: records = load_dataset('csv', home/'t.csv')
         except DatasetError as error: assert '\n' not in str(error)
         else: check_records(records)
+
+
+# ---- said, refused or read, never guessed
+
+def said_by(f):
+    "What a call says in warnings, and what it returns or refuses with."
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        try: found = f()
+        except DatasetError as e: found = e
+    return ' | '.join(str(w.message) for w in caught), found
+
+
+def table_of(folder, text, pictures=4):
+    for i in range(pictures): picture(folder/f'{i}.jpg', i)
+    (folder/'t.csv').write_text(text)
+    return said_by(lambda: load_dataset('csv', folder/'t.csv'))
+
+
+@pytest.mark.parametrize('head', [
+    'path,pid,camid,split', 'Path,PID,CamID,Split', 'path, pid, camid, split', '\ufeffpath,pid,camid ,split\t'])
+def test_columns_are_known_however_they_are_spelt(tmp_path, head):
+    words, records = table_of(tmp_path, f'{head}\n0.jpg,1,3,query\n1.jpg,1,4, gallery \n')
+    assert not words and records['camid'].tolist() == [3, 4] and records['split'].tolist() == ['query', 'gallery']
+
+
+@pytest.mark.parametrize('column, real', [
+    ('camera', 'camid'), ('Cam_ID', 'camid'), ('subset', 'split'), ('dataset', 'domain')])
+def test_a_column_that_sounds_like_one_is_not_passed_over(tmp_path, column, real):
+    words, records = table_of(tmp_path, f'path,pid,{column}\n0.jpg,1,1\n1.jpg,1,2\n')
+    assert f'the column {column} is not read' in words and f'call it {real}' in words and len(records) == 2
+
+
+@pytest.mark.parametrize('pids, words', [
+    (['007', '7', '8'], "'007' and '7' are one"), (['anna', 'Anna', 'b'], "'anna' and 'Anna' are different"),
+    (['p7', 'p07', 'q'], "'p7' and 'p07' are different"), (['-2', '1', '2'], 'left out as junk'),
+    (['-1', '1', '2'], 'left out as junk'), (['7', '7.0', ' 7'], ''), (['0007', '0008', '10'], ''),
+    (['a', 'a ', 'b'], '')])
+def test_what_is_a_guess_is_said(tmp_path, pids, words):
+    found, records = table_of(tmp_path, 'path,pid\n' + ''.join(f'{i}.jpg,{p}\n' for i, p in enumerate(pids)))
+    assert (words in found if words else not found) and isinstance(records, pd.DataFrame)
+
+
+@pytest.mark.parametrize('pid', ['2.0E+11', '2.0201E+11', '1e+05', '9007199254740993.0', '9'*5000])
+def test_a_number_that_lost_its_digits_is_nobody(tmp_path, pid):
+    words, error = table_of(tmp_path, f'path,pid\n0.jpg,1\n1.jpg,{pid}\n')
+    assert 'row 2 is' in str(error) and len(str(error)) < 300
+
+
+@pytest.mark.parametrize('name', ['12e5', '3e8', '7E10', '0x1f', '1-2', '2/3'])
+def test_a_name_that_looks_like_a_number_is_a_name(tmp_path, name): assert whole_number(name) is None
+
+
+@pytest.mark.parametrize('values', [
+    np.array([-1, 0, 5, 5]), np.array([-1., 0, 5, 5], np.float16), [np.array(v) for v in (-1, 0, 5, 5)],
+    [b'-1', b'0', b'5', b'5'], pd.array([-1, 0, 5, 5], dtype='Int64'), pd.Categorical(['-1', '0', '5', '5'])])
+def test_numbers_of_any_kind_are_numbers(values):
+    assert number_people(values).tolist() == [-1, 0, 5, 5]
+    assert number_people(torch.tensor([-1, 0, 5])).tolist() == [-1, 0, 5]
+
+
+@pytest.mark.parametrize('value', [(1, 2), [3], {}, {4}, object, b'\xff', 1j, 2.**60])
+def test_what_is_neither_number_nor_name_is_refused(value):
+    with pytest.raises(DatasetError, match='row 2 is'): number_people(['x', value])
+
+
+def test_cameras_of_two_kinds_are_said(tmp_path):
+    words, records = table_of(tmp_path, 'path,pid,camid\n0.jpg,1,c1\n1.jpg,1,1\n')
+    assert "numbers ('1') and names ('c1')" in words and records['camid'].nunique() == 2
+
+
+def test_domains_are_compared_without_spaces_and_near_ones_are_said(tmp_path):
+    words, records = table_of(tmp_path, 'path,pid,domain\n0.jpg,1,a\n1.jpg,1,a \n2.jpg,1,A\n')
+    assert records['domain'].tolist() == ['a', 'a', 'A'] and "'a' and 'A' are two" in words
+    words, error = table_of(tmp_path, 'path,pid,domain\n0.jpg,1,a\n1.jpg,1, \n')
+    assert 'line 3, column domain' in str(error)
+
+
+def test_junk_of_a_gallery_is_no_news(tmp_path):
+    for i, name in enumerate(['-1_c1s1_0.jpg', '0002_c1s1_0.jpg']): picture(tmp_path/'bounding_box_test'/name, i)
+    words, records = said_by(lambda: load_dataset('market1501', tmp_path))
+    assert not words and len(records) == 1
+    picture(tmp_path/'bounding_box_train'/'-1_c1s1_0.jpg')
+    picture(tmp_path/'bounding_box_train'/'3_c1s1_0.jpg')
+    picture(tmp_path/'bounding_box_train'/'0003_c2s1_0.jpg')
+    words, records = said_by(lambda: load_dataset('market1501', tmp_path))
+    assert '1 images have an identity below 0' in words and 'are one person' in words
+
+
+@pytest.mark.parametrize('how', ['again', 'dot', 'link', 'hard link', 'linked folder'])
+def test_one_file_is_one_person(tmp_path, how):
+    "However the second name leads to the file."
+    picture(tmp_path/'crops'/'a.jpg')
+    other = dict(again='crops/a.jpg', dot=f'{tmp_path}/crops/../crops/a.jpg', link='b.jpg').get(how, 'b.jpg')
+    if how == 'link': (tmp_path/'b.jpg').symlink_to('crops/a.jpg')
+    if how == 'hard link': os.link(tmp_path/'crops'/'a.jpg', tmp_path/'b.jpg')
+    if how == 'linked folder':
+        (tmp_path/'more').symlink_to('crops')
+        other = 'more/a.jpg'
+    words, error = table_of(tmp_path, f'path,pid\ncrops/a.jpg,1\n{other},2\n')
+    assert 'more than once' in str(error) or 'two identities' in str(error)
+
+
+def test_two_folders_that_answer_to_a_name_and_folders_that_are_gone(tmp_path):
+    for name in ('Market-1501', 'market1501'): picture(tmp_path/name/'bounding_box_train'/'0002_c1s1_0.jpg')
+    words, records = said_by(lambda: load_dataset('market1501', tmp_path))
+    assert f'{tmp_path}/Market-1501 is read, not {tmp_path}/market1501' in words
+    picture(tmp_path/'viper'/'cam_a'/'001_1.bmp')
+    assert 'cam_b is not there' in said_by(lambda: load_dataset('viper', tmp_path/'viper'))[0]
+
+
+def test_one_set_under_two_names(tmp_path):
+    for i in range(4): picture(tmp_path/'a'/'x'/f'{i}.jpg', i)
+    (tmp_path/'b').symlink_to('a')
+    shutil.copytree(tmp_path/'a', tmp_path/'c')
+    tables = {name: load_dataset('folder', tmp_path/name, domain=name) for name in 'abc'}
+    with pytest.raises(DatasetError, match='stand in two domains'): pool([tables['a'], tables['b']])
+    assert 'share 4 pictures' in said_by(lambda: pool([tables['a'], tables['c']]))[0]
+
+
+@pytest.mark.parametrize('ending', ['.jpg_', '.JPG~', '.crdownload', '.bak', '.1', ''])
+def test_a_picture_under_any_ending_is_counted(tmp_path, ending):
+    picture(tmp_path/'ann'/'a.jpg')
+    shutil.copy(tmp_path/'ann'/'a.jpg', tmp_path/'ann'/f'b{ending}')
+    for other in ('notes.txt', 'boxes.xml', 'sound.wav'): (tmp_path/'ann'/other).write_bytes(b'RIFF\0\0\0\0WAVE')
+    words, records = said_by(lambda: load_dataset('folder', tmp_path))
+    assert '1 file is not read' in words and len(records) == 1
+
+
+@pytest.mark.parametrize('camera, said', [(r'_f(\d+)', True), (r'_c(\d)', False)])
+def test_a_rule_that_finds_something_else_than_cameras_is_said(tmp_path, camera, said):
+    for i in range(24): picture(tmp_path/f'{i // 6}'/f'x_c{i % 2}_f{i:03d}.jpg', i)
+    words, records = said_by(lambda: load_dataset('folder', tmp_path, camera=camera, distractors=False))
+    assert ('are these cameras?' in words) == said and len(records) == 24
+
+
+@pytest.mark.parametrize('share', ['.2', None, float('nan'), 0, 1, 1j])
+def test_a_share_that_is_none(share):
+    with pytest.raises(DatasetError, match='share must lie between 0 and 1'): hold_out(pd.DataFrame(), share)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EXPECTED', 'load_dataset', 'identity_splits', 'DatasetReport', 'unreadable_images', 'check_dataset']
 
-# %% ../nbs/12_datasets.ipynb #605d5005
+# %% ../nbs/12_datasets.ipynb #fa4edaa6
 import inspect
 import os
 import warnings
@@ -17,13 +17,14 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from .copies import double_people, found_again
 from .files import did_you_mean, digest_order
 from .layouts import find_root, plain
 from .parsers import MARKET_FOLDERS, MARKET_NAMES, PARSERS, read_mat
-from .pictures import ImageError, load_image
-from .records import COLUMNS, SPLITS, DatasetError, check_records, found_again
+from .pictures import ImageError, load_image, nearly_one_colour
+from .records import COLUMNS, SPLITS, DatasetError, check_records
 
-# %% ../nbs/12_datasets.ipynb #a1c17479
+# %% ../nbs/12_datasets.ipynb #b6e67b8b
 def load_dataset(
     name:str, # one of `PARSERS`
     root, # the set's own folder, or one that contains it under a usual name; the file of a `csv`
@@ -33,6 +34,7 @@ def load_dataset(
 )->pd.DataFrame: # the record table
     "The record table of a data set on the disk, checked; `DatasetError` for an unknown name, option or layout."
     parser = _parser(name, options)
+    if domain is not None and not isinstance(domain, str): raise DatasetError(f'the domain is {domain!r}; give a text')
     records = parser(root, **options)
     if 'domain' not in records: records = records.assign(domain=_own_name(name, root) if domain is None else domain)
     elif domain is not None and set(records['domain']) != {domain}:
@@ -47,11 +49,13 @@ def _parser(name:str, options:dict):
     if name not in list(PARSERS):
         near = did_you_mean(plain(name), PARSERS)
         raise DatasetError(f'unknown data set {name!r}{near} (known: {", ".join(PARSERS)})')
-    known = list(inspect.signature(PARSERS[name]).parameters)[1:]
-    for option in options:
+    known = dict([*inspect.signature(PARSERS[name]).parameters.items()][1:])
+    for option, value in options.items():
         if option not in known:
             takes = f'it takes {", ".join(known)}' if known else 'it takes none'
             raise DatasetError(f'{name} has no option {option!r}{did_you_mean(option, known)} ({takes})')
+        if isinstance(known[option].default, bool) and not isinstance(value, bool):
+            raise DatasetError(f'{name}: the option {option} is {value!r}; it is True or False')
     return PARSERS[name]
 
 # %% ../nbs/12_datasets.ipynb #0968f928
@@ -190,20 +194,34 @@ def _compare(
         rows.append(row)
     return pd.DataFrame(rows, dtype=object), notes
 
-# %% ../nbs/12_datasets.ipynb #f97a8886
+# %% ../nbs/12_datasets.ipynb #590b83f6
 def unreadable_images(
     paths, # image files
     workers:int=None, # threads; as many as cores by default
     progress:bool=True, # a bar when it takes more than two seconds
 )->list: # of (path, reason)
     "Decode every image, in parallel, and list those that cannot be decoded to the end."
+    return [(path, why) for path, why, _ in _looked_at(paths, workers, progress) if why]
+
+def _looked_at(paths, workers=None, progress=True)->list: # of (path, why it cannot be read, what is odd)
+    "Every image opened, as `unreadable_images`; None where nothing is wrong or odd."
     paths = list(paths)
-    def why(path):
-        try: load_image(path, None)
-        except ImageError as problem: return str(problem).removeprefix(f'image {path} ')
     bar = dict(total=len(paths), desc='opening', unit='img', delay=2, disable=not progress)
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as threads:
-        return [(path, reason) for path, reason in zip(paths, tqdm(threads.map(why, paths), **bar)) if reason]
+        return [(path, *facts) for path, facts in zip(paths, tqdm(threads.map(_look_at, paths), **bar))]
+
+def _look_at(path)->tuple: # why it cannot be read, what is odd; None for neither
+    try: pixels = load_image(path, None)
+    except ImageError as problem: return str(problem).removeprefix(f'image {path} '), None
+    if min(pixels.shape[:2]) < 4: return None, 'less than 4 pixels wide or high'
+    return None, 'nearly of one colour' if nearly_one_colour(pixels) else None
+
+def _odd_warnings(looked:list)->list: # of sentences
+    "How many pictures show nothing."
+    kinds = {}
+    for path, _, odd in looked: kinds.setdefault(odd, []).append(path)
+    kinds.pop(None, None)
+    return [f'{len(some):,} images are {odd}, first: {some[0]}' for odd, some in kinds.items()]
 
 # %% ../nbs/12_datasets.ipynb #c03d0943
 def _alone(
@@ -237,7 +255,7 @@ def _camera_warnings(records:pd.DataFrame)->list: # of sentences
     which = '' if len(cameras) == 1 else f' in {", ".join(one[:4])}'
     return [f'one camera only{which}: the camera rule cannot be followed']
 
-# %% ../nbs/12_datasets.ipynb #0b680368
+# %% ../nbs/12_datasets.ipynb #e76a8905
 def check_dataset(
     name:str, # of the data set
     root, # its folder
@@ -256,7 +274,9 @@ def check_dataset(
     there = records['path'].map(os.path.isfile).astype(bool)
     notes = [str(w.message) for w in said] + notes + _match_warnings(tables) + _camera_warnings(records)
     files = sorted(set(records.loc[there, 'path']))
-    if decode: broken = unreadable_images(files, progress=progress)
+    looked = _looked_at(files, progress=progress) if decode else []
+    notes += double_people(records) + _odd_warnings(looked)
+    if decode: broken = [(file, why) for file, why, _ in looked if why]
     else: broken = [(file, 'the file is empty') for file in files if not os.path.getsize(file)]
     missing = records.loc[~there, 'path'].tolist()
     return DatasetReport(name, str(root), counts, cameras.reset_index(), missing, broken, notes)

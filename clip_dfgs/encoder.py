@@ -158,15 +158,20 @@ def _need_prompts(model:ReIDEncoder):
     _need_text(model)
     if not model.num_ids: raise ValueError('this model has no prompts; create it with num_ids')
 
-# %% ../nbs/37_encoder.ipynb #e6dd832f
+# %% ../nbs/37_encoder.ipynb #31463d8b
 def _token_ids(
     model:ReIDEncoder,
     texts, # a list of sentences, or one
 )->Tensor: # shape [B,context]
     "Token ids of sentences; ValueError for what is no text, a warning for sentences that are cut."
+    if isinstance(texts, (set, frozenset, dict, bytes)):
+        raise ValueError(f'captions are a list of texts, not a {type(texts).__name__}')
     texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
         if not isinstance(text, str): raise ValueError(f'a caption is a text, not {type(text).__name__} ({text!r})')
+    empty = [i for i, text in enumerate(texts) if not text.strip()]
+    if empty: warnings.warn(f'{len(empty)} of {len(texts)} captions are empty, first {empty[0]}, counted from 0; '
+                            'their features say nothing', stacklevel=4)
     context = text_tower(model.clip).context_length
     if not texts: return torch.zeros(0, context, dtype=torch.long)
     tokenizer = tokenizer_of(model.config['clip'], context, model.config['model_cfg'])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRECISIONS', 'export_onnx', 'OnnxExtractor']
 
-# %% ../nbs/64_export.ipynb #59234f28
+# %% ../nbs/64_export.ipynb #36745869
 import contextlib
 import io
 import json
@@ -17,6 +17,7 @@ import numpy as np
 
 from .files import choose
 from .files import replacing
+from .inputs import _at_least_one
 from .inputs import _in_their_places
 from .inputs import _listed
 from .inputs import _read_block
@@ -189,7 +190,7 @@ def _read_facts(
     except (KeyError, TypeError, ValueError):
         raise ValueError(f'{file} was not written by export_onnx: it does not say how to prepare pictures') from None
 
-# %% ../nbs/64_export.ipynb #177e4d4d
+# %% ../nbs/64_export.ipynb #d872cfd9
 class OnnxExtractor:
     "Features of pictures in any form from an ONNX file, without torch."
     def __init__(
@@ -207,7 +208,7 @@ class OnnxExtractor:
         except Exception as problem: # onnxruntime's own classes, which differ between its versions
             raise ValueError(f'{file} is not an ONNX file, or is damaged ({_first_line(problem)})') from None
         self.facts, self.file = _read_facts(self.session, file), file
-        self.batch, self.channels = batch, choose('channels', channels, ('rgb', 'bgr'))
+        self.batch, self.channels = _at_least_one('batch', batch), choose('channels', channels, ('rgb', 'bgr'))
 
     def __repr__(self):
         return f'OnnxExtractor({self.facts["clip"]}, {self.facts["width"]} columns, {self.facts["precision"]})'

@@ -6,7 +6,7 @@
 __all__ = ['choose_precision', 'accelerator_for', 'computing', 'attending', 'embed_images', 'embed_together', 'known_cameras',
            'target_notes', 'check_targets', 'Results', 'evaluate_records', 'results_table']
 
-# %% ../nbs/51_features.ipynb #f495795e
+# %% ../nbs/51_features.ipynb #dcc355ad
 import contextlib
 import os
 import warnings
@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from .evaluation import _no_match, evaluate, matches_and_junk
 from .files import choose, digest_of_file
-from .images import cached_images
+from .images import _check_pixels, cached_images
+from .inputs import _at_least_one
 from .models import ReIDModel
 from .overlap import ahead, fetched, pinned
 from .records import DatasetError, check_records
@@ -78,7 +79,7 @@ def attending(
     plain = accelerator.device.type == 'cpu' and accelerator.mixed_precision != 'no'
     return sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
 
-# %% ../nbs/51_features.ipynb #7a7b0f47
+# %% ../nbs/51_features.ipynb #404429c9
 def embed_images(
     model:ReIDModel, # in any mode, which it keeps
     pixels, # uint8, array-like, shape [n, H, W, 3]
@@ -89,7 +90,8 @@ def embed_images(
     progress:str=None, # title of a bar
 )->torch.Tensor: # float32, on the CPU, shape [n, D]
     "Features of images."
-    rows = np.arange(len(pixels)) if rows is None else np.asarray(rows)
+    rows = np.arange(len(_check_pixels(pixels))) if rows is None else np.asarray(rows)
+    batch = _at_least_one('batch', batch)
     device, blocks = next(model.parameters()).device, [rows[i:i + batch] for i in range(0, len(rows), batch)]
     bar = dict(desc=progress, total=len(blocks), leave=False, delay=2, disable=progress is None)
     def read(some): return pinned(torch.from_numpy(np.ascontiguousarray(pixels[some])), device)
@@ -99,6 +101,7 @@ def embed_images(
             with torch.inference_mode(), computing(accelerator):
                 features = model.embed(images) if part == 'embed' else getattr(model.image_features(images), part)
             yield features
+    if not blocks: return torch.zeros(0, model.width if part == 'embed' else getattr(model.widths, part))
     with evaluating(model): return torch.cat(list(tqdm(fetched(computed()), **bar)))
 
 # %% ../nbs/51_features.ipynb #eb58b523

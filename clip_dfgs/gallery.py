@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['FeatureExtractor', 'Embedder', 'Gallery', 'save_gallery', 'load_gallery']
 
-# %% ../nbs/62_gallery.ipynb #8ad8f79d
+# %% ../nbs/62_gallery.ipynb #17896f56
 import contextlib
 import copy
 import json
+import os
 import warnings
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from .files import choose
 from .files import image_files
 from .files import left_out
 from .files import replacing
+from .inputs import _at_least_one
 from .inputs import _in_their_places
 from .inputs import _listed
 from .inputs import _read_block
@@ -37,7 +39,7 @@ from .overlap import pinned
 from .pictures import ImageError
 from .samplers import evaluating
 
-# %% ../nbs/62_gallery.ipynb #6775a8a3
+# %% ../nbs/62_gallery.ipynb #cc3a1537
 def _embed(
     extractor, # `FeatureExtractor`
     images:list,
@@ -58,9 +60,19 @@ def _embed(
             if len(pixels): yield extractor._features(pixels)
     out = [*fetched(computed())] or [extractor._features(torch.zeros(1, 3, *size, dtype=torch.uint8))[:0].float().cpu()]
     if extractor.normalise: out = [F.normalize(features, dim=1) for features in out]
-    return torch.cat(out), problems
+    found = torch.cat(out)
+    if not leave_out: _check_finite(found, f'of {extractor.model.config["clip"]}', extractor.precision)
+    return found, problems
 
-# %% ../nbs/62_gallery.ipynb #93f635ef
+def _check_finite(features:Tensor, what:str, precision:str='no'):
+    "ValueError for features that are not numbers, which would be the nearest to everything."
+    bad = (~features.isfinite()).any(1).nonzero().flatten().tolist()
+    if not bad: return
+    advice = '' if precision == 'no' else f'; {precision} is too coarse here, use precision no'
+    raise ValueError(f'{len(bad):,} of {len(features):,} features {what} are not numbers, first {bad[0]}, '
+                     f'counted from 0{advice}')
+
+# %% ../nbs/62_gallery.ipynb #365e1d1a
 class FeatureExtractor:
     "Test features of pictures in any form, and text features in the same space."
     def __init__(
@@ -73,13 +85,16 @@ class FeatureExtractor:
         precision:str='no', # of the encoder: no, bf16, or fp16 on a GPU
     ):
         if not isinstance(model, ReIDModel):
+            if not isinstance(model, (str, os.PathLike)):
+                raise ValueError(f'model is a {type(model).__name__}; give a ReIDModel or the folder it was saved to')
             model = ReIDModel.load(model).eval()
             device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
             model.to(device)
         own = next(model.parameters()).device
         self.device = torch.empty(0, device=device or own).device               # 'cuda' is one of them by number
         self.model = model if self.device == own else copy.deepcopy(model).to(self.device)
-        self.batch, self.normalise, self.channels = batch, normalise, choose('channels', channels, ('rgb', 'bgr'))
+        self.batch, self.normalise = _at_least_one('batch', batch), normalise
+        self.channels = choose('channels', channels, ('rgb', 'bgr'))
         self.precision = choose('precision', precision, ('no', 'bf16', 'fp16'))
         if precision == 'fp16' and self.device.type == 'cpu':
             raise ValueError('precision fp16 needs a GPU; choose bf16 or no')
@@ -106,7 +121,6 @@ class FeatureExtractor:
         "Features of sentences, in the space of the image features' last columns."
         if not isinstance(texts, str) and not hasattr(texts, '__iter__'):
             raise ValueError(f'give a sentence or a list of sentences, not {type(texts).__name__}')
-        texts = [texts] if isinstance(texts, str) else list(texts)
         with evaluating(self.model): out = self.model.encode_captions(texts).float().cpu()
         return F.normalize(out, dim=1) if self.normalise else out
 
@@ -136,7 +150,7 @@ class Embedder(nn.Module):
         features = self.model.embed(self.model.normalise(images))
         return F.normalize(features, dim=1) if self.unit else features
 
-# %% ../nbs/62_gallery.ipynb #9f49cec3
+# %% ../nbs/62_gallery.ipynb #8af5e5a8
 def _best(
     query:Tensor, # of unit length, [q,D]
     features:Tensor, # of unit length, [n,D]
@@ -144,8 +158,7 @@ def _best(
     k:int, # answers to each
 )->pd.DataFrame: # query, rank, path, score
     "The k nearest paths to each query, block by block of queries."
-    if k < 1: raise ValueError(f'k is {k}: ask for at least one answer')
-    k = min(k, len(features))
+    k = min(_at_least_one('k', k, 'ask for at least one answer'), len(features))
     best = [(block @ features.T).topk(k) for block in query.split(256)]
     where = torch.cat([b.indices for b in best]).flatten().tolist()
     table = dict(query=np.repeat(np.arange(len(query)), k), rank=np.tile(np.arange(1, k + 1), len(query)))
@@ -153,7 +166,7 @@ def _best(
     table['score'] = torch.cat([b.values for b in best]).flatten().tolist()
     return pd.DataFrame(table)
 
-# %% ../nbs/62_gallery.ipynb #ec98ab27
+# %% ../nbs/62_gallery.ipynb #be172dfb
 class Gallery:
     "Paths and their features, searched by picture or by sentence."
     def __init__(
@@ -163,6 +176,11 @@ class Gallery:
         extractor:FeatureExtractor, # of queries
     ):
         if len(paths) != len(features): raise ValueError(f'{len(paths):,} paths for {len(features):,} features')
+        features = torch.as_tensor(features)
+        _check_finite(features, 'of the gallery')
+        if features.shape[1:] != (extractor.model.width,):
+            raise ValueError(f'features have shape {list(features.shape)}, those of the extractor are '
+                             f'{extractor.model.width} wide')
         self.paths, self.extractor = [str(p) for p in paths], extractor
         self.features = F.normalize(features, dim=1)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cache_key', 'cached_images', 'open_cache', 'LazyImages']
 
-# %% ../nbs/16_image_cache.ipynb #0b826253
+# %% ../nbs/16_image_cache.ipynb #6a51f1ee
 import contextlib
 import hashlib
 import os
@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .files import cache_folder, write_text
-from .pictures import ImageError, load_image
+from .pictures import ImageError, load_image, nearly_one_colour
 
 # %% ../nbs/16_image_cache.ipynb #df7eea2a
 _FORMAT = 4 # of the cache, and of the rules of `load_image`
@@ -74,15 +75,18 @@ def _locked(path): # a context that gives whether the lock is held
                 held = True
         yield held
 
-# %% ../nbs/16_image_cache.ipynb #466cfc48
+# %% ../nbs/16_image_cache.ipynb #28e46d39
 def _decode_all(
     paths, # image files
     out, # uint8 [n,H,W,3], written to
     workers, # threads; PIL decodes and resizes outside the interpreter lock
     progress, # show a bar when it takes more than two seconds
 ):
-    "Decode `paths` into `out` with several threads; the first damaged image stops everything."
-    def decode(i): out[i] = load_image(paths[i], out.shape[1:3])
+    "Decode `paths` into `out` with several threads; the first damaged image stops everything, empty ones are said."
+    empty = []
+    def decode(i):
+        out[i] = load_image(paths[i], out.shape[1:3])
+        if nearly_one_colour(out[i]): empty.append(i)
     bar = dict(total=len(paths), desc='decoding', unit='img', delay=2, disable=not progress)
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as threads:
         jobs = threads.map(decode, range(len(paths)))
@@ -91,6 +95,8 @@ def _decode_all(
         except BaseException:
             threads.shutdown(wait=True, cancel_futures=True)
             raise
+    if empty: warnings.warn(f'{len(empty):,} of {len(paths):,} images are nearly of one colour, '
+                            f'first: {paths[min(empty)]}', stacklevel=2)
 
 # %% ../nbs/16_image_cache.ipynb #e8ee5beb
 def _write_cache(file, paths, size, workers, progress, locked):

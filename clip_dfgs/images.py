@@ -180,7 +180,26 @@ class Augment:
         erase(batch, np.flatnonzero(u[:, 11] < self.erase), u[:, 12:18], self.area)
         return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
-# %% ../nbs/14_images.ipynb #54ebe504
+# %% ../nbs/14_images.ipynb #fc0172e1
+def _check_pixels(pixels):
+    "The same array-like of pictures; ValueError for another kind of numbers or another shape."
+    kind, shape = str(getattr(pixels, 'dtype', type(pixels).__name__)), tuple(getattr(pixels, 'shape', ()))
+    if kind in ('uint8', 'torch.uint8') and len(shape) == 4 and shape[3] == 3: return pixels
+    raise ValueError(f'pixels are {kind} {list(shape)}; give uint8 [n,H,W,3]')
+
+def _whole_numbers(name:str, values)->torch.Tensor: # int64 [n]
+    "Labels or cameras; ValueError with the first that is no whole number."
+    values = values.detach().cpu().numpy() if torch.is_tensor(values) else np.array(values)
+    if values.ndim != 1: raise ValueError(f'{name} have shape {list(values.shape)}; give one number an image')
+    try:
+        with np.errstate(invalid='ignore'): whole = values.astype(np.int64 if values.dtype.kind in 'iufO' else object)
+    except (TypeError, ValueError, OverflowError): whole = np.zeros(len(values), np.int64)
+    wrong = values.dtype.kind not in 'iufO' or whole != values
+    if not np.any(wrong): return torch.from_numpy(whole)
+    first = int(np.broadcast_to(wrong, values.shape).argmax())
+    raise ValueError(f'{name} are whole numbers; number {first} is {values[first]!r}')
+
+# %% ../nbs/14_images.ipynb #9e517072
 class ImageDataset(Dataset):
     "Images with labels and cameras; an item is (uint8 [3,H,W], label, camera, index), a batch has a batch axis."
     def __init__(
@@ -191,12 +210,13 @@ class ImageDataset(Dataset):
         augment:Augment=None, # None: images as they are
         seed:int=0, # of the augmentation
     ):
-        self.pixels, self.augment, self.seed = pixels, augment or Augment(flip=0, pad=0, erase=0), seed
+        self.pixels, self.augment, self.seed = _check_pixels(pixels), augment or Augment(flip=0, pad=0, erase=0), seed
         self.labels, self.cameras = self._column('labels', labels), self._column('cameras', cameras)
         self._epoch = torch.zeros(1, dtype=torch.long).share_memory_()
 
     def _column(self, name, values):
-        values = torch.as_tensor(np.zeros(len(self)) if values is None else np.array(values), dtype=torch.long)
+        if values is None: return torch.zeros(len(self), dtype=torch.long)
+        values = _whole_numbers(f'ImageDataset: {name}', values)
         if len(values) != len(self): raise ValueError(f'ImageDataset: {len(values):,} {name} for {len(self):,} images')
         return values
 
@@ -223,7 +243,7 @@ def _as_is(batch):
     "The data set returns whole batches; there is nothing to collate."
     return batch
 
-# %% ../nbs/14_images.ipynb #571035c4
+# %% ../nbs/14_images.ipynb #f4c4286c
 def make_loader(
     dataset:ImageDataset,
     batch_sampler=None, # yields lists of indices; None: all images in order
@@ -232,7 +252,8 @@ def make_loader(
     pin:bool=None, # deliver in locked memory, from where a GPU copies while the CPU goes on; None: where there is a GPU
 )->DataLoader: # of (uint8 [B,3,H,W], labels [B], cameras [B], indices [B])
     "A loader whose batches do not depend on the number of workers."
-    n = len(dataset)
+    n, batch = len(dataset), int(_whole_numbers('batch', [batch])[0])
+    if batch < 1: raise ValueError(f'batch is {batch}; it takes a whole number, 1 or more')
     if batch_sampler is None: batch_sampler = [list(range(i, min(i + batch, n))) for i in range(0, n, batch)]
     return DataLoader(dataset, batch_sampler=batch_sampler, collate_fn=_as_is, num_workers=workers,
                       persistent_workers=workers > 0, pin_memory=torch.cuda.is_available() if pin is None else pin)

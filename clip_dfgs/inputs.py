@@ -16,11 +16,11 @@ from .pictures import _as_eight_bits
 from .pictures import load_image
 from .pictures import picture_to_rgb
 
-# %% ../nbs/17_inputs.ipynb #2d57eec2
+# %% ../nbs/17_inputs.ipynb #5385673e
 _FORMS = ('a picture is a path, a PIL image, an array [H,W], [H,W,1], [H,W,3] or [H,W,4], or a tensor '
           '[H,W], [1,H,W], [3,H,W] or [4,H,W]')
 
-def _is_tensor(image): return hasattr(image, 'detach') # torch is not needed to know
+def _is_tensor(image): return hasattr(image, 'detach') and hasattr(image, 'dtype') # torch is not needed to know
 
 # %% ../nbs/17_inputs.ipynb #52656a62
 def _met(
@@ -30,7 +30,7 @@ def _met(
     kind = 'tensor' if _is_tensor(image) else 'array'
     return f'{kind} {str(image.dtype).removeprefix("torch.")} {list(image.shape)}'.replace(', ', ',')
 
-# %% ../nbs/17_inputs.ipynb #dee80e92
+# %% ../nbs/17_inputs.ipynb #9044e05f
 def _as_bytes(
     values:np.ndarray, # uint8, uint16, or floats between 0 and 1
     met:str, # what was passed, for the message
@@ -42,6 +42,8 @@ def _as_bytes(
     low, high = values.min(), values.max()
     if not (low >= -1e-3 and high <= 1.001):
         raise ValueError(f'{met}: floats of a picture are between 0 and 1, these are from {low:.3g} to {high:.3g}')
+    if 0 < high <= 1/255:
+        raise ImageError(f'{met} would be black: its floats go up to {high:.2g}; were they divided by 255 twice?')
     return (values.clip(0, 1) * 255).round().astype(np.uint8)
 
 # %% ../nbs/17_inputs.ipynb #56ca4419
@@ -83,7 +85,7 @@ def to_pixels(
     image = picture_to_rgb(image, 'PIL image').resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.array(image).transpose(2, 0, 1)
 
-# %% ../nbs/17_inputs.ipynb #04441414
+# %% ../nbs/17_inputs.ipynb #8f2b230e
 def _listed(
     images, # one picture or several, in any form
 )->list: # of pictures
@@ -94,6 +96,8 @@ def _listed(
         several = images.ndim == 4 or images.ndim == 1 and (paths or not len(images))
         return list(images) if several else [images]
     if hasattr(images, 'columns'): raise ValueError('a table of records: give its column `path`')
+    if hasattr(images, 'read'): raise ValueError('an open file: give its path, or what PIL.Image.open makes of it')
+    if isinstance(images, (set, frozenset)): raise ValueError('a set has no order; give a list of pictures')
     if isinstance(images, (bytes, dict)) or not hasattr(images, '__iter__'):
         raise ValueError(f'{_FORMS}, or a list of these; not {type(images).__name__}')
     return list(images)
@@ -118,6 +122,16 @@ def _read_block(
             raise type(problem)(f'picture {i} of {len(images)}, counted from 0: {problem}') from None
     return np.stack(pixels) if pixels else np.zeros((0, 3, *size), np.uint8), problems
 
+# %% ../nbs/17_inputs.ipynb #61e7e594
+def _at_least_one(
+    name:str, # of the argument
+    value, # of Python or numpy
+    advice:str='it takes a whole number, 1 or more', # the end of the message
+)->int:
+    "A count as an int; ValueError for what is none."
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1: return int(value)
+    raise ValueError(f'{name} is {value!r}: {advice}')
+
 # %% ../nbs/17_inputs.ipynb #0201b5d1
 def _in_their_places(
     features, # of the pictures that were not left out
@@ -128,7 +142,7 @@ def _in_their_places(
     found = iter(features)
     return [None if i in problems else next(found) for i in range(n)]
 
-# %% ../nbs/17_inputs.ipynb #33d7d71a
+# %% ../nbs/17_inputs.ipynb #06306a0c
 def crops(
     frame:np.ndarray, # a picture as an array [H,W] or [H,W,C]
     boxes, # left, top, right, bottom in pixels, shape [n,4]
@@ -139,6 +153,8 @@ def crops(
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f'boxes have shape {list(boxes.shape)}: give [n,4], left, top, right, bottom')
     if not np.isfinite(boxes).all(): raise ValueError('a box holds something that is not a number')
+    if 0 <= boxes.min() and boxes.max() <= 1 and min(np.shape(frame)[:2]) > 2:
+        raise ValueError('boxes end at 1: they are shares of the frame; multiply them by its width and height')
     if not isinstance(frame, np.ndarray) or frame.ndim not in (2, 3):
         raise ValueError('a frame is an array [H,W] or [H,W,C]')
     height, width = frame.shape[:2]

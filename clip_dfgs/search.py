@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['extractor_of', 'rows_of', 'text_features', 'heard', 'search_gallery', 'search_sheet']
 
-# %% ../nbs/67_search.ipynb #2fdd5572
+# %% ../nbs/67_search.ipynb #9180a57d
 import os
 import textwrap
 import warnings
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .files import did_you_mean
 from .gallery import FeatureExtractor
-from .inputs import _listed, to_pixels
+from .inputs import _at_least_one, _listed, to_pixels
 from .nearest import has_faiss, nearest_in_cells, nearest_rows, open_cells
 from .store import StoredGallery, model_digest, open_model, shown
 from .words import whole_captions, words_in
@@ -82,7 +82,7 @@ def heard(
     lost = f'; not understood: {", ".join(map(shown, unknown))}' if unknown else ''
     return f'asked as 64 whole captions{lost}' if look else 'asked as it is: none of its words is known'
 
-# %% ../nbs/67_search.ipynb #5bbf45ba
+# %% ../nbs/67_search.ipynb #ce9ebd48
 def search_gallery(
     gallery:StoredGallery,
     extractor:FeatureExtractor, # of `extractor_of`
@@ -96,11 +96,15 @@ def search_gallery(
     as_is:bool=False, # ask the small CLIP with the sentence itself, not with whole captions
 )->pd.DataFrame: # query, rank, score, path, camera, domain, row
     "The k best pictures for each question; score is the cosine, equal ones in the gallery's order."
-    images, texts, like = _listed(images), [texts] if isinstance(texts, str) else list(texts), list(like)
+    images, texts, like = _listed(images), [texts] if isinstance(texts, str) else list(texts), np.ravel(like).tolist()
     if not (images or texts or like): raise ValueError('nothing is asked for: give a picture or a sentence')
     for text in texts:
-        if not str(text).strip(): raise ValueError('a sentence is empty')
-    if k < 1: raise ValueError(f'k is {k}: ask for at least one answer')
+        if not isinstance(text, str): raise ValueError(f'a sentence is text, not {text!r}')
+        if not text.strip(): raise ValueError('a sentence is empty')
+    for row in like:
+        if not isinstance(row, int) or not 0 <= row < len(gallery):
+            raise ValueError(f'like has {row!r}; rows of this gallery are whole numbers from 0 to {len(gallery) - 1}')
+    k = _at_least_one('k', k, 'ask for at least one answer')
     among, answers = rows_of(gallery, cameras, domains), []
     if images: answers.append(_nearest(gallery, extractor(images).numpy(), k, among, exact))
     if like: answers.append(_nearest(gallery, np.asarray(gallery.features[like], float), k, among, exact))

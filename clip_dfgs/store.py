@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['found_pictures', 'shown', 'open_model', 'model_digest', 'StoredGallery', 'open_gallery', 'Embedded', 'embed_gallery']
 
-# %% ../nbs/66_store.ipynb #85815de3
+# %% ../nbs/66_store.ipynb #bbe4e781
 import contextlib
 import csv
 import hashlib
 import json
 import os
-import re
 import secrets
 import warnings
 from dataclasses import dataclass
@@ -26,11 +25,13 @@ from tqdm import tqdm
 
 from .files import choose, digest_of_file, flush, image_files, left_out, replacing, write_text
 from .gallery import FeatureExtractor, _embed
+from .inputs import _at_least_one
+from .layouts import camera_rule
 from .models import ReIDModel
 from .nearest import build_cells, has_faiss
 from .sources import load_named, options_for
 
-# %% ../nbs/66_store.ipynb #11c45569
+# %% ../nbs/66_store.ipynb #ba9057ce
 def found_pictures(
     words, # folders of pictures, or data sets `name:folder`
     camera:str=None, # regular expression whose group is the camera in a file's name
@@ -38,7 +39,7 @@ def found_pictures(
     **options, # of the parsers of data sets
 )->pd.DataFrame: # path (absolute), domain, camera (text, '' = unknown); pid and split where they are known
     "The pictures to embed; ValueError where there are none, or two sources have one name."
-    words, tables = [str(w) for w in words], []
+    words, tables = [str(w) for w in ([words] if isinstance(words, (str, os.PathLike)) else words)], []
     if not words: raise ValueError('name a folder of pictures, or a data set as name:folder')
     if domains and len(domains) != len(words):
         raise ValueError(f'{len(domains)} names of domains for {len(words)} sources; give one for each')
@@ -59,7 +60,7 @@ def _absolute(word:str)->str: # the same source from any folder
     whole = not colon or Path(word).expanduser().is_dir()
     return str(Path(word).expanduser().absolute()) if whole else f'{name}:{Path(folder).expanduser().absolute()}'
 
-# %% ../nbs/66_store.ipynb #86c19eae
+# %% ../nbs/66_store.ipynb #36e8701b
 def _plain_folder(folder, camera, domain)->pd.DataFrame: # path, domain, camera
     "All pictures below a folder; a warning for what is not read, and for names without a camera."
     folder = Path(folder).expanduser()
@@ -67,7 +68,8 @@ def _plain_folder(folder, camera, domain)->pd.DataFrame: # path, domain, camera
     paths, missed = [str(p) for p in image_files(folder, deep=True)], left_out(folder, deep=True)
     if not paths: raise ValueError(f'{folder}: no pictures there. {missed}'.strip(' '))
     if missed: warnings.warn(f'{folder}: {missed}', stacklevel=3)
-    found = [camera and re.search(camera, os.path.basename(p)) for p in paths]
+    rule = camera_rule(camera) if camera else None
+    found = [rule and rule.search(os.path.basename(p)) for p in paths]
     cameras = [m[1] or '' if m else '' for m in found]
     without = [p for p, c in zip(paths, cameras) if not c]
     if camera and without:
@@ -263,7 +265,7 @@ class Embedded:
         return (f'{self.folder}: {self.pictures:,} pictures; {self.new:,} new, {self.changed:,} changed, '
                 f'{self.removed:,} removed; {self.embedded:,} embedded{went_on}, {len(self.problems):,} unreadable')
 
-# %% ../nbs/66_store.ipynb #39d67400
+# %% ../nbs/66_store.ipynb #3d649609
 def embed_gallery(
     pictures:pd.DataFrame, # of `found_pictures`
     model, # RUN, RUN/model or 'pedestrians'
@@ -277,8 +279,8 @@ def embed_gallery(
 )->Embedded:
     "Make a gallery or bring it up to date; ValueError where it is of another model or source, or nothing can be read."
     choose('dtype', dtype, ('float16', 'float32'))
-    for name, value in dict(batch=batch, block=block).items():
-        if value < 1: raise ValueError(f'{name} is {value}; it takes 1 or more')
+    for name, value in dict(batch=batch, block=block).items(): _at_least_one(name, value)
+    if not len(pictures): raise ValueError('there are no pictures to embed')
     out, place = Path(out).expanduser(), _place(model)
     _check_free(out)
     extractor = FeatureExtractor(open_model(place), batch=batch)

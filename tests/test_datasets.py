@@ -396,3 +396,22 @@ def test_records_round_trip_through_csv(tmp_path):
     records = load_dataset('prid', make_tree('prid', tmp_path))
     records.to_csv(tmp_path/'records.csv', index=False)
     pd.testing.assert_frame_equal(load_dataset('csv', tmp_path/'records.csv'), records)
+
+
+def test_a_check_finds_copies_and_pictures_that_show_nothing(tmp_path):
+    for split, who, n in (('train', 'a', 1), ('train', 'b', 2), ('query', 'c', 3), ('gallery', 'c', 4)):
+        picture(tmp_path/split/who/f'{n}.png', n, (16, 32))
+    shutil.copy(tmp_path/'train'/'a'/'1.png', tmp_path/'gallery'/'c'/'9.png')
+    Image.new('RGB', (16, 32), 'white').save(tmp_path/'train'/'b'/'w.png')
+    Image.new('RGB', (1, 1), 'white').save(tmp_path/'train'/'b'/'x.png')
+    said = ' | '.join(check_dataset('folder', tmp_path, decode=True).warnings)
+    assert '2 images are copies of one another and stand under several identities' in said
+    assert '1 images are nearly of one colour' in said and '1 images are less than 4 pixels' in said
+
+
+@pytest.mark.parametrize('options, words', [
+    (dict(distractors='no'), 'distractors is .no.; it is True or False'), (dict(distractors=None), 'it is True'),
+    (dict(domain=3), 'the domain is 3'), (dict(domain=['a']), 'give a text'), (dict(domain=''), 'have no text')])
+def test_options_of_another_kind_are_refused(tmp_path, options, words):
+    picture(tmp_path/'bounding_box_train'/'0002_c1s1_0.jpg')
+    with pytest.raises(DatasetError, match=words): load_dataset('market1501', tmp_path, **options)

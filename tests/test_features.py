@@ -301,3 +301,17 @@ def test_results_with_intervals():
     assert both.loc['mean', 'mAP'] == pytest.approx(75*one.mAP)
     assert both.loc[['two', 'mean'], ['mAP low', 'R1 high']].isna().all().all()
     assert not any('low' in c for c in results_table(dict(two=two)))
+
+
+@pytest.mark.parametrize('spoil', [
+    lambda x: x/255, lambda x: x.astype(np.float32), lambda x: x.transpose(0, 3, 1, 2), lambda x: x[0], list,
+    lambda x: x.astype(int), lambda x: x[..., 0]])
+def test_pixels_of_another_kind_are_refused(spoil):
+    "Floats would be taken for normalised pictures."
+    with pytest.raises(ValueError, match=r'give uint8 \[n,H,W,3\]'): embed_images(Numbers(), spoil(painted(3).copy()))
+
+
+def test_no_images_have_no_features():
+    model = ReIDModel.create('pedestrians', None)
+    pixels = np.zeros((2, *model.config['image_size'], 3), np.uint8)
+    assert embed_images(model, pixels[:0]).shape == embed_images(model, pixels, []).shape == (0, model.width)

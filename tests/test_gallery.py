@@ -1,4 +1,5 @@
 "Features of pictures in any form, folders as people have them, saved galleries, and a model that is only read."
+import io
 import warnings
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from clip_dfgs.gallery import Embedder, FeatureExtractor, Gallery, load_gallery, save_gallery
+from clip_dfgs.inputs import crops
 from clip_dfgs.models import ReIDModel
 from clip_dfgs.pictures import ImageError, load_image
 
@@ -408,3 +410,40 @@ def test_a_damaged_gallery_is_one_line(what, saved, extract):
 def test_a_gallery_that_is_not_there(extract, tmp_path):
     for file in (tmp_path/'absent', tmp_path):
         with pytest.raises(ValueError, match='is missing'): load_gallery(file, extract)
+
+
+@pytest.mark.parametrize('images, words', [
+    (lambda x, file: {file, 'b.jpg'}, 'a set has no order'), (lambda x, file: open(file, 'rb'), 'an open file'),
+    (lambda x, file: x/255/255, 'divided by 255 twice'), (lambda x, file: io.BytesIO(b'x'), 'an open file')])
+def test_what_would_give_features_of_something_else_is_refused(images, words, extract, tmp_path):
+    Image.fromarray(picture()).save(tmp_path/'a.png')
+    with pytest.raises(ValueError, match=words): extract(images(picture(), str(tmp_path/'a.png')))
+
+
+def test_features_that_are_no_numbers_are_refused(extract):
+    with pytest.raises(ValueError, match='1 of 2 features of the gallery are not numbers, first 1'):
+        Gallery(['a', 'b'], torch.tensor([[1., 2.], [float('nan'), 1.]]), extract)
+    spoilt = FeatureExtractor(ReIDModel.create('pedestrians', None), device='cpu')
+    with torch.no_grad(): spoilt.model.clip.visual.proj[:] = float('inf')
+    with pytest.raises(ValueError, match='2 of 2 features of pedestrians are not numbers'):
+        spoilt([picture(), picture(1)])
+
+
+@pytest.mark.parametrize('boxes', [[[0, 0, 1, 1]], [[.1, .2, .3, .9]], torch.tensor([[0., 0., .5, 1.]])])
+def test_boxes_in_shares_of_the_frame_are_refused(boxes):
+    "They would be crops of one pixel."
+    with pytest.raises(ValueError, match='shares of the frame'): crops(picture(), boxes)
+    assert crops(picture()[:2, :2], [[0, 0, 1, 1]])[0].shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize('number', [0, -1, 1.5, '3', None, True])
+def test_counts_that_are_none(number, extract):
+    "A block of -1 pictures would give no feature at all, in silence."
+    with pytest.raises(ValueError, match='batch is'): FeatureExtractor(extract.model, batch=number)
+    gallery = Gallery(['a', 'b'], np.eye(2, extract.model.width), extract)
+    with pytest.raises(ValueError, match='k is .*at least one answer'): gallery.search(picture(), number)
+
+
+def test_a_gallery_of_another_width_or_model_is_named(extract):
+    with pytest.raises(ValueError, match=r'shape \[2, 3\]'): Gallery(['a', 'b'], torch.ones(2, 3), extract)
+    with pytest.raises(ValueError, match='model is a Linear'): FeatureExtractor(torch.nn.Linear(1, 1))

@@ -705,3 +705,44 @@ def test_real_photographs_load_and_check(tmp_path):
     assert report.ok and set(records['domain']) == {'col780'}
     pixels = cached_images(records['path'], (128, 64), cache=tmp_path / 'c', progress=False)
     assert pixels.shape == (1332, 128, 64, 3) and (pixels[700] == load_image(records['path'][700], (128, 64))).all()
+
+
+# ---- what is no label, what is no picture, and what shows nothing
+
+PIXELS = np.zeros((3, 8, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize('values', [
+    [0, 1, 2], [0., 1., 2.], np.arange(3, dtype=np.uint8), torch.arange(3), list(torch.arange(3)),
+    torch.arange(3).float().requires_grad_(), np.array([0, 1, 2], object)])
+def test_labels_of_any_type(values):
+    data = ImageDataset(PIXELS, labels=values, cameras=values)
+    assert data.labels.tolist() == data.cameras.tolist() == [0, 1, 2] and data.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize('values', [
+    [.5, 1, 2], [np.nan, 1, 2], [np.inf, 1, 2], [None, 1, 2], ['a', 'b', 'c'], ['0', '1', '2'], [[0], [1], [2]],
+    [True, False, True], np.array([2**63, 1, 2], np.uint64), [10**30, 1, 2], [0, 1], 3, [1j, 1, 2]])
+def test_labels_that_are_no_whole_numbers_are_refused(values):
+    for name in ('labels', 'cameras'):
+        with pytest.raises(ValueError, match=f'ImageDataset: .*{name}'): ImageDataset(PIXELS, **{name: values})
+
+
+@pytest.mark.parametrize('pixels', [
+    PIXELS/255, PIXELS.astype(np.float32), PIXELS.astype(int), PIXELS.transpose(0, 3, 1, 2), PIXELS[0], PIXELS[..., :1],
+    list(PIXELS), None])
+def test_pixels_of_another_kind_are_refused(pixels):
+    "Floats of 0 to 1 would become black."
+    with pytest.raises(ValueError, match=r'pixels are .*give uint8 \[n,H,W,3\]'): ImageDataset(pixels)
+
+
+def test_pictures_that_show_nothing_are_counted(tmp_path):
+    files = [picture(tmp_path/f'{i}.png', i, (16, 32)) for i in range(3)]
+    for name, shade in (('white', 255), ('black', 0)): Image.new('L', (16, 32), shade).save(tmp_path/f'{name}.png')
+    dark = (np.asarray(Image.open(files[0]).convert('L')).astype('u2')*16) # 12 bits in 16
+    Image.fromarray(dark).save(tmp_path/'dark.png')
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        cached_images([*files, tmp_path/'white.png', tmp_path/'black.png', tmp_path/'dark.png'], (32, 16), tmp_path/'c')
+        cached_images(files, (32, 16), tmp_path/'c')
+    assert [str(w.message) for w in said] == [f'3 of 6 images are nearly of one colour, first: {tmp_path/"white.png"}']

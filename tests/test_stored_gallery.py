@@ -469,3 +469,27 @@ def test_data_sets_know_their_cameras(world, tmp_path):
                         (('--batch', '0'), 'batch is 0'), (('--dtype', 'float8'), 'unknown dtype')):
         code, _, err = said('embed', world, '--model', 'pedestrians', '--out', tmp_path/'i', *words)
         assert code == 2 and line in err and not (tmp_path/'i').exists(), err
+
+
+@pytest.mark.parametrize('change, words', [
+    (dict(k=0), 'k is 0'), (dict(k='3'), "k is '3'"), (dict(k=1.5), 'k is 1.5'),
+    (dict(images=(), like=[-1]), 'like has -1'), (dict(images=(), like=[99]), 'like has 99'),
+    (dict(images=(), like=[.5]), 'like has 0.5'),
+    (dict(images=(), texts=[3]), 'a sentence is text'), (dict(images=(), texts=b'abc'), 'a sentence is text'),
+    (dict(images={'a.jpg', 'b.jpg'}), 'a set has no order')])
+def test_questions_that_are_none(made, extract, change, words):
+    gallery = open_gallery(made/'gallery')
+    with pytest.raises(ValueError, match=words):
+        search_gallery(gallery, extract, **dict(images=gallery.records['path'][0]) | change)
+
+
+def test_one_folder_needs_no_list_and_an_empty_table_is_said(tmp_path):
+    "A name alone would be read letter by letter, beginning with the root of the disk."
+    (tmp_path/'a').mkdir()
+    Image.new('RGB', (8, 16)).save(tmp_path/'a'/'x.png')
+    found = found_pictures(str(tmp_path/'a'))
+    assert len(found) == len(found_pictures(tmp_path/'a')) == 1
+    for camera, words in (('c1', 'needs a group'), ('(', 'no regular expression')):
+        with pytest.raises(ValueError, match=words): found_pictures([tmp_path/'a'], camera=camera)
+    with pytest.raises(ValueError, match='no pictures to embed'):
+        embed_gallery(found[:0], 'pedestrians', tmp_path/'g', progress=False)

@@ -6,12 +6,13 @@
 __all__ = ['STAGES', 'RECIPES', 'SAMPLERS', 'GRAPHS', 'Stage', 'rate', 'TrainConfig', 'config_dict', 'config_from', 'recipe',
            'recipe_table', 'check_config', 'class_at']
 
-# %% ../nbs/50_config.ipynb #767ea443
+# %% ../nbs/50_config.ipynb #cfc8f2b7
 import functools
 import importlib
 import importlib.util
 import json
 import math
+import numbers
 import os
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -210,7 +211,7 @@ def _flat(
         else: flat[name] = value
     return flat
 
-# %% ../nbs/50_config.ipynb #94267230
+# %% ../nbs/50_config.ipynb #11b22cec
 SAMPLERS = ('pk', 'gs', 'dfgs')
 GRAPHS = ('image', 'text', 'dual')
 _PRECISIONS = ('auto', 'no', 'bf16', 'fp16')
@@ -227,6 +228,9 @@ def check_config(
     model=None, # a `ReIDModel`, where it is there already: some have no text encoder
 ):
     "ValueError for what cannot work."
+    _check_kinds('', config)
+    for name in STAGES:
+        if getattr(config, name): _check_kinds(f'{name}: ', getattr(config, name))
     _check_names(config)
     _check_numbers(config)
     words = model is None or model.has_text
@@ -254,6 +258,22 @@ def class_at(
     try: return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as e:
         raise ValueError(f'sampler {place!r} is not there ({e}); name it as package.module:Class') from None
+
+# %% ../nbs/50_config.ipynb #a351349d
+def _check_kinds(
+    where:str, # a stage, for the message
+    values, # `TrainConfig` or `Stage`
+):
+    "ValueError for a word in place of a number or of True and False, which would count as True."
+    for name, field in values.__dataclass_fields__.items():
+        value, kind = getattr(values, name), field.type
+        if name == 'random_share' or kind not in (bool, int, float): continue
+        if value is None and (field.default is None or name in ('margin', 'temperature')): continue
+        flag = isinstance(value, (bool, np.bool_))
+        able = dict([(bool, flag), (int, isinstance(value, numbers.Integral) and not flag),
+                     (float, isinstance(value, numbers.Real) and not flag)])[kind]
+        need = dict([(bool, 'True or False'), (int, 'a whole number'), (float, 'a number')])[kind]
+        if not able: raise ValueError(f'{where}{name} is {value!r}; it is {need}')
 
 # %% ../nbs/50_config.ipynb #8e0d127d
 def _check_names(config:TrainConfig):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RetrievalResult', 'evaluate', 'nearest_gallery']
 
-# %% ../nbs/41_evaluation.ipynb #a35a1219
+# %% ../nbs/41_evaluation.ipynb #d39eb41d
 from dataclasses import dataclass
 from dataclasses import replace
 from typing import Iterator
@@ -26,6 +26,7 @@ from .matching import _in_block
 from .matching import _no_match
 from .matching import _pairs
 from .matching import _self_matches
+from .matching import _warn_of_nothing
 from .reranking import _reranked
 
 # %% ../nbs/41_evaluation.ipynb #bc332942
@@ -231,7 +232,7 @@ def _ranks(
     if _ranks_there(device): return _rank_on_device(blocks, *pairs)
     return _rank_matches(((start, d.cpu().numpy()) for start, d in blocks), *pairs)
 
-# %% ../nbs/41_evaluation.ipynb #2daba163
+# %% ../nbs/41_evaluation.ipynb #f6114a30
 def evaluate(
     query,                  # features, shape [Q, D], tensor or array, of one domain
     gallery,                # features, shape [G, D]
@@ -254,6 +255,7 @@ def evaluate(
     query_cams, gallery_cams = _cameras(query_cams, gallery_cams, Q, G)
     matches, junk = _pairs(query_ids, gallery_ids, query_cams, gallery_cams)
     if not matches.size: raise _no_match(query_ids, gallery_ids, query_cams, gallery_cams)
+    _warn_of_nothing(query, gallery)
     if settings is None: blocks = _blocks(query, gallery, metric, block)
     else: blocks = _reranked(query, gallery, metric=metric, block=block, **settings)
     table = _query_table(query_ids, matches, *_ranks(gallery.device, blocks, matches, junk, Q))

@@ -10,7 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/30_losses.ipynb #541e16fa
+# %% ../nbs/30_losses.ipynb #3241f10d
+def _check_flat(*labels):
+    "ValueError for labels in another shape than [B], which would be compared with themselves in silence."
+    for some in labels:
+        if some.ndim != 1: raise ValueError(f'labels have shape {list(some.shape)}; give one a row, [B]')
+
 def _check_partners(
     found:Tensor, # for each row, whether it has what it needs, shape [B]
     labels:Tensor, # of the rows, shape [B]
@@ -22,7 +27,7 @@ def _check_partners(
     raise ValueError(f'image_text_contrastive: {len(lost)} of {len(labels)} rows have no positive on the other side, '
                      f'first label: {int(lost[0])}')
 
-# %% ../nbs/30_losses.ipynb #27944e9e
+# %% ../nbs/30_losses.ipynb #e84248b4
 def image_text_contrastive(
     a:Tensor, # anchors, shape [B,D]
     b:Tensor, # the other modality, shape [C,D]
@@ -31,6 +36,7 @@ def image_text_contrastive(
     temperature:float=1.0, # divides the similarities
 )->Tensor: # scalar: mean over anchors
     "Contrastive loss from `a` to `b` [SupCon], [CLIP-ReID]; without a positive of an anchor ValueError, on a GPU NaN."
+    _check_flat(a_labels, b_labels)
     positive = (a_labels[:, None] == b_labels[None]).to(a.dtype)
     _check_partners(positive.any(1), a_labels)
     log_p = F.log_softmax(a @ b.T / temperature, dim=1)
@@ -55,11 +61,12 @@ def image_to_text_ce(
     "`L_i2tce`: cross entropy of the image-text similarities over all identities [CLIP-ReID]."
     return id_loss(image @ text.T, labels, smoothing)
 
-# %% ../nbs/30_losses.ipynb #83d70bb1
+# %% ../nbs/30_losses.ipynb #0697c4ca
 def _same_identity(
     labels:Tensor, # shape [B]
 )->Tensor: # bool, shape [B,B]
     "Which pairs are of one identity; ValueError for a batch of one identity, though on a GPU nobody looks."
+    _check_flat(labels)
     same = labels[:, None] == labels[None]
     if not labels.is_cpu or not bool(same.all()): return same
     raise ValueError(f'batch_hard_triplet: all {len(labels)} rows have the same label, so there is no negative')

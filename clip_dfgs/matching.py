@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['matches_and_junk']
 
-# %% ../nbs/43_matching.ipynb #c409b899
+# %% ../nbs/43_matching.ipynb #65107afc
 import hashlib
+import re
 import warnings
 
 import numpy as np
@@ -88,7 +89,7 @@ def _missing_rows(labels:np.ndarray)->np.ndarray:
     if labels.dtype != object: return np.zeros(0, int)
     return np.flatnonzero([value is None for value in labels])
 
-# %% ../nbs/43_matching.ipynb #ddfa582d
+# %% ../nbs/43_matching.ipynb #f410a095
 def _same_kind(query:np.ndarray, gallery:np.ndarray, what:str):
     "ValueError where labels of the two sides cannot be equal, a warning where only their spelling differs."
     first, other = _KINDS[type(query[0].item())], _KINDS[type(gallery[0].item())]
@@ -104,6 +105,14 @@ def _same_kind(query:np.ndarray, gallery:np.ndarray, what:str):
         warnings.warn(f'query_{what} have {label!r} and gallery_{what} have {there[spelling(label)]!r}: '
                       'text is compared letter by letter, so these differ', stacklevel=4)
         return
+    if what == 'cams': _warn_of_other_names(query, gallery)
+
+def _warn_of_other_names(query:np.ndarray, gallery:np.ndarray):
+    "A warning where the two sides have no camera in common and yet the same numbers in their names: c1 and 1."
+    def numbers(labels): return {re.sub(r'\D+', ' ', label).strip().lstrip('0') for label in labels.tolist()} - {''}
+    if set(query.tolist()) & set(gallery.tolist()) or not numbers(query) & numbers(gallery): return
+    warnings.warn(f'query_cams ({query[0].item()!r}, ...) and gallery_cams ({gallery[0].item()!r}, ...) have no name '
+                  'in common, so the rule of the camera leaves nothing out; write both one way', stacklevel=5)
 
 # %% ../nbs/43_matching.ipynb #32adc9cb
 def _identities(query, gallery, Q:int, G:int)->tuple[np.ndarray, np.ndarray]:
@@ -219,6 +228,19 @@ def _self_matches(
     if many: warnings.warn(f'{many:,} of {len(query):,} queries have a gallery picture with their own identity and '
                            'features: are the queries in their own gallery? Leave these pictures out', stacklevel=3)
     return many
+
+# %% ../nbs/43_matching.ipynb #0a8c81df
+def _warn_of_nothing(
+    query:torch.Tensor,   # features, shape [Q, D]
+    gallery:torch.Tensor, # features, shape [G, D]
+):
+    "A warning for features that are zero throughout, and for a gallery whose features are all the same."
+    for name, features in dict(query=query, gallery=gallery).items():
+        empty = int((torch.linalg.vector_norm(features, dim=1) == 0).sum())
+        if empty: warnings.warn(f'{empty:,} of {len(features):,} {name} features are zero throughout: they are as far '
+                                'from everything, and ranked by the order of the gallery', stacklevel=3)
+    same = len(gallery) > 1 and all(bool((part == gallery[:1]).all()) for part in gallery.split(4096))
+    if same: warnings.warn('all gallery features are the same: the ranks are the order of the gallery', stacklevel=3)
 
 # %% ../nbs/43_matching.ipynb #eac0a01f
 def _digest(identities:np.ndarray, cameras=None, ordered:bool=True)->str:

@@ -114,7 +114,7 @@ def _find_towers(
     else: module, cfg, mean_std = load_clip(clip, pretrained, quick_gelu, seed)
     return module, dict(model_cfg=cfg, token_seed=None, image_size=(256, 128), normalisation=mean_std)
 
-# %% ../nbs/34_models.ipynb #9b652b34
+# %% ../nbs/34_models.ipynb #dd64ebe0
 def _small_towers(
     pretrained, # "pedestrians" or "default", a file of `save_small_clip`, or None
     quick_gelu:bool|None,
@@ -125,7 +125,8 @@ def _small_towers(
     elif pretrained is True or str(pretrained) in ('pedestrians', 'default'): module, config = load_small_clip(WEIGHTS)
     else:
         path = EYES if str(pretrained) == EYES.name else Path(str(pretrained)).expanduser()
-        there = any(path.with_name(path.name + suffix).is_file() for suffix in ('', '.json', '.safetensors'))
+        ends = ('', '.json', '.safetensors') if path.name else ()
+        there = any(path.with_name(path.name + suffix).is_file() for suffix in ends)
         if not there:
             raise ValueError(f"clip 'pedestrians' cannot have the weights {str(pretrained)!r}; pretrained takes "
                              "'pedestrians', 'imagenet_eyes', a file of save_small_clip, or None for random ones")
@@ -136,23 +137,27 @@ def _small_towers(
     found = dict(model_cfg=config['model_cfg'], token_seed=config['token_seed'])
     return module, found | dict(image_size=size, normalisation=mean_std)
 
-# %% ../nbs/34_models.ipynb #861a0f32
+# %% ../nbs/34_models.ipynb #d3c9022a
 def _normalisation(
     asked, # None: the weights' own; "half", "clip", "instance", or (mean, std)
     own:tuple, # (mean, std) that the weights were trained with
 )->dict:
     "Normalisation as it is stored: mean and std, three numbers each, or None for those of each image."
-    if isinstance(asked, (tuple, list)): mean_std = asked
-    else:
-        named = {None: own, 'clip': OPENAI_NORMALISATION, 'half': ([.5]*3, [.5]*3), 'instance': (None, None)}
+    mean_std = asked
+    named = dict(clip=OPENAI_NORMALISATION, half=([.5]*3, [.5]*3), instance=(None, None))
+    if asked is None: mean_std = own
+    elif isinstance(asked, str):
         if asked not in named:
             raise ValueError(f'unknown normalisation {asked!r}; use clip, half, instance or a pair (mean, std)')
         mean_std = named[asked]
-    if mean_std == (None, None): return dict(mean=None, std=None)
-    try: mean, std = ([float(v) for v in values] for values in mean_std)
+    try:
+        if all(values is None for values in mean_std): return dict(mean=None, std=None)
+        mean, std = ([float(v) for v in values] for values in mean_std)
     except (TypeError, ValueError): mean, std = [], []
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+    if len(mean) != 3 or len(std) != 3 or not np.isfinite(mean + std).all() or min(std) <= 0:
         raise ValueError(f'normalisation {asked!r} is no pair (mean, std) of three numbers each, std above 0')
+    if min(mean) < 0 or max(mean) > 1:
+        raise ValueError(f'normalisation {asked!r}: pixels and their means are between 0 and 1; divide by 255')
     return dict(mean=mean, std=std)
 
 # %% ../nbs/34_models.ipynb #2ca7809f

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['PlannedEpochs']
 
-# %% ../nbs/25_passes.ipynb #5b8b186e
+# %% ../nbs/25_passes.ipynb #1a561067
 import warnings
 import weakref
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -157,7 +158,7 @@ def _check_loaded(
         raise ValueError('the saved state stands in the middle of another epoch: the labels, the cameras, the size '
                          'of the batch, the number of ranks or an option of the sampler was another')
 
-# %% ../nbs/25_passes.ipynb #0f4d58f2
+# %% ../nbs/25_passes.ipynb #dac4ba36
 class PlannedEpochs(_HandedOut):
     "A batch sampler that plans an epoch at a time. A subclass has `plan`: [batches of all ranks, batch] of rows."
     def __init__(self,
@@ -188,10 +189,11 @@ class PlannedEpochs(_HandedOut):
         state:dict, # of `state_dict`
     ):
         "Go on where `state_dict` was taken: passes begin with the batch after it."
+        if not isinstance(state, Mapping): raise ValueError(f'a state is a dictionary, not {type(state).__name__}')
         missing = [key for key in ('seed', 'epoch', 'position', 'graph') if key not in state]
         if missing: raise ValueError(f'the state has no {missing[0]!r}; it is not the state of a sampler')
         if state['seed'] != self.seed:
-            raise ValueError(f'the state is of seed {state["seed"]}, this sampler has seed {self.seed}')
+            raise ValueError(f'the state is of seed {state["seed"]!r}, this sampler has seed {self.seed!r}')
         position = _whole('position', state['position'], 0)
         self.set_epoch(state['epoch'])
         self._forget()
@@ -199,5 +201,5 @@ class PlannedEpochs(_HandedOut):
 
     def _state(self, note, position)->dict:
         "A note and a place in plain numbers."
-        mark = None if note['plan'] is None else zlib.crc32(np.ascontiguousarray(note['plan']))
+        mark = note['plan'] if note['plan'] is None else zlib.crc32(np.ascontiguousarray(note['plan']), self.world - 1)
         return dict(seed=self.seed, epoch=note['epoch'], position=position, graph=note['graph'], plan=mark)

@@ -151,8 +151,9 @@ def _trouble(
     if isinstance(error, (OSError, RuntimeError)): return f'{type(error).__name__}: {_first_line(error)}'
     return 'neither torch.save nor safetensors wrote it'
 
-# %% ../nbs/31_weights.ipynb #2a43bc82
-_HOLDERS = ('state_dict', 'model_state_dict', 'model', 'net', 'network', 'module', 'state_dict_ema', 'model_ema', 'ema')
+# %% ../nbs/31_weights.ipynb #136f3771
+_HOLDERS = ('state_dict', 'model_state_dict', 'model', 'net', 'network', 'module', 'params', 'weights',
+            'state_dict_ema', 'model_ema', 'ema')
 _WRAPPERS = {'module', 'model', 'net', 'network', 'clip', 'clip_model', 'backbone',
              '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'}
 
@@ -164,14 +165,19 @@ def _plain_name(
     while len(parts) > 1 and parts[0] in _WRAPPERS: parts = parts[1:]
     return '.'.join(parts)
 
+def _holds_tensors(found)->bool:
+    "Whether something is a dictionary with tensors in it, at any depth."
+    if not isinstance(found, dict): return False
+    return any(isinstance(v, Tensor) or _holds_tensors(v) for v in found.values())
+
 def _unwrapped(
     found, # what a file holds
     path:Path, # named in messages
 )->tuple: # tensors by name, and whether they stood under a key
     "The tensors of a checkpoint; ValueError if there are none or two have one name."
     held = False
-    while isinstance(found, dict) and not any(isinstance(v, Tensor) for v in found.values()):
-        holders = [k for k in _HOLDERS if isinstance(found.get(k), dict) and found[k]]
+    while isinstance(found, dict):
+        holders = [k for k in _HOLDERS if _holds_tensors(found.get(k))]
         if not holders: break
         if len(holders) > 1: warnings.warn(f'{path}: holds {" and ".join(holders)}; {holders[0]} is read', stacklevel=4)
         found, held = found[holders[0]], True

@@ -125,3 +125,15 @@ def test_a_model_without_words(tmp_path, change, words):
     told = replace(config(init=str(tmp_path)), adapt=None, prompts=None)
     check_config(told, 12, model)
     with pytest.raises(ValueError, match=words): check_config(replace(told, **change), 12, model)
+
+
+@pytest.mark.parametrize('change', [
+    dict(shuffle_neighbours='no'), dict(gather='false'), dict(compile=1), dict(k='5'), dict(k=5.), dict(seed=True),
+    dict(dual_weight='1'), dict(log_steps=None), dict(stage=dict(steps='5')), dict(stage=dict(lr='1e-4')),
+    dict(stage=dict(normalise='no')), dict(stage=dict(batch=16.))])
+def test_words_in_place_of_numbers_and_of_yes_and_no_are_named(change):
+    base = config()
+    stage = change.get('stage')
+    changed = replace(base, finetune=replace(base.finetune, **stage)) if stage else replace(base, **change)
+    name = next(iter(stage or change))
+    with pytest.raises(ValueError, match=f'{name} is .*; it is'): check_config(changed, 20)

@@ -636,3 +636,30 @@ def test_memory_stays_far_below_the_matrix():
     """)
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 150, 'MB; the matrix would be 640 MB'
+
+
+def cautioned(*arguments, **options):
+    "What an evaluation warns of."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        evaluate(*arguments, **options)
+    return ' | '.join(str(w.message) for w in said)
+
+
+def test_features_that_say_nothing_are_said():
+    x = np.random.default_rng(0).normal(size=(9, 4))
+    people = PEOPLE[:3], PEOPLE[3:]
+    assert not cautioned(x[:3], x[3:], *people)
+    assert '2 of 3 query features are zero' in cautioned(np.r_[np.zeros((2, 4)), x[2:3]], x[3:], *people)
+    assert '1 of 6 gallery features are zero' in cautioned(x[:3], np.r_[x[3:8], np.zeros((1, 4))], *people)
+    assert 'all gallery features are the same' in cautioned(x[:3], np.ones((6, 4)), *people)
+
+
+@pytest.mark.parametrize('query, gallery, said', [
+    ('c1', ['1', '2'], True), ('cam01', ['1', '2'], True), ('1', ['c1', 'c2'], True), ('c1', ['c2', 'c3'], False),
+    ('c1', ['c1', '1'], False), ('door', ['gate', 'yard'], False), ('a', ['b', 'c'], False)])
+def test_cameras_of_one_number_under_two_names_are_said(query, gallery, said):
+    "The rule of the camera would be off: no name is on both sides."
+    x = np.random.default_rng(0).normal(size=(9, 4))
+    words = cautioned(x[:3], x[3:], PEOPLE[:3], PEOPLE[3:], [query]*3, gallery*3)
+    assert ('have no name in common' in words) == said

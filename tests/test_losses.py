@@ -150,3 +150,13 @@ def test_errors_name_what_is_missing():
         with pytest.raises(ValueError, match='12 rows have the same label'):
             batch_hard_triplet(f, torch.zeros(12), **options)
     with pytest.raises(ValueError, match='no positive on the other side'): image_text_contrastive(f, f, y, y + 4)
+
+
+@pytest.mark.parametrize('wrong', [lambda t: t[:, None], lambda t: t[None], lambda t: torch.stack([t, t], 1)])
+def test_labels_of_another_shape_are_refused(wrong):
+    "A column of labels would be compared with itself and give another loss."
+    features, labels = batch(0)
+    for loss in (lambda at: batch_hard_triplet(features, at), lambda at: batch_hard_triplet(features, at, sharpness=5.),
+                 lambda at: image_text_contrastive(features, features, at, labels),
+                 lambda at: image_text_contrastive(features, features, labels, at)):
+        with pytest.raises(ValueError, match='labels have shape'): loss(wrong(labels))

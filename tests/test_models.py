@@ -291,3 +291,32 @@ def test_a_saved_model_whose_normalisation_is_damaged_is_one_line(tmp_path, wron
     with pytest.raises(ValueError, match='the model is damaged .config.json: normalisation is') as said:
         ReIDModel.load(tmp_path)
     assert '\n' not in str(said.value)
+
+
+@pytest.mark.parametrize('mean_std', [
+    ([123.7, 116.3, 103.5], [58.4, 57.1, 57.4]), ([float('nan')]*3, [1.]*3), ([.5]*3, [float('inf')]*3),
+    ([.5]*3, [0.]*3), ([-.1]*3, [.5]*3), ([.5]*2, [.5]*3), 3, 'imagenet', (.5, .5)])
+def test_a_normalisation_that_is_none(mean_std, tmp_path):
+    "Means of 0 to 255 would make every picture black."
+    with pytest.raises(ValueError, match='normalisation'):
+        ReIDModel.create('pedestrians', None, normalisation=mean_std)
+
+
+def test_a_normalisation_of_any_type_and_a_saved_one_that_was_spoilt(tmp_path):
+    model = ReIDModel.create('pedestrians', None, normalisation=np.array([[.4, .4, .4], [.2, .2, .2]]))
+    assert model.config['normalisation'] == dict(mean=[.4]*3, std=[.2]*3)
+    model.save(tmp_path)
+    config = json.loads((tmp_path/'config.json').read_text())
+    for spoilt in (dict(mean=[124., 116., 104.], std=[58.]*3), dict(mean=[float('nan')]*3, std=[1.]*3)):
+        (tmp_path/'config.json').write_text(json.dumps(config | dict(normalisation=spoilt)))
+        with pytest.raises(ValueError, match='normalisation'): ReIDModel.load(tmp_path)
+
+
+@pytest.mark.parametrize('texts', [{'a', 'b'}, dict(a=1), b'a'])
+def test_sentences_without_an_order_are_refused(small, texts):
+    with pytest.raises(ValueError, match='captions are a list of texts'): small.encode_captions(texts)
+
+
+@pytest.mark.parametrize('texts', ['', '  ', ['a', '\n']])
+def test_empty_sentences_are_said(small, texts):
+    with pytest.warns(UserWarning, match='captions are empty'): small.encode_captions(texts)

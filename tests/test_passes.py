@@ -287,3 +287,24 @@ def test_a_sampler_of_your_own():
     s = Pairs()
     s.load_state_dict(Pairs().state_dict(position=2))
     assert list(s) == whole[2:]
+
+
+@kinds
+@pytest.mark.parametrize('saved, loaded', [(2, 1), (1, 2), (2, 4)])
+def test_a_place_among_other_ranks_is_refused(kind, saved, loaded):
+    "Batches of a rank count differently; the first of an epoch is the first for all."
+    sampler = small(kind, world=saved)
+    batches = iter(sampler)
+    start = sampler.state_dict()
+    next(batches)
+    other = small(kind, world=loaded)
+    other.load_state_dict(batches.state_dict())
+    with pytest.raises(ValueError, match='the number of ranks'): list(other)
+    other.load_state_dict(start)
+    assert len(list(other)) == len(other)
+
+
+@kinds
+@pytest.mark.parametrize('state', [None, [], 'state', 3])
+def test_what_is_no_state_is_refused(kind, state):
+    with pytest.raises(ValueError, match='state'): small(kind).load_state_dict(state)

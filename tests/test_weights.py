@@ -395,3 +395,12 @@ def test_a_tokenizer_that_cannot_be_had_is_named():
     else: pytest.skip('transformers is installed, its tokenizers can be fetched')
     with pytest.raises(ValueError, match='ViT-B-16-SigLIP: its tokenizer could not be loaded'):
         ReIDModel.create('ViT-B-16-SigLIP', pretrained=None, num_ids=3)
+
+
+@pytest.mark.parametrize('beside', [dict(best=torch.tensor(.8)), dict(epoch=torch.tensor(3), optimizer=dict(
+    state={0: dict(exp_avg=torch.ones(2))})), dict(config=dict(model=dict(width=3)))])
+@pytest.mark.parametrize('key', ['state_dict', 'model', 'params', 'weights'])
+def test_numbers_beside_a_state_are_not_the_state(tmp_path, key, beside):
+    torch.save({key: STATE} | beside, tmp_path/'w.pt')
+    state, origin = read_weights(tmp_path/'w.pt')
+    assert state.keys() == STATE.keys() and origin == 'checkpoint'

@@ -170,7 +170,7 @@ class Commands:
         given = self.parser(words[0]).read(words[1:])
         _call(self.known[words[0]][0], given)
 
-# %% ../nbs/69_arguments.ipynb #4c65b699
+# %% ../nbs/69_arguments.ipynb #1be70b55
 def explained(
     e:BaseException, # any error
 ): # a line, or None for a bug
@@ -180,6 +180,8 @@ def explained(
         return f'the connection to another process of this run is gone; what it said tells why ({said[:200]})'
     if isinstance(e, OSError) and e.filename is not None and e.strerror: return f'{e.filename}: {e.strerror}'
     if isinstance(e, OSError): return said
+    if isinstance(e, UnicodeEncodeError):
+        return f'a name is not in UTF-8 ({ascii(e.object[max(0, e.start - 60):e.end + 20])}); rename it'
     if isinstance(e, UnicodeError): return f'a file that should be text in UTF-8 is not ({said})'
     short = isinstance(e, MemoryError) or 'out of memory' in said.lower()
     if short: return f'there is too little memory ({said[:200]})'

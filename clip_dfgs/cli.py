@@ -63,7 +63,7 @@ def _render(
     splits = ', '.join(f'{n:,} {s}' for s, n in rows['split'].value_counts().items())
     print(f'{out}: {len(rows):,} images of {rows["pid"].nunique():,} identities, {splits}')
 
-# %% ../nbs/70_cli.ipynb #70e052db
+# %% ../nbs/70_cli.ipynb #7a0c0243
 @COMMANDS.command('data', 'clip-dfgs check-data market1501 town')
 def _check_data(
     name:str, # of the data set: market1501, folder, csv, ...
@@ -75,6 +75,7 @@ def _check_data(
 ):
     "Say what a data set holds, and where its papers say otherwise."
     from clip_dfgs.datasets import check_dataset
+    from clip_dfgs.files import replacing
     from clip_dfgs.images import contact_sheet
     from clip_dfgs.sources import check_options, options_for
     if sheet and sheet.suffix.lower() != '.png':
@@ -85,7 +86,9 @@ def _check_data(
     print(check_dataset(name, folder, decode=decode, **named, **options_for(f'{name}:{folder}', meaning.options())))
     if not sheet: return
     records, = _read(meaning.domain, meaning.options(), source=[f'{name}:{folder}'])
-    contact_sheet(records[0]).save(sheet)
+    if os.path.abspath(sheet) in {os.path.abspath(path) for path in records[0]['path']}:
+        raise ValueError(f'--sheet {sheet} is a picture of the data; choose another name')
+    with replacing(sheet) as part: contact_sheet(records[0]).save(part, format='PNG')
     print(f'sample images: {sheet}')
 
 # %% ../nbs/70_cli.ipynb #c30f303c
@@ -317,7 +320,7 @@ def _compare(
         print(domain)
         print((100*table.drop(columns='better')).round(1).to_string())
 
-# %% ../nbs/70_cli.ipynb #815fda59
+# %% ../nbs/70_cli.ipynb #d566d9a6
 @COMMANDS.command('testing', 'clip-dfgs report runs/first')
 def _report(
     runs:tuple, # a run folder, or one that holds several; or two runs, to compare them query by query
@@ -328,6 +331,8 @@ def _report(
     "Write a run's report.html: of two runs that were tested on the same targets, a comparison query by query."
     from clip_dfgs.report import write_comparison, write_report
     if len(runs) > 2: raise ValueError(f'report takes one run or two, not {len(runs)}; or a folder that holds several')
+    if out and out.suffix.lower() not in ('.html', '.htm'):
+        raise ValueError(f'{out}: the report is written as HTML; name it {out.stem or "report"}.html')
     write = write_report if len(runs) == 1 else write_comparison
     print(f'report: {write(*runs, title=title, out=out)}')
 

@@ -6,7 +6,7 @@
 __all__ = ['write_csv', 'Run', 'check_folder', 'open_folder', 'keep_records', 'Log', 'read_history', 'held_out_rows',
            'Validation', 'best_step', 'read_ranks', 'best_model']
 
-# %% ../nbs/53_run.ipynb #56b94324
+# %% ../nbs/53_run.ipynb #3722539f
 import csv
 import io
 import json
@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import time
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,7 @@ from .features import check_targets, evaluate_records, results_table
 from .files import flush, write_text
 from .losses import triplet_health
 from .models import ReIDModel
-from .sources import leaks
+from .sources import leaks, one_of_each
 
 # %% ../nbs/53_run.ipynb #6dcea773
 def write_csv(
@@ -40,7 +41,7 @@ def write_csv(
     "Write a table, whole or not at all; TrainError if the disk does not take it."
     with writing(path): write_text(table.to_csv(index=index, lineterminator='\n'), path)
 
-# %% ../nbs/53_run.ipynb #cae17163
+# %% ../nbs/53_run.ipynb #91daab24
 _HISTORY = ('stage', 'epoch', 'step', 'loss', 'rate', 'images_per_s', 'id', 'triplet', 'image_to_text', 'i2t', 't2i',
             'violated', 'spread')
 _RANKS = ('stage', 'step', 'domain', 'mAP', 'R1', 'mINP', 'queries')
@@ -82,7 +83,7 @@ class Run:
         if self.accelerator.is_main_process:
             write_csv(results_table(results), self.out/'results.csv')
             targets = records if isinstance(records, pd.DataFrame) else pd.concat(records)
-            write_csv(targets, self.out/'targets.csv', index=False)
+            write_csv(targets.assign(path=targets['path'].map(os.path.abspath)), self.out/'targets.csv', index=False)
         return results
 
     def __repr__(self):
@@ -92,7 +93,7 @@ class Run:
         data = f'{len(self.records):,} images of {people:,} identities'
         return f'Run({str(self.out)!r}: {self.config.clip}, {data}; {at})'
 
-# %% ../nbs/53_run.ipynb #7702c6cb
+# %% ../nbs/53_run.ipynb #d239fdc0
 _FREE = ('workers', 'cache', 'log_steps', 'checkpoint_steps', 'track', 'recompute', 'compile', 'precision')
 
 def check_folder(
@@ -113,6 +114,9 @@ def check_folder(
         raise ValueError(f'{out} holds no run (config.json is missing); '
                          f'nothing to {"resume" if resume else "overwrite"}')
     if resume: _check_same_config(out, config)
+    for start in (config.init, config.pretrained) if overwrite else ():
+        if start and Path(str(start)).exists() and out.resolve() in Path(str(start)).resolve().parents:
+            raise ValueError(f'{start} lies in {out}, which would be overwritten; choose another folder')
     return resume
 
 def _check_same_config(
@@ -128,7 +132,7 @@ def _check_same_config(
         raise ValueError(f'{out} was made with another {name} ({old[name]}, not {new}); '
                          'resume with the same settings or choose another folder')
 
-# %% ../nbs/53_run.ipynb #be6dabfa
+# %% ../nbs/53_run.ipynb #7bc109af
 def open_folder(
     out, # the run folder
     config:TrainConfig, # what the run is told
@@ -147,16 +151,22 @@ def open_folder(
     with writing(out/'config.json'): write_text(json.dumps(config_dict(config), indent=1), out/'config.json')
     return False
 
+_MADE = ('checkpoint', 'model', 'best', 'wandb', 'clip_dfgs', 'config.json', 'sources.json', 'report.html',
+         *map('{}.csv'.format, 'records validate history validation sampler epoch results targets bad_batch'.split()))
+
 def _empty(
     out:Path, # of a run
 ):
-    "Delete what is in a run folder, checkpoints first and config.json last."
-    order = dict(checkpoint=0, model=1, **{'config.json': 3})
+    "Delete what a run wrote into its folder, checkpoints first and config.json last; what others put there stays."
+    order, others = dict(checkpoint=0, model=1, **{'config.json': 3}), []
     for p in sorted(out.iterdir(), key=lambda p: order.get(p.name, 2)):
-        if p.is_dir() and not p.is_symlink(): shutil.rmtree(p)
+        if p.is_symlink(): p.unlink()
+        elif not (p.name in _MADE or p.match('against_*.html')): others.append(p.name)
+        elif p.is_dir(): shutil.rmtree(p)
         else: p.unlink()
+    if others: warnings.warn(f'{out} holds what no run writes, and keeps it: {", ".join(others[:4])}', stacklevel=2)
 
-# %% ../nbs/53_run.ipynb #ff00c94a
+# %% ../nbs/53_run.ipynb #db743af1
 def keep_records(
     out:Path, # the run folder
     rows:pd.DataFrame, # pooled training rows
@@ -178,9 +188,9 @@ def keep_records(
 def _with_bytes(
     rows:pd.DataFrame, # with paths
 )->pd.DataFrame: # with a column more
-    "The rows with the sizes of their files, which tell pictures of one name apart; -1 where there is none."
+    "The rows with absolute paths, sizes of files (-1: none) and the digest of a picture of each person."
     sizes = [os.path.getsize(path) if os.path.exists(path) else -1 for path in rows['path']]
-    return rows.assign(bytes=sizes)
+    return rows.assign(bytes=sizes, content=one_of_each(rows), path=rows['path'].map(os.path.abspath))
 
 def _bare(
     file, # of a record table
@@ -195,7 +205,7 @@ def _equal(
 )->bool:
     "Whether two tables show the same people on the same pictures."
     known = [name for name in new if name in old]
-    return {*new} - {'bytes'} <= {*old} and old[known].equals(new[known])
+    return {*new} - {'bytes', 'content'} <= {*old} and old[known].equals(new[known])
 
 # %% ../nbs/53_run.ipynb #89965ebb
 def _forget_later(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fit', 'make_sampler', 'one_step', 'new_model']
 
-# %% ../nbs/54_trainer.ipynb #31d94261
+# %% ../nbs/54_trainer.ipynb #26f5be21
 import functools
 import hashlib
 import json
@@ -33,6 +33,7 @@ from .run import Log, Run, Validation, best_model, check_folder, held_out_rows, 
 from .run import read_history, read_ranks, write_csv
 from .samplers import AdaptiveShare, DepthFirstGraphSampler, GraphSampler, PKSampler, epoch_report
 from .samplers import planned_from, put_back, refresh_neighbours
+from .sources import one_of_each
 from .step import Step, _agree, _image_losses_of, _own_random_stream, _prepared, _prompt_losses_of
 from .step import _renew_norm, _see_batch, training_step
 
@@ -333,7 +334,7 @@ def new_model(
     model.config |= _source(rows)
     return model
 
-# %% ../nbs/54_trainer.ipynb #5be76cd1
+# %% ../nbs/54_trainer.ipynb #4b9ae7e4
 def _saved_model(config:TrainConfig, rows:pd.DataFrame)->ReIDModel:
     "The model to start from; ValueError if it is another than was asked for, or was trained on other people."
     folder, identities = config.init, rows['label'].nunique()
@@ -349,7 +350,7 @@ def _saved_model(config:TrainConfig, rows:pd.DataFrame)->ReIDModel:
                       'for those of the sources, label by label')
     elif model.config['people'] != source['people']:
         raise ValueError(f'{folder} was trained on other people than the sources, though as many{same}')
-    elif model.config['pictures'] != source['pictures']:
+    elif any(model.config.get(k, source[k]) != source[k] for k in ('pictures', 'looks')):
         raise ValueError(f'{folder} was trained on other pictures than those of the sources, though people '
                          f'have the same numbers{same}')
     return model
@@ -364,16 +365,15 @@ def _check_saved(config:TrainConfig, model:ReIDModel):
         raise ValueError(f'{config.init} has {name} {value}, not {asked}; leave it out, or start from another model')
 
 def _source(rows:pd.DataFrame)->dict:
-    "Digests of the people of a table, label by label, and of their pictures by name and size."
+    "Digests of the people of a table, of their pictures by name and size, and of the bytes of one picture of each."
     people = rows[['label', 'domain', 'pid']].drop_duplicates().sort_values('label')
-    pictures = sorted((label, os.path.basename(path), os.path.getsize(path))
-                      for label, path in zip(rows['label'], rows['path']))
-    return dict(people=_digest(people.astype(str).to_numpy().tolist()), pictures=_digest(pictures))
+    pictures = sorted((label, os.path.basename(p), os.path.getsize(p)) for label, p in zip(rows['label'], rows['path']))
+    looks = [one for _, one in sorted(zip(rows['label'], one_of_each(rows))) if one]
+    return dict(people=_digest(people.astype(str).values.tolist()), pictures=_digest(pictures), looks=_digest(looks))
 
 def _digest(values:list)->str: # 32 hexadecimal digits
     "A digest of plain values."
-    text = json.dumps(values, default=int)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(values, default=int).encode()).hexdigest()[:32]
 
 # %% ../nbs/54_trainer.ipynb #763e9c54
 def _finish(run:Run)->Run: # the same run

@@ -47,7 +47,7 @@ def _model(word:str)->str:
     near = did_you_mean(word, ['pedestrians'])
     raise ValueError(f'--model {word} is not there{near}; name a run, a saved model, or pedestrians')
 
-# %% ../nbs/73_using.ipynb #35eab6b8
+# %% ../nbs/73_using.ipynb #16ed8936
 def _search(
     gallery:Path, # folder made by embed
     images:tuple=(), # pictures to ask for
@@ -69,10 +69,12 @@ def _search(
     if picture and picture.suffix.lower() != '.png':
         raise ValueError(f'{picture}: the sheet is written as PNG; name it {picture.stem or "sheet"}.png')
     if not images and not text: raise ValueError('nothing is asked for: name a picture, or --text "a sentence"')
+    images = [os.path.expanduser(image) for image in images]
+    _check_outputs(picture, csv, images)
     if top < 1: raise ValueError(f'--top {top}: ask for at least one answer')
     if len(text) > 1 and not any(' ' in sentence for sentence in text):
         warnings.warn(f'{len(text)} sentences of one word are asked for; quotes make one of them', stacklevel=2)
-    images, stored = [os.path.expanduser(image) for image in images], open_gallery(gallery)
+    stored = open_gallery(gallery)
     rows_of(stored, camera, domain)
     extractor = extractor_of(stored, None if model is None else _model(model))
     found = search_gallery(stored, extractor, images, text, (), top, camera, domain, exact, as_is)
@@ -84,6 +86,17 @@ def _search(
     if picture:
         with replacing(picture) as part: search_sheet(found, images, text, top).save(part, format='PNG')
         print(f'sheet: {picture}')
+
+# %% ../nbs/73_using.ipynb #1130c799
+def _check_outputs(picture, csv, images):
+    "ValueError where an answer would be written over a question, or over a table that is no answer."
+    for image in images:
+        if picture and os.path.exists(picture) and os.path.exists(image) and os.path.samefile(picture, image):
+            raise ValueError(f'--picture {picture} is what is asked for; choose another name')
+    if not csv or not csv.is_file(): return
+    with open(csv, encoding='utf-8', errors='replace') as lines: first = lines.readline(200)
+    if first.strip() and not first.startswith('query,rank,score'):
+        raise ValueError(f'--csv {csv} is there and no answer of a search; choose another name')
 
 def _print(found): # of `search_gallery`
     "Questions and their answers, a line each."

@@ -401,3 +401,55 @@ def test_a_run_without_a_model_is_named(informed, world, tmp_path):
     shutil.rmtree(stopped/'model')
     code, _, err = said('test', stopped, '--target', f'market1501:{world}')
     assert code == 2 and f'{stopped} has no model yet' in err and err.count('\n') == 1
+
+
+def test_training_on_the_test_is_said_from_any_folder(world, tmp_path, monkeypatch):
+    "And where the pictures are gone, that nothing can be said."
+    shutil.copytree(world, tmp_path/'town')
+    monkeypatch.chdir(tmp_path)
+    short = '--steps 1 --adapt-steps 0 --prompt-steps 0 --batch 16 --precision no'.split()
+    code, _, err = said('train', '--source', 'market1501:town', '--include-test', '--out', 'run', *short)
+    assert code == 0, err
+    (tmp_path/'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path/'elsewhere')
+    code, _, err = said('test', '../run', '--target', 'market1501:../town', '--precision', 'no')
+    assert code == 0 and [n for n in noted(err) if 'are trained on too' in n], err
+    shutil.move(tmp_path/'town', tmp_path/'moved')
+    code, _, err = said('test', '../run', '--target', 'market1501:../moved', '--precision', 'no')
+    assert code == 0 and [n for n in noted(err) if 'are not where they were' in n], err
+
+
+# ---- nothing of the user's is written over
+
+def test_answers_are_not_written_over_questions_and_tables(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said('embed', world/'query', '--model', 'pedestrians', '--out', 'stored')[0] == 0
+    asked = shutil.copy(sorted((world/'query').glob('*.jpg'))[0], 'asked.png')
+    (tmp_path/'table.csv').write_text('path,pid\n')
+    (tmp_path/'link.png').symlink_to('asked.png')
+    before = (tmp_path/'asked.png').read_bytes()
+    for option in (['--picture', 'asked.png'], ['--picture', './link.png'], ['--csv', 'table.csv']):
+        code, _, err = said('search', 'stored', asked, *option)
+        assert code == 2 and 'choose another name' in err and err.count('clip-dfgs:') == 1, err
+    assert (tmp_path/'asked.png').read_bytes() == before and (tmp_path/'table.csv').read_text() == 'path,pid\n'
+    for _ in range(2): assert said('search', 'stored', asked, '--csv', 'found.csv', '--picture', 'found.png')[0] == 0
+    assert (tmp_path/'found.csv').read_text().startswith('query,rank,score')
+    code, _, err = said('report', tmp_path, '--out', 'table.csv')
+    assert code == 2 and 'written as HTML' in err
+
+
+def test_a_sheet_is_not_written_over_a_picture(plain, tmp_path):
+    shutil.copytree(plain, tmp_path/'set')
+    first = sorted((tmp_path/'set'/'train').rglob('*.jpg'))[0]
+    mine = first.rename(first.with_suffix('.png'))
+    before = mine.read_bytes()
+    code, _, err = said('check-data', 'folder', tmp_path/'set', '--sheet', mine)
+    assert code == 2 and 'is a picture of the data' in err and mine.read_bytes() == before
+
+
+def test_a_name_in_no_encoding_is_one_line(world, tmp_path):
+    shutil.copytree(world, tmp_path/'town')
+    first = sorted((tmp_path/'town'/'bounding_box_train').glob('*.jpg'))[0]
+    first.rename(str(first.with_suffix('')) + '\udcff.jpg')
+    code, _, err = said('train', '--source', f'market1501:{tmp_path}/town', '--out', tmp_path/'run', *SHORT)
+    assert code == 2 and 'a name is not in UTF-8' in err and '\\udcff' in err, err

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from running import config, only, rows_of
 
 from clip_dfgs import trainer
@@ -222,3 +223,50 @@ def test_weights_and_biases(world, tmp_path, monkeypatch):
     assert names() == first
     fit(rows_of(world), c, out, overwrite=True)
     assert len(names()) == 1 and not names() & first
+
+
+def test_overwriting_keeps_what_no_run_wrote(world, copied):
+    "Data and notes that lie in a run folder are not the run's."
+    (copied/'data').mkdir()
+    shutil.copytree(world, copied/'data'/'town')
+    (copied/'notes.txt').write_text('mine')
+    before = contents(copied/'data')
+    rows = pool(load_dataset('market1501', copied/'data'/'town'))
+    with pytest.warns(UserWarning, match='keeps it: data, notes.txt'): begin(rows, config(), copied, overwrite=True)
+    assert contents(copied/'data') == before and (copied/'notes.txt').read_text() == 'mine'
+    assert {p.name for p in copied.iterdir()} == {'config.json', 'records.csv', 'data', 'notes.txt'}
+
+
+def test_a_run_does_not_delete_what_it_starts_from(world, copied):
+    before = contents(copied)
+    for name in ('model', 'model/model.safetensors'):
+        with pytest.raises(ValueError, match='lies in .*which would be overwritten'):
+            check_folder(copied, config(init=str(copied/name)), False, True)
+    assert contents(copied) == before
+    check_folder(copied, config(init=str(copied)+'2/model'), False, True)
+
+
+def test_a_run_knows_its_pictures_from_any_folder(world, tmp_path, monkeypatch):
+    monkeypatch.chdir(world.parent)
+    begin(rows_of(Path(world.name)), config(), tmp_path/'run')
+    assert all(Path(path).is_absolute() and Path(path).is_file()
+               for path in pd.read_csv(tmp_path/'run'/'records.csv')['path'])
+    begin(rows_of(world), config(), tmp_path/'run', resume=True)
+
+
+def test_another_set_with_the_same_names_and_sizes_is_refused(world, tmp_path):
+    "Uncompressed pictures have one size; two sites number their people alike."
+    for site, seed in (('here', 0), ('there', 1)):
+        for i in range(32):
+            (tmp_path/site/f'{i // 4:03d}').mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng([seed, i]).integers(0, 256, (16, 8, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path/site/f'{i // 4:03d}'/f'{i}.bmp')
+    def rows(site): return pool(load_dataset('folder', tmp_path/site, domain='x', distractors=False))
+    here, there = rows('here'), rows('there')
+    c = only(config(), adapt=1)
+    run = fit(here, c, tmp_path/'run')
+    run.model.save(tmp_path/'model')
+    with pytest.raises(ValueError, match='other images'): begin(there, c, tmp_path/'run', resume=True)
+    with pytest.raises(ValueError, match='other pictures'):
+        begin(there, replace(c, init=str(tmp_path/'model')), tmp_path/'new')
+    begin(here.sample(frac=1., random_state=0), replace(c, init=str(tmp_path/'model')), tmp_path/'new')

@@ -96,7 +96,12 @@ class PKSampler(PlannedEpochs):
     def _graph_mark(self): # of the values: neighbours are int64 whatever was passed
         return None if self.neighbours is None else zlib.crc32(np.ascontiguousarray(self.neighbours.numpy()))
 
-# %% ../nbs/22_samplers.ipynb #cf1e72d0
+# %% ../nbs/22_samplers.ipynb #2ea20204
+def _flag(name:str, value)->bool:
+    "True or False; ValueError for a word that would count as True."
+    if isinstance(value, (bool, int, np.bool_)) and value in (0, 1): return bool(value)
+    raise ValueError(f'{name}={value!r}; it is True or False')
+
 def _check_curriculum(
     curriculum, # (k, epochs) or None
 )->tuple: # two ints, or None
@@ -120,7 +125,7 @@ def _curriculum_window(
     skip = round(spare * max(0., 1 - epoch / max(1, epochs - 1)))
     return neighbours[:, skip:skip + k]
 
-# %% ../nbs/22_samplers.ipynb #df15a0ed
+# %% ../nbs/22_samplers.ipynb #4b2c941d
 class DepthFirstGraphSampler(PKSampler):
     "Batches of look-alikes, depth first over the identity graph ([DFGS]); every image every epoch."
     def __init__(self,
@@ -137,7 +142,8 @@ class DepthFirstGraphSampler(PKSampler):
         super().__init__(labels, cameras, batch, instances, seed, rank, world)
         self.order = _order(order, fair, published)
         self.random_share = _share(random_share, pk_share)
-        self.shuffle_neighbours, self.curriculum = shuffle_neighbours, _check_curriculum(curriculum)
+        self.shuffle_neighbours = _flag('shuffle_neighbours', shuffle_neighbours)
+        self.curriculum = _check_curriculum(curriculum)
         self.neighbours = neighbours
 
     @property
@@ -231,7 +237,7 @@ def _companions(
         raise ValueError('GraphSampler: an identity is its own neighbour, or the same neighbour twice')
     return torch.as_tensor(graph[:, :need])
 
-# %% ../nbs/22_samplers.ipynb #51c1e28e
+# %% ../nbs/22_samplers.ipynb #8568eb45
 class _Pointed(PKSampler):
     "Tuplets taken in turn across epochs: one deal, and a pointer into the tuplets of each identity."
     _used = None # tuplets of each identity in this epoch, once a pass has handed it out whole
@@ -259,7 +265,8 @@ class _Pointed(PKSampler):
         state:dict, # of `state_dict`
     ):
         "Go on where `state_dict` was taken: passes begin with the batch after it."
-        if 'pointers' not in state: raise ValueError('the state has no pointers; it is not of a GraphSampler')
+        if isinstance(state, dict) and 'pointers' not in state:
+            raise ValueError('the state has no pointers; it is not of a GraphSampler')
         super().load_state_dict(state)
         self.pointers = state['pointers']
         if self._loaded['position'] >= len(self): self._used = np.zeros_like(self._pointers)    # counted already

@@ -41,7 +41,7 @@ def _whole(
         raise ValueError(f'{name}={value!r}; a whole number{limits} is needed')
     return number
 
-# %% ../nbs/21_walk.ipynb #411d6daa
+# %% ../nbs/21_walk.ipynb #6ed986c7
 def _label_array(
     labels, # identity of each image
 )->np.ndarray: # int64, shape [n]
@@ -52,8 +52,9 @@ def _label_array(
         raise ValueError(f'labels: a flat list of whole numbers is needed, got {got}')
     if found.dtype.kind in 'iu': return found.astype(np.int64)
     whole = [isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in found.tolist()]
-    if all(whole): return np.array(found.tolist(), np.int64)
-    first = whole.index(False)
+    large = [w and abs(v) >= 2**63 for w, v in zip(whole, found.tolist())]
+    if all(whole) and not any(large): return np.array(found.tolist(), np.int64)
+    first = whole.index(False) if not all(whole) else large.index(True)
     raise ValueError(f'labels: whole numbers 0..N-1 are needed; labels[{first}] is {found[first]!r}. '
                      'To number names: numpy.unique(names, return_inverse=True)[1]')
 

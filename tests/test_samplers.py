@@ -292,3 +292,13 @@ def test_another_share_is_another_plan():
     with pytest.raises(ValueError, match='random_share=2'): s.random_share = 2
     published = DepthFirstGraphSampler(labels, neighbours=s.neighbours, batch=24, order='published')
     with pytest.raises(ValueError, match='no random batches'): published.random_share = .5
+
+
+@pytest.mark.parametrize('value', ['no', 'False', '', 2, .5])
+def test_a_word_is_no_yes(value):
+    with pytest.raises(ValueError, match='shuffle_neighbours'):
+        DepthFirstGraphSampler([0, 0, 1, 1], batch=2, instances=1, shuffle_neighbours=value)
+
+
+def test_labels_beyond_64_bits_are_named():
+    with pytest.raises(ValueError, match=r'labels\[1\]'): PKSampler([0, 10**20], batch=2, instances=1)

@@ -180,9 +180,11 @@ class Augment:
         erase(batch, np.flatnonzero(u[:, 11] < self.erase), u[:, 12:18], self.area)
         return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
-# %% ../nbs/14_images.ipynb #fc0172e1
+# %% ../nbs/14_images.ipynb #f53784ba
 def _check_pixels(pixels):
-    "The same array-like of pictures; ValueError for another kind of numbers or another shape."
+    "The same array-like of pictures; ValueError for another kind of numbers or another shape, where it tells them."
+    silent = hasattr(pixels, '__getitem__') and not hasattr(pixels, 'dtype')
+    if silent and not isinstance(pixels, (list, tuple)): return pixels
     kind, shape = str(getattr(pixels, 'dtype', type(pixels).__name__)), tuple(getattr(pixels, 'shape', ()))
     if kind in ('uint8', 'torch.uint8') and len(shape) == 4 and shape[3] == 3: return pixels
     raise ValueError(f'pixels are {kind} {list(shape)}; give uint8 [n,H,W,3]')

@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['answers', 'tile', 'make_page', 'serve_gallery']
 
-# %% ../nbs/63_app.ipynb #d9bb8de4
+# %% ../nbs/63_app.ipynb #f9913854
 import atexit
 import base64
 import html
 import io
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import threading
 
@@ -23,7 +25,7 @@ from .pictures import ImageError, _why
 from .search import _natural, heard, search_gallery
 from .store import StoredGallery, shown
 
-# %% ../nbs/63_app.ipynb #0bfb93ec
+# %% ../nbs/63_app.ipynb #0d827658
 def _decoded(
     data:bytes, # of an upload
 )->Image.Image:
@@ -35,6 +37,8 @@ def _decoded(
         why = shown(_why(e)).split('<')[0].strip(' :')[:100] # no addresses of objects
         raise ImageError(f'the upload cannot be read ({why})') from None
     return image
+
+_LONGEST = 2000 # characters of a sentence
 
 def answers(
     gallery:StoredGallery,
@@ -50,6 +54,8 @@ def answers(
     try:
         if row is not None: asked, what = dict(like=[row]), 'the picture that was clicked'
         elif data is not None: asked, what = dict(images=_decoded(data)), 'the picture'
+        elif len(text) > _LONGEST:
+            return None, f'The sentence has {len(text):,} characters; {_LONGEST:,} are the most.'
         elif text.strip(): asked, what = dict(texts=[text]), f'“{shown(text.strip())}”'
         else: return None, 'Drop a picture or type a sentence.'
         found = search_gallery(gallery, extractor, k=k, cameras=cameras, domains=domains, **asked)
@@ -87,7 +93,7 @@ def _line(
         picture = f'<img alt="what was asked" width="96" height="192" src="data:image/jpeg;base64,{data}">'
     return f'<div class="said">{picture}<span>{html.escape(said)}</span></div>'
 
-# %% ../nbs/63_app.ipynb #a37117e4
+# %% ../nbs/63_app.ipynb #1e81f201
 _STYLE = """
 .gradio-container {width: 100% !important; max-width: 1300px !important; margin: auto}
 .said {display: flex; gap: 16px; align-items: center; min-height: 30px; font-size: 15px}
@@ -106,10 +112,10 @@ def _gradio():
         os.environ['GRADIO_TEMP_DIR'] = tempfile.mkdtemp(prefix='clip_dfgs_page_')
         atexit.register(shutil.rmtree, os.environ['GRADIO_TEMP_DIR'], ignore_errors=True)
     try: import gradio
-    except ImportError: raise ValueError('the page needs gradio; pip install clip_dfgs[app]') from None
+    except ImportError: raise ValueError('the page needs gradio: pip install "clip_dfgs[app]"') from None
     return gradio
 
-# %% ../nbs/63_app.ipynb #53b28551
+# %% ../nbs/63_app.ipynb #f9825a32
 def make_page(
     gallery:StoredGallery,
     extractor:FeatureExtractor, # of the gallery's model
@@ -135,6 +141,8 @@ def make_page(
     def filtered(*asked): return *ask(*asked), same, same, same
 
     def clicked(rows, k, some_cameras, some_domains, event:gr.SelectData):
+        if not 0 <= event.index < len(rows): # the page was open so long that its session is gone
+            return _line('These results are too old to search on with; search again.'), *[same]*5
         like = rows[event.index]
         return *ask(None, '', like, k, some_cameras, some_domains), None, '', like
 
@@ -157,11 +165,11 @@ def make_page(
         found.select(clicked, [rows, *filters], shows, **quiet)
     return page
 
-# %% ../nbs/63_app.ipynb #43548a55
+# %% ../nbs/63_app.ipynb #ef2e80c7
 def _questions(gr, cameras:list, domains:list)->tuple: # upload, text, button, (number, cameras, domains)
     "The left side of the page."
     upload = gr.File(label='A picture of a person', type='binary', height=170)
-    text = gr.Textbox(label='or a sentence', lines=3, max_length=2000,
+    text = gr.Textbox(label='or a sentence', lines=3, max_length=_LONGEST,
                       placeholder='a woman in a red coat with a backpack')
     button = gr.Button('Search', variant='primary')
     one = gr.Dropdown(cameras, label='only these cameras', multiselect=True, visible=bool(cameras))
@@ -169,19 +177,39 @@ def _questions(gr, cameras:list, domains:list)->tuple: # upload, text, button, (
     k = gr.Slider(6, 60, 24, step=6, label='results')
     return upload, text, button, (k, one, two)
 
-# %% ../nbs/63_app.ipynb #ddc09ab3
+# %% ../nbs/63_app.ipynb #91cc302c
 _ONLY_HERE = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'"
 
+_LARGEST = 21 << 20 # bytes of a request; an upload of 20 MB fits
+
 class _AtHome:
-    "Around every answer: the browser is to fetch nothing from elsewhere."
+    "Around every answer: the browser is to fetch nothing from elsewhere, and nonsense is answered by a line."
     def __init__(self, app): self.app = app
 
     async def __call__(self, scope, receive, send):
+        if scope['type'] != 'http': return await self.app(scope, receive, send)
+        begun = False
+
         async def told(message):
+            nonlocal begun
             if message['type'] == 'http.response.start':
+                begun = True
                 message['headers'] = [*message['headers'], (b'content-security-policy', _ONLY_HERE.encode())]
             await send(message)
-        await self.app(scope, receive, told if scope['type'] == 'http' else send)
+
+        length = dict(scope['headers']).get(b'content-length', b'0')
+        if length.isdigit() and int(length) > _LARGEST:
+            return await _refuse(told, 413, f'at most {_LARGEST >> 20} MB are taken')
+        try: await self.app(scope, receive, told)
+        except Exception as e: # whatever a request made by hand makes of gradio
+            if begun: raise
+            print(f'a request for {shown(scope["path"])[:80]} cannot be answered ({type(e).__name__})', file=sys.stderr)
+            await _refuse(told, 400, 'the request cannot be understood')
+
+async def _refuse(send, status:int, why:str):
+    "An answer of one line."
+    await send(dict(type='http.response.start', status=status, headers=[(b'content-type', b'text/plain')]))
+    await send(dict(type='http.response.body', body=why.encode()))
 
 def serve_gallery(
     gallery:StoredGallery,
@@ -199,6 +227,8 @@ def serve_gallery(
         quiet=True, show_error=False, max_file_size='20mb', allowed_paths=[], ssr_mode=False, mcp_server=False,
         pwa=False, enable_monitoring=False, footer_links=[], theme=plain, css=_STYLE,
         app_kwargs=dict(middleware=[Middleware(_AtHome)], docs_url=None, redoc_url=None, openapi_url=None))
-    if wait: print(f'the page is at {url}; interrupt to end', flush=True)
-    if wait: page.block_thread()
+    if wait:
+        signal.signal(signal.SIGTERM, signal.default_int_handler) # so that uploads and tiles are deleted then too
+        print(f'the page is at {url}; interrupt to end', flush=True)
+        page.block_thread()
     return page, url

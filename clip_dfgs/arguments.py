@@ -51,7 +51,7 @@ def _add(
     elif kind is tuple: parser.add_argument(flag, nargs='*', action='extend', **named, **common)
     else: parser.add_argument(flag, type=kind, **named, **common)
 
-# %% ../nbs/69_arguments.ipynb #20656cbc
+# %% ../nbs/69_arguments.ipynb #1e41e4b1
 class _Parser(argparse.ArgumentParser):
     "Arguments of one command; what is wrong with them is a ValueError of one line."
     def error(self, message): raise ValueError(f'{message}; see {self.prog} --help')
@@ -62,13 +62,13 @@ class _Parser(argparse.ArgumentParser):
         for word in (w.partition('=')[0] for w in words):
             if word.startswith('--') and word != '--' and word not in flags:
                 near = did_you_mean(word, flags)
-                raise ValueError(f'{self.prog} has no option {word}{near}; see {self.prog} --help')
+                raise ValueError(f'{self.prog} has no option {word}{near or ";"} see {self.prog} --help')
         several = any(action.nargs in ('*', '+') and not action.option_strings for action in self._actions)
         given, more = (self.parse_known_intermixed_args if several else self.parse_known_args)(words)
         if more: raise ValueError(f'{more[0]!r} is one word too many; see {self.prog} --help')
         return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(given).items() if v is not None}
 
-# %% ../nbs/69_arguments.ipynb #07544713
+# %% ../nbs/69_arguments.ipynb #ecb5663f
 def _parser(
     prog:str, # program and command
     f, # the function
@@ -76,7 +76,7 @@ def _parser(
 )->_Parser:
     "The parser of one command, made from the signature of its function."
     def layout(prog): return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=100)
-    parser = _Parser(prog=prog, description=f.__doc__.replace('%', '%%'), epilog=f'example:\n  {example}',
+    parser = _Parser(prog=prog, description=f.__doc__, epilog=f'example:\n  {example}',
                      allow_abbrev=False, formatter_class=layout)
     said = _comments(f)
     for p in inspect.signature(f).parameters.values():
@@ -102,7 +102,7 @@ def _call(
         elif p.name in given: by_name[p.name] = given[p.name]
     return f(*by_place, **by_name)
 
-# %% ../nbs/69_arguments.ipynb #9ca2c63a
+# %% ../nbs/69_arguments.ipynb #ef5bc505
 class Commands:
     "The commands of a program."
     def __init__(
@@ -131,7 +131,7 @@ class Commands:
             for name, (f, own, _) in self.known.items():
                 words = textwrap.shorten(f.__doc__.partition(':')[0].rstrip('.'), 66, placeholder=' ...')
                 if own == heading: lines.append(f'  {name:11} {words}')
-        return '\n'.join(lines)
+        return '\n'.join([*lines, '', 'also: --version; --completion bash, zsh or fish: words for your shell'])
 
     def parser(
         self,
@@ -167,6 +167,9 @@ class Commands:
         if not words or words[0] in ('-h', '--help'):
             print(self.overview())
             return
+        if words[0].startswith('-'):
+            near = did_you_mean(words[0], ('--help', '--version', '--completion'))
+            raise ValueError(f'{self.prog} has no option {words[0]}{near or ";"} see {self.prog} --help')
         given = self.parser(words[0]).read(words[1:])
         _call(self.known[words[0]][0], given)
 

@@ -8,40 +8,40 @@ __all__ = ['Changes', 'recipe_with', 'changed']
 # %% ../nbs/68_changes.ipynb #785195bd
 from dataclasses import asdict, dataclass, fields, replace
 
-# %% ../nbs/68_changes.ipynb #141cc48c
+# %% ../nbs/68_changes.ipynb #3145aa26
 @dataclass(frozen=True)
 class Changes:
-    "what replaces settings of the recipe"
+    "what replaces settings of the recipe; the others stay as they are there"
     sampler:str=None # of the last stage: pk, gs, dfgs or package.module:Class
-    graph:str=None # behind all samplers but pk: image, text or dual
-    neighbours:int=None # of an identity, k
-    skip:int=None # nearest identities left out, m
-    metric:str=None # between identities in the graph: euclidean or cosine
+    graph:str=None # who looks like whom, for all samplers but pk, by: image, text or dual
+    neighbours:int=None # k, how many neighbours an identity has in the graph
+    skip:int=None # m, how many of the nearest identities are left out
+    metric:str=None # distance between identities in the graph: euclidean or cosine
     order:str=None # of the walk of dfgs: fair, paper or published
     shuffle_neighbours:bool=None # walk a person's neighbours in another order each epoch
     curriculum:tuple=None # two numbers, k and epochs: k neighbours at a time, from far to near
-    random_share:str=None # of random batches mixed into dfgs, 0 to 1, or adaptive
+    random_share:str=None # share of random batches among those of dfgs, 0 to 1, or adaptive
     clip:str=None # open_clip model, timm:NAME, or pedestrians
     pretrained:str=None # tag or file of its weights; none = random, true = timm's own
     quick_gelu:bool=None # the activation that the weights were trained with; else it is found out
     init:str=None # saved model to start from
     precision:str=None # auto, no, bf16 or fp16
-    recompute:bool=False # activations once more in the backward pass: less memory, more time
-    compile:bool=False # torch.compile of what is trained
-    gather:bool=False # losses over all processes' batches
-    track:str=None # tensorboard or wandb
+    recompute:bool=False # compute activations again in the backward pass: less memory, more time
+    compile:bool=False # compile what is trained by torch.compile; needs a C++ compiler
+    gather:bool=False # losses over the batches of all processes together
+    track:str=None # send curves to tensorboard or wandb
     workers:int=None # processes that load images
     cache:str=None # folder of decoded images, or off
     checkpoint_steps:int=None # steps between checkpoints
-    validate_steps:int=None # steps between two ranks of held-out people; else at the end of a stage
+    validate_steps:int=None # steps between two rankings of held-out people; else at the end of a stage
     select:str=None # the model to keep: last, or best on held-out people
     steps:int=None # of the last stage; 0 = leave it out
     adapt_steps:int=None # of the first stage; 0 = leave it out
     prompt_steps:int=None # of the second stage; 0 = leave it out
     batch:int=None # images in a batch of the first and last stage
-    lr:float=None # of the last stage
+    lr:float=None # learning rate of the last stage
     norm:str=None # batch norm of the image tower in the last stage: live, frozen or random
-    sharpness:float=None # triplet loss over all pairs, weighted this sharply; else the hardest pair alone
+    sharpness:float=None # triplet loss over all pairs, weighted this sharply; else over the hardest pair
 
 # %% ../nbs/68_changes.ipynb #29d73bb4
 def recipe_with(

@@ -63,10 +63,10 @@ def _render(
     splits = ', '.join(f'{n:,} {s}' for s, n in rows['split'].value_counts().items())
     print(f'{out}: {len(rows):,} images of {rows["pid"].nunique():,} identities, {splits}')
 
-# %% ../nbs/70_cli.ipynb #7a0c0243
+# %% ../nbs/70_cli.ipynb #4c6a4073
 @COMMANDS.command('data', 'clip-dfgs check-data market1501 town')
 def _check_data(
-    name:str, # of the data set: market1501, folder, csv, ...
+    name:str, # market1501, msmt17, cuhk02, cuhk03, cuhk_sysu, prid, grid, viper, ilids, folder or csv
     folder:Path, # where it is
     *,
     meaning:_Meaning=_Meaning(), # of the data
@@ -91,16 +91,16 @@ def _check_data(
     with replacing(sheet) as part: contact_sheet(records[0]).save(part, format='PNG')
     print(f'sample images: {sheet}')
 
-# %% ../nbs/70_cli.ipynb #c30f303c
+# %% ../nbs/70_cli.ipynb #747654e2
 @COMMANDS.command('training', 'clip-dfgs train --source market1501:town --target market1501:town --out runs/first')
 def _train(
     *,
-    source:tuple, # data to train on, name:folder
+    source:tuple, # data sets to train on, each name:folder; check-data --help has the names
     out:Path, # the run folder
-    target:tuple=(), # data to test on, name:folder
+    target:tuple=(), # data sets to test on, each name:folder
     recipe:str='small', # small, clip_reid, clip_dfgs or follow_up
-    include_test:bool=False, # train on the sources' test images too
-    hold_out:float=0., # share of each source's people to leave out of training and rank on the way
+    include_test:bool=False, # train on the sources' query and gallery images too
+    hold_out:float=0., # share of each source's people, 0 to 1, that are ranked on the way and not trained on
     page:bool=False, # write report.html as well
     seed:int=0, # decides everything random
     resume:bool=False, # go on with a run that stopped
@@ -118,6 +118,7 @@ def _train(
     sources, targets = _read(meaning.domain, meaning.options(), ['target'], source=source, target=target)
     _check_held_out(hold_out, changes)
     rows, validate = _apart(pool(sources, include_test=include_test), hold_out, seed)
+    _warn_one_batch(rows['label'].nunique(), config)
     if targets:
         targets = pd.concat(targets, ignore_index=True)
         check_targets(targets)
@@ -130,7 +131,7 @@ def _train(
     if page: _report([out])
     print(f'run folder: {out}')
 
-# %% ../nbs/70_cli.ipynb #9656ae28
+# %% ../nbs/70_cli.ipynb #beb3c835
 def _check_held_out(share:float, changes:Changes):
     if share: return
     for name in ('validate_steps', 'select'):
@@ -145,6 +146,12 @@ def _apart(rows, share:float, seed:int)->tuple: # pooled training rows; query an
     apart = table['split'] != 'train'
     return pool(table[~apart]), table[apart]
 
+def _warn_one_batch(people:int, config): # where everybody is in every batch, a graph has nothing to choose
+    last = config.finetune
+    if not last or config.sampler == 'pk' or people != last.batch//last.instances: return
+    warnings.warn(f'every batch holds all {people} people, so --sampler {config.sampler} does what pk does; '
+                  'lower --batch or add data', stacklevel=3)
+
 def _warn(targets, training=()): # records; paths of the pictures that are trained on
     from clip_dfgs.sources import doubts
     for sentence in doubts(targets, training): warnings.warn(sentence, stacklevel=2)
@@ -155,7 +162,9 @@ def _print(results): # domain -> RetrievalResult
         if r.unmatched:
             words = f'{r.unmatched:,} of {r.unmatched + r.queries:,} queries have no match in the gallery'
             warnings.warn(f'{domain}: {words} and are not counted', stacklevel=2)
-    print(results_table(results).round(1).to_string())
+    table = results_table(results)
+    table = table[[name for name in table if not name.endswith((' low', ' high'))]] # too wide for a screen
+    print(table.astype(dict(queries=int, unmatched=int)).round(1).to_string())
 
 # %% ../nbs/70_cli.ipynb #12815568
 @COMMANDS.command('training', 'clip-dfgs protocol p1 --data data --dry-run')
@@ -198,12 +207,12 @@ def _protocol(
 
 def _is_main()->bool: return int(os.environ.get('RANK', 0)) == 0
 
-# %% ../nbs/70_cli.ipynb #728c4167
+# %% ../nbs/70_cli.ipynb #f44b8fc0
 @COMMANDS.command('training', 'clip-dfgs matrix --source market1501:town --target market1501:town --out runs/all')
 def _matrix(
     *,
-    source:tuple, # data to train on, one run each, name:folder
-    target:tuple, # data to test on, name:folder
+    source:tuple, # data sets to train on, each name:folder and a run of its own
+    target:tuple, # data sets to test on, each name:folder
     out:Path, # folder for the runs
     recipe:str='small', # small, clip_reid, clip_dfgs or follow_up
     sampler:str=None, # of the last stage: pk, gs or dfgs
@@ -236,15 +245,7 @@ def _matrix(
     plot_matrix(tables).savefig(out/'matrix.png')
     print(f'heat map: {out/"matrix.png"}')
 
-# %% ../nbs/70_cli.ipynb #20ae615b
-def _folder(model:Path)->Path: # of the saved model itself
-    "RUN/model for a run; ValueError where a run has no model yet."
-    if (model/'model').is_dir(): return model/'model'
-    if (model/'checkpoint').is_dir() or (model/'history.csv').exists():
-        raise ValueError(f'{model} has no model yet, its training has not ended; go on with train --resume')
-    return model
-
-# %% ../nbs/70_cli.ipynb #73cf44ff
+# %% ../nbs/70_cli.ipynb #836b29dd
 def _trained_on(model:Path)->list: # paths of pictures, [] where it is not known
     import pandas as pd
     for file in (model/'records.csv', model.parent/'records.csv'):
@@ -256,7 +257,7 @@ def _trained_on(model:Path)->list: # paths of pictures, [] where it is not known
     return []
 
 def _tested(
-    models, # folders of saved models, RUN/model or RUN
+    models, # places of `open_model`
     target, # words
     meaning:_Meaning, # of the data
     precision:str, # auto, no, bf16 or fp16
@@ -265,51 +266,52 @@ def _tested(
     "Results of saved models on the same images."
     import pandas as pd
     from clip_dfgs.features import accelerator_for, check_targets, evaluate_records
-    from clip_dfgs.models import ReIDModel
+    from clip_dfgs.gallery import open_model
     from clip_dfgs.sources import as_trained
-    folders = [_folder(m) for m in models]
     tables, = _read(meaning.domain, as_trained(models, target, meaning.options()), target=target)
+    opened = [open_model(place, 'cpu') for place in models]
     records = pd.concat(tables, ignore_index=True)
     check_targets(records)
     _warn(records, [path for m in models for path in _trained_on(m)])
     accelerator = accelerator_for(precision)
-    models = [ReIDModel.load(folder).to(accelerator.device) for folder in folders]
-    results = [evaluate_records(m, records, accelerator, **options) for m in models]
+    results = [evaluate_records(m.to(accelerator.device), records, accelerator, **options) for m in opened]
     return results if accelerator.is_main_process else []
 
-# %% ../nbs/70_cli.ipynb #e875431c
+# %% ../nbs/70_cli.ipynb #13e26cb3
 @COMMANDS.command('testing', 'clip-dfgs test runs/first --target market1501:town')
 def _test(
-    model:Path, # a saved model, RUN/model or RUN
+    model:Path, # RUN, RUN/model, or pedestrians: the small CLIP that ships
     *,
-    target:tuple, # data to test on, name:folder
+    target:tuple, # data sets to test on, each name:folder
     meaning:_Meaning=_Meaning(), # of the data
-    rerank:bool=False, # by k-reciprocal neighbours
+    rerank:bool=False, # re-rank by k-reciprocal neighbours
     precision:str='auto', # auto, no, bf16 or fp16
-    bootstrap:int=0, # resamples for confidence intervals
+    bootstrap:int=0, # resamples for 95 % intervals, such as 1000; 0 = none
 ):
     "Test a saved model."
     _check_bootstrap(bootstrap, 0, '0 for no intervals')
     for results in _tested([model], target, meaning, precision, rerank=rerank, bootstrap=bootstrap):
         _print(results)
-        for domain, result in results.items():
-            if bootstrap: print(domain, result)
+        if bootstrap: print(f'95 % intervals over resampled people, {bootstrap:,} times:')
+        for domain, result in results.items() if bootstrap else ():
+            ends = (f'{name} {100*low:.1f} to {100*high:.1f}' for name, (low, high) in result.intervals.iterrows())
+            print(f'  {domain}: {", ".join(ends)}')
 
 def _check_bootstrap(n:int, least:int, words:str):
     if least <= n <= 1_000_000: return
     raise ValueError(f'bootstrap is {n}; write a number of resamples up to a million, {words}')
 
-# %% ../nbs/70_cli.ipynb #0aea2318
+# %% ../nbs/70_cli.ipynb #7f2874a2
 @COMMANDS.command('testing', 'clip-dfgs compare runs/first runs/second --target market1501:town')
 def _compare(
-    first:Path, # a saved model, RUN/model or RUN
+    first:Path, # RUN, RUN/model, or pedestrians: the small CLIP that ships
     second:Path, # another
     *,
-    target:tuple, # data to test on, name:folder
+    target:tuple, # data sets to test on, each name:folder
     meaning:_Meaning=_Meaning(), # of the data
-    rerank:bool=False, # by k-reciprocal neighbours
+    rerank:bool=False, # re-rank by k-reciprocal neighbours
     precision:str='auto', # auto, no, bf16 or fp16
-    bootstrap:int=1000, # resamples behind the intervals
+    bootstrap:int=1000, # resamples for the 95 % intervals
 ):
     "Test two saved models on the same images: the paired difference in percent and its 95 % interval."
     from clip_dfgs.evaluation import compare
@@ -320,7 +322,7 @@ def _compare(
         print(domain)
         print((100*table.drop(columns='better')).round(1).to_string())
 
-# %% ../nbs/70_cli.ipynb #d566d9a6
+# %% ../nbs/70_cli.ipynb #47bbc108
 @COMMANDS.command('testing', 'clip-dfgs report runs/first')
 def _report(
     runs:tuple, # a run folder, or one that holds several; or two runs, to compare them query by query
@@ -328,7 +330,7 @@ def _report(
     title:str=None, # of the page; else the names of the runs
     out:Path=None, # file to write; else report.html in the run, or against_FIRST.html in the second
 ):
-    "Write a run's report.html: of two runs that were tested on the same targets, a comparison query by query."
+    "Write a run's report.html: one page to open in a browser; of two runs, their comparison query by query."
     from clip_dfgs.report import write_comparison, write_report
     if len(runs) > 2: raise ValueError(f'report takes one run or two, not {len(runs)}; or a folder that holds several')
     if out and out.suffix.lower() not in ('.html', '.htm'):
@@ -336,10 +338,10 @@ def _report(
     write = write_report if len(runs) == 1 else write_comparison
     print(f'report: {write(*runs, title=title, out=out)}')
 
-# %% ../nbs/70_cli.ipynb #52dccbf2
+# %% ../nbs/70_cli.ipynb #299346a4
 @COMMANDS.command('using a model', 'clip-dfgs export runs/first --to features.onnx --precision float16')
 def _export(
-    model:Path, # a saved model, RUN/model or RUN
+    model:Path, # RUN, RUN/model, or pedestrians: the small CLIP that ships
     *,
     to:Path, # the ONNX file to write
     precision:str='float32', # of the weights: float32, float16 or int8
@@ -347,9 +349,10 @@ def _export(
 ):
     "Write a model as an ONNX file, checked against torch."
     from clip_dfgs.export import export_onnx
+    from clip_dfgs.gallery import open_model
     from clip_dfgs.store import shown
     if to.suffix != '.onnx': raise ValueError(f'{to}: ONNX is written; name the file {to.stem or "features"}.onnx')
-    distance = export_onnx(_folder(model), to, tolerance=tolerance, precision=precision)
+    distance = export_onnx(open_model(model, 'cpu'), to, tolerance=tolerance, precision=precision)
     print(f'{shown(to)}: {to.stat().st_size / 1e6:.1f} MB, {precision}, at most {distance:.1e} from torch')
 
 # %% ../nbs/70_cli.ipynb #afac4898

@@ -25,9 +25,9 @@ from .inputs import _read_block
 # %% ../nbs/64_export.ipynb #07e8d3e3
 PRECISIONS = dict(float32=1e-3, float16=1e-2, int8=.1) # -> largest distance from torch, a share of a feature's length
 
-# %% ../nbs/64_export.ipynb #4445ba01
+# %% ../nbs/64_export.ipynb #77f15a3c
 def export_onnx(
-    model, # a `ReIDModel`, which is not changed, or the folder it was saved to
+    model, # a `ReIDModel`, which is not changed, or a place of `gallery.open_model`: RUN, RUN/model, 'pedestrians'
     path, # file to write
     unit:bool=True, # features of unit length
     tolerance:float=None, # largest distance from torch that is accepted, a share of the feature's length
@@ -35,11 +35,11 @@ def export_onnx(
 )->float: # the largest distance that was seen
     "Write an ONNX file, uint8 [B,3,H,W] to float32 [B,D]; ValueError if it cannot be made or differs from torch."
     _need_packages()
-    from clip_dfgs.gallery import Embedder
+    from clip_dfgs.gallery import Embedder, open_model
     from clip_dfgs.models import ReIDModel
     usual = PRECISIONS[choose('precision', precision, PRECISIONS)]
     tolerance = usual if tolerance is None else tolerance
-    if not isinstance(model, ReIDModel): model = ReIDModel.load(model)
+    if not isinstance(model, ReIDModel): model = open_model(model, 'cpu')
     embedder, (h, w) = Embedder(model, unit).cpu(), model.config['image_size']
     rng = np.random.default_rng(0)
     two, one, five = (rng.integers(0, 256, (n, 3, h, w), dtype=np.uint8) for n in (2, 1, 5))

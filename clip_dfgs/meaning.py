@@ -9,14 +9,14 @@ __all__ = ['Meaning']
 import re
 from dataclasses import dataclass
 
-# %% ../nbs/72_meaning.ipynb #77dad186
+# %% ../nbs/72_meaning.ipynb #05826863
 @dataclass(frozen=True)
 class Meaning:
     "what the data mean"
-    camera:str=None # of folder and csv: a regular expression whose group is the camera in a file's name; '' = unknown
-    domain:tuple=() # names of the domains, one for each data set in order; else those of the sets
-    distractors:bool=None # whether people called 0 and -1 are distractors and junk (they are) or people
-    detected:bool=False # of CUHK03: detected boxes instead of labelled ones
+    camera:str=None # for folder and csv: regular expression whose group is the camera in a file's name; '' = unknown
+    domain:tuple=() # what to call the data sets in tables, one name each in order; else by the sets' own names
+    distractors:bool=None # people numbered 0 and -1 are distractors and junk, as usual; or (--no-) people like others
+    detected:bool=False # for cuhk03: detected boxes instead of labelled ones
 
     def options(self)->dict: # option of a parser -> value, None where it is not given
         camera, detected = _camera_rule(self.camera), self.detected or None

@@ -137,7 +137,10 @@ def with_spread(
         tables += [rows, more]
     return pd.concat(tables, ignore_index=True)
 
-# %% ../nbs/55_protocols.ipynb #582c2132
+# %% ../nbs/55_protocols.ipynb #18face3c
+def _with_std(mean:float, std:float)->str: # NaN for a single split
+    return f'{mean:.1f}' if pd.isna(std) else f'{mean:.1f} ± {std:.1f}'
+
 def protocol_table(
     name:str, # p1, p2, p3
     results:pd.DataFrame, # of `run_protocol`: columns target, split, mAP, R1
@@ -150,7 +153,7 @@ def protocol_table(
     mean, std = by_target.mean(), by_target.std()
     ours = {}
     for t, k in itertools.product(mean.index.intersection(targets), scores):
-        ours[t, k] = f'{mean.loc[t, k]:.1f}' + (f' ± {std.loc[t, k]:.1f}' if pd.notna(std.loc[t, k]) else '')
+        ours[t, k] = _with_std(mean.loc[t, k], std.loc[t, k])
     if set(targets) <= set(mean.index):
         for k in scores: ours['average', k] = f'{mean.loc[targets, k].mean():.1f}'
     rows = {}

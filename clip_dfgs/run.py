@@ -93,7 +93,7 @@ class Run:
         data = f'{len(self.records):,} images of {people:,} identities'
         return f'Run({str(self.out)!r}: {self.config.clip}, {data}; {at})'
 
-# %% ../nbs/53_run.ipynb #d239fdc0
+# %% ../nbs/53_run.ipynb #7034820a
 _FREE = ('workers', 'cache', 'log_steps', 'checkpoint_steps', 'track', 'recompute', 'compile', 'precision')
 
 def check_folder(
@@ -129,8 +129,16 @@ def _check_same_config(
         raise ValueError(f'{out}/config.json cannot be read ({e}); choose another folder') from None
     for name, new in config_dict(config).items():
         if old[name] == new or name in _FREE: continue
-        raise ValueError(f'{out} was made with another {name} ({old[name]}, not {new}); '
+        raise ValueError(f'{out} was made with another {_difference(name, old[name], new)}; '
                          'resume with the same settings or choose another folder')
+
+def _difference(name:str, old, new)->str:
+    "A setting that is not as it was; of a stage, the first one inside that is not."
+    if isinstance(old, dict) and isinstance(new, dict):
+        inner = next(k for k in new if old.get(k) != new[k])
+        return f'{name}.{inner} ({old.get(inner)}, not {new[inner]})'
+    old, new = ('a stage' if isinstance(value, dict) else value for value in (old, new))
+    return f'{name} ({old}, not {new})'
 
 # %% ../nbs/53_run.ipynb #7bc109af
 def open_folder(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['extractor_of', 'rows_of', 'text_features', 'heard', 'search_gallery', 'search_sheet']
 
-# %% ../nbs/67_search.ipynb #9180a57d
+# %% ../nbs/67_search.ipynb #564199e2
 import os
 import textwrap
 import warnings
@@ -15,10 +15,10 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from .files import did_you_mean
-from .gallery import FeatureExtractor
+from .gallery import FeatureExtractor, open_model
 from .inputs import _at_least_one, _listed, to_pixels
 from .nearest import has_faiss, nearest_in_cells, nearest_rows, open_cells
-from .store import StoredGallery, model_digest, open_model, shown
+from .store import StoredGallery, model_digest, shown
 from .words import whole_captions, words_in
 
 # %% ../nbs/67_search.ipynb #5250acf5
@@ -82,7 +82,7 @@ def heard(
     lost = f'; not understood: {", ".join(map(shown, unknown))}' if unknown else ''
     return f'asked as 64 whole captions{lost}' if look else 'asked as it is: none of its words is known'
 
-# %% ../nbs/67_search.ipynb #ce9ebd48
+# %% ../nbs/67_search.ipynb #84e1de80
 def search_gallery(
     gallery:StoredGallery,
     extractor:FeatureExtractor, # of `extractor_of`
@@ -96,7 +96,22 @@ def search_gallery(
     as_is:bool=False, # ask the small CLIP with the sentence itself, not with whole captions
 )->pd.DataFrame: # query, rank, score, path, camera, domain, row
     "The k best pictures for each question; score is the cosine, equal ones in the gallery's order."
-    images, texts, like = _listed(images), [texts] if isinstance(texts, str) else list(texts), np.ravel(like).tolist()
+    images, like = _listed(images), np.ravel(like).tolist()
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    _check_question(gallery, images, texts, like)
+    k = _at_least_one('k', k, 'ask for at least one answer')
+    among, answers = rows_of(gallery, cameras, domains), []
+    if images: answers.append(_nearest(gallery, extractor(images).numpy(), k, among, exact))
+    if like: answers.append(_nearest(gallery, np.asarray(gallery.features[like], float), k, among, exact))
+    if texts: answers.append(_nearest_to_texts(gallery, text_features(extractor, texts, as_is), k, among))
+    rows, scores = (np.concatenate(part) for part in zip(*answers))
+    names = [str(x) if isinstance(x, (str, os.PathLike)) else f'picture {i}' for i, x in enumerate(images)]
+    names += [gallery.records['path'][i] for i in like] + texts
+    return _answer_table(gallery, names, rows, scores)
+
+# %% ../nbs/67_search.ipynb #ae2124c2
+def _check_question(gallery:StoredGallery, images:list, texts:list, like:list):
+    "ValueError where nothing is asked for, for what is no sentence, and for rows that the gallery does not have."
     if not (images or texts or like): raise ValueError('nothing is asked for: give a picture or a sentence')
     for text in texts:
         if not isinstance(text, str): raise ValueError(f'a sentence is text, not {text!r}')
@@ -104,23 +119,25 @@ def search_gallery(
     for row in like:
         if not isinstance(row, int) or not 0 <= row < len(gallery):
             raise ValueError(f'like has {row!r}; rows of this gallery are whole numbers from 0 to {len(gallery) - 1}')
-    k = _at_least_one('k', k, 'ask for at least one answer')
-    among, answers = rows_of(gallery, cameras, domains), []
-    if images: answers.append(_nearest(gallery, extractor(images).numpy(), k, among, exact))
-    if like: answers.append(_nearest(gallery, np.asarray(gallery.features[like], float), k, among, exact))
-    if texts:
-        if not gallery.about['text']: raise ValueError(f'the model of {gallery.folder} has no text; ask by a picture')
-        part = gallery.features[:, -gallery.about['text']:]
-        answers.append(nearest_rows(text_features(extractor, texts, as_is), part, k, among))
-    rows, scores = (np.concatenate([a[i] for a in answers]) for i in (0, 1))
-    names = [str(x) if isinstance(x, (str, os.PathLike)) else f'picture {i}' for i, x in enumerate(images)]
-    names += [gallery.records['path'][i] for i in like] + texts
-    table = pd.DataFrame(dict(query=np.repeat(np.array(names, object), rows.shape[1]),
-                              rank=np.tile(np.arange(1, rows.shape[1] + 1), len(rows)),
+
+def _answer_table(
+    gallery:StoredGallery,
+    names:list, # of q questions
+    rows:np.ndarray, # of the gallery, [q,k]; -1 where there is no answer left
+    scores:np.ndarray, # [q,k]
+)->pd.DataFrame: # as `search_gallery`
+    "A row an answer, with what the gallery knows of it."
+    questions, k = rows.shape
+    table = pd.DataFrame(dict(query=np.repeat(np.array(names, object), k), rank=np.tile(np.arange(1, k + 1), questions),
                               score=scores.ravel(), row=rows.ravel()))
     table = table[table['row'] >= 0].reset_index(drop=True)
     seen = gallery.records[['path', 'camera', 'domain']].iloc[table['row']].reset_index(drop=True)
     return pd.concat([table[['query', 'rank', 'score']], seen, table['row']], axis=1)
+
+def _nearest_to_texts(gallery:StoredGallery, query:np.ndarray, k:int, among)->tuple: # as `nearest_rows`
+    "Rows for sentences, by the columns that text and pictures share; ValueError for a model without text."
+    if not gallery.about['text']: raise ValueError(f'the model of {gallery.folder} has no text; ask by a picture')
+    return nearest_rows(query, gallery.features[:, -gallery.about['text']:], k, among)
 
 def _nearest(gallery:StoredGallery, query:np.ndarray, k:int, among, exact:bool)->tuple: # as `nearest_rows`
     "Rows for pictures: through cells where there are some, with a notice."
@@ -132,7 +149,7 @@ def _nearest(gallery:StoredGallery, query:np.ndarray, k:int, among, exact:bool)-
                   f'found {facts["recall"]:.0%} of ten neighbours; --exact looks at every picture', stacklevel=3)
     return nearest_in_cells(query, gallery.features, index, k, among)
 
-# %% ../nbs/67_search.ipynb #743d52b9
+# %% ../nbs/67_search.ipynb #5c6ab896
 _WIDE, _HIGH, _GAP, _LINE = 96, 192, 10, 14
 
 def _tile(
@@ -149,27 +166,30 @@ def search_sheet(
     most:int=10, # answers in a row
 )->Image.Image:
     "Questions and answers as a picture; people are 96 pixels wide."
-    asked = [*_listed(images), *([texts] if isinstance(texts, str) else texts)]
-    start = (found['rank'] == 1).cumsum() - 1
-    rows = [found[start == q].head(most) for q in range(len(asked))]
+    images, texts = _listed(images), [texts] if isinstance(texts, str) else list(texts)
+    asked = [*images, *texts]
+    begun = (found['rank'] == 1).cumsum() - 1 # number of the question that a row answers
+    rows = [found[begun == q].head(most) for q in range(len(asked))]
     wide, high = _WIDE + _GAP, _HIGH + 2*_LINE + _GAP
     size = (_GAP + 2*_GAP + wide*(1 + max(map(len, rows))), _GAP + high*len(rows))
     sheet = Image.new('RGB', size, 'white')
     draw, font, lost = ImageDraw.Draw(sheet), ImageFont.load_default(11), []
     for q, (question, answers) in enumerate(zip(asked, rows)):
         top = _GAP + q*high
-        if q < len(asked) - len(texts if not isinstance(texts, str) else [texts]):
-            _place_tile(sheet, draw, _tile(question), _GAP, top, ['asked', ''], font)
+        if q < len(images): _place_tile(sheet, draw, _tile(question), _GAP, top, ['asked', ''], font)
         else: draw.multiline_text((_GAP, top), textwrap.fill(shown(question), 16, max_lines=13), 'black', font)
         for r in answers.itertuples():
             tile = _tile(r.path)
             if tile is None: lost.append(r.path)
-            camera = f'c{r.camera}' if r.camera.isdigit() else r.camera
-            lines = [f'{r.rank}   {r.score:.3f}', shown('  '.join(filter(None, (camera, r.domain))))[:16]]
-            _place_tile(sheet, draw, tile, 3*_GAP + wide*r.rank, top, lines, font)
+            _place_tile(sheet, draw, tile, 3*_GAP + wide*r.rank, top, _below(r), font)
     if lost: warnings.warn(f'{len(lost):,} of {len(found):,} pictures cannot be read where they were embedded, '
                            f'first {shown(lost[0])}', stacklevel=2)
     return sheet
+
+def _below(answer)->list: # two lines; of a row of `search_gallery`
+    "What stands below a result: rank and score, camera and domain."
+    camera = f'c{answer.camera}' if answer.camera.isdigit() else answer.camera
+    return [f'{answer.rank}   {answer.score:.3f}', shown('  '.join(filter(None, (camera, answer.domain))))[:16]]
 
 def _place_tile(sheet, draw, tile, left:int, top:int, lines, font):
     "A picture, or a grey place, and two lines below it."

@@ -106,7 +106,7 @@ def _joined(
         return torch.cat(all_gather(part.contiguous())) if part.requires_grad else run.accelerator.gather(part)
     return tuple(map(join, parts))
 
-# %% ../nbs/58_step.ipynb #d4e44219
+# %% ../nbs/58_step.ipynb #c3abaf5e
 def stage_groups(
     model:ReIDModel, # all its parameters are switched on or off
     name:str, # adapt, prompts or finetune
@@ -128,8 +128,9 @@ def stage_groups(
 
 def _group(stage:Stage, bias:bool, wide:bool, lr:float, params:list)->dict:
     "One group of parameters; AdamW spares one-dimensional ones its decay."
-    return dict(params=params, base=lr*(stage.bias_factor if bias else 1), lr=0.,
-                weight_decay=stage.weight_decay if wide or not stage.decoupled else 0.)
+    spared = stage.decoupled and not wide
+    base = lr*stage.bias_factor if bias else lr
+    return dict(params=params, base=base, lr=0., weight_decay=0. if spared else stage.weight_decay)
 
 # %% ../nbs/58_step.ipynb #f403e79d
 class _Trainee(nn.Module):
@@ -234,7 +235,7 @@ class Step:
     features:torch.Tensor=None # projected features of the batch, shape [B, D]; None in `prompts`
     labels:torch.Tensor=None  # of its images, shape [B]; None in `prompts`
 
-# %% ../nbs/58_step.ipynb #21f8ec8f
+# %% ../nbs/58_step.ipynb #5c195066
 def training_step(
     run:Run, # what is trained
     name:str, # of the stage
@@ -250,8 +251,9 @@ def training_step(
     _check_batch(run, name, batch)
     _seed_step(run, name, step)
     if stage.norm == 'frozen': _keep_norm(run.model)        # each time: others may call `.train()`
-    with attending(a):                                                        # the net autocasts by itself; what it
-        parts, watch = losses(net, [t.to(a.device, non_blocking=True) for t in batch]) # returns and losses are float32
+    with attending(a):
+        there = [t.to(a.device, non_blocking=True) for t in batch]
+        parts, watch = losses(net, there)                   # the net autocasts by itself; the losses are in float32
         loss = sum(parts.values())
         arrived = _sent_to_cpu(_every_loss(run, loss))
         optimiser.zero_grad()

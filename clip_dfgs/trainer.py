@@ -56,7 +56,7 @@ def fit(
         if config.finetune: _finetune(run)
     return _finish(run)
 
-# %% ../nbs/54_trainer.ipynb #e0ef5211
+# %% ../nbs/54_trainer.ipynb #65c66c6b
 def _adapt(run:Run):
     "Stage 0: the image encoder learns the look of the sources, by PK batches."
     sampler = make_sampler('pk', run, run.config.adapt)
@@ -74,7 +74,7 @@ def _learn_prompts(run:Run):
 def _finetune(run:Run):
     "Stage 2: batches of look-alikes, and texts that tell them apart."
     config = run.config
-    learned = config.prompts or config.init and run.model.has_text
+    learned = config.prompts or (config.init and run.model.has_text)
     text = all_text_features(run.model).float() if learned else None
     sampler = make_sampler(config.sampler, run, config.finetune)
     share = AdaptiveShare(sampler) if config.random_share == 'adaptive' else None
@@ -205,7 +205,7 @@ def _describe_epoch(run:Run, sampler, epoch:int):
     rows = [(number, row) for number, rows in enumerate(batches) for row in rows]
     write_csv(pd.DataFrame(rows, columns=['batch', 'row']), run.out/'epoch.csv', index=False)
 
-# %% ../nbs/54_trainer.ipynb #a9a71b48
+# %% ../nbs/54_trainer.ipynb #da9c3394
 def _image_data(run:Run)->ImageDataset:
     "The training images, augmented."
     options = run.pixels, *_labels(run.records), run.config.augment, run.config.seed
@@ -217,7 +217,7 @@ def _shuffled(run:Run, n:int, epoch:int)->list: # of lists of rows
     order = np.random.default_rng([run.config.seed, epoch, 1]).permutation(n)
     batches = order[:n//batch*batch].reshape(-1, batch).tolist()
     if len(batches) < a.num_processes: return batches
-    return batches[a.process_index:len(batches)//a.num_processes*a.num_processes:a.num_processes]
+    return batches[a.process_index:len(batches) - len(batches) % a.num_processes:a.num_processes] # as many for each
 
 # %% ../nbs/54_trainer.ipynb #9da6eb33
 def _loader(run:Run, data): # function of (batches, lists of rows), which yields them loaded

@@ -13,14 +13,14 @@ from pathlib import Path
 from .files import did_you_mean
 from .meaning import Meaning
 
-# %% ../nbs/73_using.ipynb #ca85c84f
+# %% ../nbs/73_using.ipynb #c5eb6a8e
 def _embed(
     data:tuple, # folders of pictures, or data sets name:folder
     *,
     model:str, # RUN, RUN/model, or pedestrians: the small CLIP that ships
     out:Path, # folder of the gallery, new or to be brought up to date
     meaning:Meaning=Meaning(), # of the data
-    dtype:str='float16', # numbers of the features: float16 or float32
+    dtype:str='float16', # how features are kept: float16 (half the size) or float32
     batch:int=64, # pictures that the model sees at a time
     block:int=512, # pictures between two savings; a run that is killed goes on from there
     overwrite:bool=False, # replace a gallery of another model or other data, or a damaged one
@@ -45,21 +45,21 @@ def _model(word:str)->str:
     "The place of a model; ValueError that says what can be named."
     if word == 'pedestrians' or Path(word).expanduser().exists(): return word
     near = did_you_mean(word, ['pedestrians'])
-    raise ValueError(f'--model {word} is not there{near}; name a run, a saved model, or pedestrians')
+    raise ValueError(f'--model {word} is not there{near or ";"} name a run, a saved model, or pedestrians')
 
-# %% ../nbs/73_using.ipynb #16ed8936
+# %% ../nbs/73_using.ipynb #c5c0317c
 def _search(
     gallery:Path, # folder made by embed
     images:tuple=(), # pictures to ask for
     *,
     text:tuple=(), # sentences to ask for, each in quotes
     top:int=10, # answers to each
-    camera:tuple=(), # only these cameras of the gallery
-    domain:tuple=(), # only these domains of the gallery
+    camera:tuple=(), # only these cameras, as the column camera names them
+    domain:tuple=(), # only these domains
     picture:Path=None, # write a sheet of questions and answers here (PNG)
     csv:Path=None, # write the answers here as a table
     model:str=None, # where the gallery's model lies now, if it was moved
-    exact:bool=False, # look at every picture, even if the gallery has an approximate index
+    exact:bool=False, # look at every picture, although the gallery has an approximate index (of 300,000 and more)
     as_is:bool=False, # ask the small CLIP with the sentence itself, not with whole captions that say it
 ):
     "Rank a gallery for pictures and sentences."
@@ -72,6 +72,8 @@ def _search(
     images = [os.path.expanduser(image) for image in images]
     _check_outputs(picture, csv, images)
     if top < 1: raise ValueError(f'--top {top}: ask for at least one answer')
+    for sentence in filter(os.path.isfile, text):
+        raise ValueError(f'--text {shown(sentence)}: this is a file and not a sentence; name pictures before --text')
     if len(text) > 1 and not any(' ' in sentence for sentence in text):
         warnings.warn(f'{len(text)} sentences of one word are asked for; quotes make one of them', stacklevel=2)
     stored = open_gallery(gallery)
@@ -87,7 +89,7 @@ def _search(
         with replacing(picture) as part: search_sheet(found, images, text, top).save(part, format='PNG')
         print(f'sheet: {picture}')
 
-# %% ../nbs/73_using.ipynb #1130c799
+# %% ../nbs/73_using.ipynb #eae474bf
 def _check_outputs(picture, csv, images):
     "ValueError where an answer would be written over a question, or over a table that is no answer."
     for image in images:
@@ -99,19 +101,20 @@ def _check_outputs(picture, csv, images):
         raise ValueError(f'--csv {csv} is there and no answer of a search; choose another name')
 
 def _print(found): # of `search_gallery`
-    "Questions and their answers, a line each."
+    "Questions and their answers, a line each, under the names of the columns."
     from clip_dfgs.store import shown
-    wide = max(len(shown(d)) for d in found['domain'])
+    wide = max(len('domain'), *(len(shown(domain)) for domain in found['domain']))
+    print(f' rank  cosine  {"domain":{wide}}  camera  picture')
     for r in found.itertuples():
         if r.rank == 1: print(shown(r.query))
-        print(f'  {r.rank:3} {r.score:7.4f}  {shown(r.domain):{wide}}  {shown(r.camera) or "-":>3}  {shown(r.path)}')
+        print(f'  {r.rank:3} {r.score:7.4f}  {shown(r.domain):{wide}}  {shown(r.camera) or "-":>6}  {shown(r.path)}')
 
-# %% ../nbs/73_using.ipynb #7fc2a55a
+# %% ../nbs/73_using.ipynb #f9296cc7
 def _serve(
     gallery:Path, # folder made by embed
     *,
     host:str='127.0.0.1', # address to listen at
-    port:int=None, # else the first free one from 7860 on
+    port:int=None, # to listen at; left out, the first free one from 7860 on
     model:str=None, # where the gallery's model lies now, if it was moved
 ):
     "Search a gallery in a browser: drop a picture or type a sentence."

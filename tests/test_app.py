@@ -94,6 +94,13 @@ def test_mistakes_are_lines(gallery, extract):
         assert found is None and words in line and '\n' not in line
 
 
+def test_a_sentence_without_end_is_a_line(gallery, extract):
+    "One of 60 MB kept the page from everybody else for minutes."
+    found, line = answers(gallery, extract, text='red '*15_000_000)
+    assert found is None and '60,000,000 characters' in line and len(line) < 100
+    assert answers(gallery, extract, text='red '*500, k=3)[0] is not None
+
+
 def test_nothing_in_a_line_is_html():
     assert _line('<img src=x onerror=alert(1)>').count('<') == 4
 
@@ -138,6 +145,20 @@ def asked(url, number, data):
     if code >= 400: return got.decode()
     _, got = status(url + f'gradio_api/queue/data?session_hash={session}')
     return got.decode()
+
+
+def test_a_request_of_nonsense_is_a_line(url, capfd):
+    "An event that there is not, no body, too large a body: refused, with a line at the terminal and no traceback."
+    kind = {'Content-Type': 'application/json'}
+    join = url + 'gradio_api/queue/join'
+    code, got = status(join, json.dumps(dict(fn_index=999, data=[], session_hash='a')).encode(), **kind)
+    assert (code, got) == (400, b'the request cannot be understood')
+    assert status(join, b'', **kind)[0] == 422
+    request = urllib.request.Request(join, b'{}', kind | {'Content-Length': str(10**9)})
+    with pytest.raises(urllib.error.HTTPError, match='413'): urllib.request.urlopen(request, timeout=60)
+    err = capfd.readouterr().err
+    assert 'cannot be answered (KeyError)' in err and 'Traceback' not in err
+    assert status(url)[0] == 200
 
 
 def functions(url):

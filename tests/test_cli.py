@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -70,6 +71,12 @@ def test_overview_fits_a_screen():
     assert said()[1] == said('-h')[1] == out
 
 
+def test_words_about_the_program_itself():
+    code, _, err = said('--helpp')
+    assert code == 2 and "no option --helpp; did you mean '--help'?" in err
+    assert '95 % interval' in said('compare', '--help')[1] and not any('%%' in said(c, '-h')[1] for c in COMMANDS.known)
+
+
 @pytest.mark.parametrize('name', COMMANDS.known)
 def test_help_ends_with_an_example(name):
     code = io.StringIO()
@@ -91,6 +98,19 @@ def test_examples_run_one_after_the_other(tmp_path, monkeypatch):
         code, out, err = said(*words, *shorter.get(name, []))
         assert code == 0 and out, (name, err)
     assert (tmp_path/'runs'/'first'/'results.csv').exists() and (tmp_path/'runs'/'all'/'matrix.png').exists()
+
+
+def test_the_small_clip_is_a_model_by_its_name(world, tmp_path):
+    "As for embed, so for test and export; intervals stand below a table that fits a screen."
+    from clip_dfgs.gallery import FeatureExtractor
+    words = ['--target', f'market1501:{world}', '--precision', 'no']
+    code, out, err = said('test', 'pedestrians', *words, '--bootstrap', '20')
+    lines = out.splitlines()
+    assert code == 0 and max(map(len, lines[:4])) <= 80 and lines[2].split()[-1] == '0', err
+    assert '20 times' in lines[4] and re.match(r'  market1501: mAP [0-9.]+ to [0-9.]+, R1 ', lines[5])
+    FeatureExtractor('pedestrians').model.save(tmp_path/'run'/'model')
+    assert said('test', tmp_path/'run', *words)[1].splitlines() == lines[:4]
+    assert FeatureExtractor(tmp_path/'run')(np.zeros((128, 64, 3), np.uint8)).shape == (1, 320)
 
 
 HELP = [['--help'], ['--version'], ['--completion', 'bash'], ['tran'], ['train', '--sorce', 'x'],

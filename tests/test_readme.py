@@ -82,9 +82,10 @@ def test_search_commands_in_the_readme(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     if not (place/'runs'/'first'/'model').exists():
         ReIDModel.create('pedestrians', 'pedestrians').save(place/'runs'/'first'/'model')
-    commands = [line for line in README.splitlines() if line.startswith(('clip-dfgs embed', 'clip-dfgs search'))]
-    assert len(commands) == 2
-    for command in commands: main(shlex.split(command)[1:])
+    starts = tuple(f'clip-dfgs {name} ' for name in ('render', 'embed', 'search'))
+    commands = [shlex.split(line)[1:] for line in README.splitlines() if line.startswith(starts)]
+    assert [words[0] for words in commands].count('search') >= 1
+    for words in commands: main(words + ['--identities', '12']*(words[0] == 'render'))
     assert 'crops' in capsys.readouterr().out and (place/'found.png').is_file()
 
 

@@ -169,3 +169,36 @@ def test_sampler_and_validation_tables(runs):
     assert table.index.names == ['run', 'epoch'] and 0 < table['pictures, %'].iloc[0] <= 100
     with pytest.raises(Absent): report.sampler_table([runs/'new'])
     with pytest.raises(Absent): report.epochs_of([runs/'cut'])
+
+
+def test_runs_on_other_pictures_have_figures_of_their_own(runs, tmp_path):
+    "Row numbers of one run mean nothing in the table of another."
+    fewer = tmp_path/'fewer'
+    shutil.copytree(runs/'whole', fewer)
+    epoch, records = ranks.table(fewer, 'epoch'), ranks.table(fewer, 'records')
+    records.iloc[:len(records)//2].to_csv(fewer/'records.csv', index=False)
+    epoch[epoch['row'] < len(records)//2].to_csv(fewer/'epoch.csv', index=False)
+    for folders in ([fewer, runs/'whole', runs/'again'], [runs/'whole', fewer, runs/'again']):
+        figures = report.epoch_figures([runs/'new', *folders])
+        shown = [[line.get_label().split(' ')[0] for line in fig.axes[0].lines] for fig in figures]
+        assert sorted(shown) == [['fewer'], ['whole', 'again']]
+        with pytest.raises(ValueError, match='other rows'): report.epochs_of(folders)
+    with pytest.raises(Absent): report.epoch_figures([runs/'new'])
+
+
+def test_runs_of_one_name_are_told_apart(runs, tmp_path):
+    for day, name in (('monday', 'whole'), ('tuesday', 'again')): shutil.copytree(runs/name, tmp_path/day/'run')
+    folders = [tmp_path/'monday'/'run', tmp_path/'tuesday'/'run']
+    assert report.run_names(folders) == ['monday/run', 'tuesday/run']
+    assert report.settings(folders).loc['seed'].to_dict() == {'monday/run': 0, 'tuesday/run': 1}
+    assert list(report.epochs_of(folders)[0]) == ['monday/run', 'tuesday/run']
+    assert {run for run, _ in report.sampler_table(folders).index} == {'monday/run', 'tuesday/run'}
+    with pytest.raises(ValueError, match='are one run'): report.write_comparison(folders[0], folders[0])
+
+
+def test_settings_read_well(runs):
+    "Nothing is shown as nan; the stages stand beside each other."
+    told = report.settings([runs/'blind'])
+    assert not (told.astype(str) == 'nan').to_numpy().any() and told.loc['prompts'].item() == 'none'
+    assert list(report.stage_settings(runs/'blind')) == ['adapt', 'finetune']
+    assert report.stage_settings(runs/'whole').loc['steps'].tolist() == [1, 1, 1]

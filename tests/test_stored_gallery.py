@@ -369,7 +369,7 @@ def test_hostile_names(tmp_path):
     assert code == 0 and '9 pictures' in out, err # one is hidden
     code, out, err = said('search', tmp_path/'g', tmp_path/'shots'/'ü.png', '--top', '20', '--csv', tmp_path/'f.csv',
                           '--picture', tmp_path/'f.png')
-    assert code == 0 and '\x1b' not in out and len(out.splitlines()) == 11, out
+    assert code == 0 and '\x1b' not in out and len(out.splitlines()) == 12, out # a head, the question, answers
     code, out, err = said('search', tmp_path/'g', '--text', 'a\x1b[31m man', '--picture', tmp_path/'f.png')
     assert code == 0 and '\x1b' not in out + err
 
@@ -396,6 +396,8 @@ def test_pictures_are_asked_before_and_after_options(home):
     query = str(home/'shots'/'000_c1.png')
     one = said('search', home/'gallery', query, '--top', '2')
     assert one[0] == 0 and said('search', home/'gallery', '--top', '2', query) == one
+    code, out, err = said('search', home/'gallery', '--text', 'a man', query) # it would be a sentence there
+    assert (code, out) == (2, '') and 'is a file and not a sentence' in err
 
 
 def test_a_long_sentence_is_cut_with_a_notice(made):
@@ -411,7 +413,7 @@ def test_the_small_clip_is_asked_with_whole_captions(made, extract):
     mean = extract.text(whole_captions('a tall woman in red')).numpy().astype(float).mean(0)
     part = np.asarray(open_gallery(made/'gallery').features[:, -128:], float)
     best = ((part @ mean)/np.linalg.norm(part, axis=1)/np.linalg.norm(mean)).max()
-    assert f'{best:.4f}' in out.splitlines()[1]
+    assert f'{best:.4f}' in out.splitlines()[2]
     code, plain, err = said('search', made/'gallery', '--text', 'a tall woman in red', '--as-is')
     assert code == 0 and not noted(err) and plain != out
     assert 'none of its words is known' in said('search', made/'gallery', '--text', 'xylophone')[2]

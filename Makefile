@@ -16,8 +16,9 @@ demo: setup
 test: setup
 	.venv/bin/ruff check nbs clip_dfgs tests benchmarks setup.py
 	$(PY) tests/in_step.py
-	export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= CLIP_DFGS_CACHE=$$(mktemp -d) && trap 'rm -rf "$$CLIP_DFGS_CACHE"' EXIT && \
-	.venv/bin/nbdev_test --n_workers 2 --timing --path nbs && $(PY) -m pytest -q -n 2 --dist loadfile tests
+	export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= TMPDIR=$$(mktemp -d) && trap 'rm -rf "$$TMPDIR"' EXIT && \
+	export CLIP_DFGS_CACHE=$$TMPDIR/cache && \
+	.venv/bin/nbdev_test --n_workers 2 --timing --path nbs && $(PY) -m pytest -q -n 2 --dist worksteal tests
 	$(PY) nbs/_sphinx/build.py _docs
 
 docs: setup

@@ -1,18 +1,20 @@
 """The studies on rendered people: is the bed fit, which sampler helps, when, and do the settings matter.
 
-    python benchmarks/study_rendered.py bed --out found                       # calibrate: PK alone
-    python benchmarks/study_rendered.py samplers orders confirm tables norm --out found   # from its settings
-    python benchmarks/study_rendered.py samplers --seeds 3 --only 'DFGS image fair' --out again   # one row again
+    python benchmarks/study_rendered.py bed --scale long --out found     # calibrate: PK alone
+    python benchmarks/study_rendered.py samplers orders confirm tables norm --scale long --out found
+    python benchmarks/study_rendered.py samplers --seeds 103 --only 'DFGS image fair' --out again   # one row again
     python benchmarks/study_rendered.py samplers --scale tiny --out tiny # the same code in a minute
 
 Parts, each with worlds and seeds of its own:
 bed       PK on one calibration world: fewest steps first, until a setting starts with half of PK's anchors violated
-          and ends with less than a fifth. The choice is written to test_bed.json, all that was tried to test_bed.csv.
-samplers  PK, GS and DFGS by image, text and both graphs, hardest pair and soft: seeds 0 to 5.
-orders    the graphs in the paper's and the published order: seeds 0 to 2 of the same worlds and starts.
+          and ends with less than a fifth. The choice is written to test_bed_SCALE.json, all that was tried to .csv.
+samplers  PK, GS and DFGS by image, text and both graphs, hardest pair and soft: six seeds.
+orders    the graphs in the paper's and the published order: the first three of the same worlds and starts.
 tables    ablation, and k x m: the same; nothing is chosen by them.
-confirm   shares of random batches, fixed and adaptive: seeds 20 to 25.
-norm      a convolution tower trained from nothing, its batch norm live or frozen: seeds 40 to 42.
+confirm   shares of random batches, fixed and adaptive: six other seeds.
+norm      a convolution tower trained from nothing, its batch norm live or frozen: three other seeds.
+
+Scales: `short` ends while PK's batches are becoming easy, `long` when they are; `large` is for a GPU.
 
 Work is cut into units (render a domain, train a start, train a variant), which processes take part by part, seed by
 seed: whatever is done when the time is over is the same study, smaller. A call that is repeated goes on. The small
@@ -35,16 +37,17 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from clip_dfgs.config import TrainConfig
+from clip_dfgs.config import Augment, TrainConfig
 from clip_dfgs.datasets import load_dataset
 from clip_dfgs.files import write_text
 from clip_dfgs.pedestrians import make_domain
 from clip_dfgs.records import pool
 from clip_dfgs.studies import Study, compare_variants, t_interval
 
-BED = Path(__file__).parent.parent/'nbs'/'guides'/'test_bed.json'
+GUIDES = Path(__file__).parent.parent/'nbs'/'guides'
 CALIBRATION = 90                          # seed of its world
 SEEDS = dict(samplers=range(6), orders=range(3), tables=range(3), confirm=range(20, 26), norm=range(40, 43))
+LATER = dict(long=100)                     # added to them: worlds that no shorter study has seen
 STUDY = dict(orders='samplers', tables='samplers') # parts that share worlds and starts
 SHARED = {'PK', 'DFGS image fair'}        # variants that are in the tables of both
 IMAGE_SECONDS = .235/64                    # of training, on two cores: benchmarks/train_step.py
@@ -68,6 +71,7 @@ class Scale:
     batch:int                             # images in a batch of the image stages
     prompts:int                           # steps of the prompts stage
     grid:dict                             # what the calibration tries
+    augment:Augment = TrainConfig().augment
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,13 @@ class Unit:
     unless:Callable = bool                # true where it need not be done any more
 
 
+LIGHT = Augment(flip=.5, pad=2, erase=0., grey=0., jitter=0.) # with shifts of 6 pixels a quarter stays violated
 SCALES = dict(
     tiny=Scale(Size(2, 12, 4, 1, 8, 2), 16, 2, dict(identities=(12,), adapt=(2,), lr=(1e-4, 2e-4), steps=(4, 6))),
-    small=Scale(Size(4, 24, 8, 3, 30), 48, 100,
+    short=Scale(Size(4, 24, 8, 3, 30), 48, 100,
                 dict(identities=(24,), adapt=(10,), lr=(4e-4,), steps=(120, 160, 240, 320))),
+    long=Scale(Size(4, 48, 8, 3, 30), 48, 100,
+               dict(identities=(24, 48), adapt=(5,), lr=(2e-4, 4e-4), steps=(300,)), LIGHT),
     large=Scale(Size(6, 160, 25, 4, 100), 64, 200,
                 dict(identities=(80, 160), adapt=(60, 120), lr=(1e-4, 2e-4, 4e-4), steps=(400, 600, 900))))
 TINY_BED = dict(identities=12, adapt=2, lr=1e-4, steps=4)
@@ -145,7 +152,8 @@ def _apart(sources):
 def config_of(bed, work, scale):
     "The small recipe at the bed's length."
     batch, prompts = SCALES[scale].batch, SCALES[scale].prompts
-    config = TrainConfig(sampler='pk', cache=str(Path(work)/'cache'), workers=0, log_steps=4 if scale == 'large' else 1)
+    config = TrainConfig(sampler='pk', augment=SCALES[scale].augment, cache=str(Path(work)/'cache'), workers=0,
+                         log_steps=4 if scale == 'large' else 1)
     return replace(config, adapt=replace(config.adapt, steps=bed['adapt'], batch=batch),
                    prompts=replace(config.prompts, steps=prompts, batch=min(64, 2*batch)),
                    finetune=replace(config.finetune, steps=bed['steps'], batch=batch, lr=bed['lr']))
@@ -249,7 +257,8 @@ def units_of(parts, bed, work, scale, seeds, only):
         plan = plan_of(STUDY.get(part, part), bed, work, scale)
         for group in groups_of(part, plan.config):
             names = [name for name in group if not only or name in only]
-            usual = SEEDS[part][:1] if scale == 'tiny' else SEEDS[part]
+            usual = [seed + LATER.get(scale, 0) for seed in SEEDS[part]]
+            if scale == 'tiny': usual = usual[:1]
             for seed in seeds or usual: units += seed_units(plan, seed, names)
     return list(dict.fromkeys(units))
 
@@ -423,9 +432,9 @@ def save_bed(out, work, scale):
     "What was tried, and the choice."
     table = bed_table(work, scale)
     if not len(table): return
-    write_text(table.round(4).to_csv(index=False), out/'test_bed.csv')
+    write_text(table.round(4).to_csv(index=False), out/f'test_bed_{scale}.csv')
     chosen = choice(table)
-    if chosen: write_text(json.dumps(chosen, indent=1) + '\n', out/'test_bed.json')
+    if chosen: write_text(json.dumps(chosen, indent=1) + '\n', out/f'test_bed_{scale}.json')
 
 
 def thinned(history, parts=20):
@@ -484,9 +493,11 @@ def arguments(given):
     p.add_argument('--minutes', type=float, default=1e6, help='after which no work is taken and what runs is cut off')
     p.add_argument('--seeds', type=int, nargs='+', help='instead of the usual ones')
     p.add_argument('--only', nargs='+', help='names of variants')
-    p.add_argument('--bed', type=Path, default=BED, help='settings that `bed` has chosen')
-    p.add_argument('--scale', choices=SCALES, default='small', help='small: two cores; large: a GPU; tiny: a few steps')
+    p.add_argument('--bed', type=Path, help="settings that `bed` has chosen; default: the scale's, in nbs/guides")
+    p.add_argument('--scale', choices=SCALES, default='long', help='short and long: two cores; large: a GPU; tiny: '
+                                                                   'a few steps')
     a = p.parse_args(given)
+    a.bed = a.bed or GUIDES/f'test_bed_{a.scale}.json'
     if 'bed' in a.parts and len(a.parts) > 1: p.error('bed comes first and by itself: the others need its choice')
     if 'bed' not in a.parts and a.scale != 'tiny' and not a.bed.exists(): p.error(f'{a.bed} is missing; run bed first')
     return a

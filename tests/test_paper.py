@@ -103,8 +103,10 @@ def test_the_rule_takes_the_shortest_setting_that_fulfils():
 
 
 PAPER, GUIDES = root/'nbs'/'paper', root/'nbs'/'guides'
-UNSEEN = [f't{i}' for i in range(script.SCALES['small'].size.targets)]
-TABLES = {'unseen': 'samplers', 'held-out': 'samplers', 'fresh': 'confirm', 'batch norm': 'norm'}
+STUDIES = sorted(PAPER.glob('*/study_*.csv'))
+UNSEEN = [f't{i}' for i in range(3)]
+TABLES = {'unseen': 'long/study_samplers', 'held-out': 'long/study_samplers', 'short': 'short/study_samplers',
+          'fresh': 'long/study_confirm', 'batch norm': 'long/study_norm'}
 
 
 def sentences(notebook):
@@ -125,7 +127,7 @@ def test_sentences_say_what_the_tables_say():
     said = list(sentences('samplers_compared'))
     assert said
     for where, name, to, mean, low, high, n, verdict in said:
-        table = pd.read_csv(PAPER/f'study_{TABLES[where]}.csv')
+        table = pd.read_csv(PAPER/f'{TABLES[where]}.csv')
         domains = ['held-out'] if where == 'held-out' else UNSEEN
         one, other = (last_scores(table, domains, variant) for variant in (name, to))
         seeds = sorted({*one} & {*other})
@@ -137,7 +139,7 @@ def test_sentences_say_what_the_tables_say():
         assert verdict == ('more' if test.low > 0 else 'less' if test.high < 0 else 'no difference is shown')
 
 
-@pytest.mark.parametrize('file', sorted(PAPER.glob('study_*.csv')), ids=lambda file: file.stem)
+@pytest.mark.parametrize('file', STUDIES, ids=lambda file: f'{file.parent.name}-{file.stem}')
 def test_a_table_has_each_row_once(file):
     table = pd.read_csv(file)
     keys = [name for name in ('study', 'seed', 'variant', 'step', 'domain') if name in table]
@@ -148,8 +150,9 @@ def test_a_table_has_each_row_once(file):
         assert ranked.nunique() == 1                                       # every rank is on all domains
 
 
-def test_the_bed_was_chosen_by_the_rule_and_says_what_it_does_not_fulfil():
-    tried, bed = pd.read_csv(GUIDES/'test_bed.csv'), json.loads((GUIDES/'test_bed.json').read_text())
+@pytest.mark.parametrize('name', ['short', 'long'])
+def test_a_bed_was_chosen_by_the_rule_and_says_what_it_does_not_fulfil(name):
+    tried, bed = pd.read_csv(GUIDES/f'test_bed_{name}.csv'), json.loads((GUIDES/f'test_bed_{name}.json').read_text())
     assert bed['first'] >= .5 and bed['seconds'] < 300 and bed['fulfils'] == (bed['last'] < .2)
     able = tried[(tried['first'] >= .5) & (tried['seconds'] < 300)]
     assert (tried['fulfils'] == (tried.index.isin(able.index) & (tried['last'] < .2))).all()
@@ -157,8 +160,17 @@ def test_the_bed_was_chosen_by_the_rule_and_says_what_it_does_not_fulfil():
     else: assert bed['fulfils'] and bed['steps'] == tried[tried['fulfils']]['steps'].min()
 
 
-def test_the_studies_were_run_at_the_length_that_was_chosen():
-    bed = json.loads((GUIDES/'test_bed.json').read_text())
-    for name in ('samplers', 'parameters', 'ablation', 'confirm', 'norm'):
-        file = PAPER/f'study_{name}.csv'
-        if file.exists(): assert pd.read_csv(file)['step'].max() == bed['steps']
+def test_the_long_bed_begins_half_violated_and_ends_below_a_fifth():
+    assert json.loads((GUIDES/'test_bed_long.json').read_text())['fulfils']
+
+
+@pytest.mark.parametrize('file', STUDIES, ids=lambda file: f'{file.parent.name}-{file.stem}')
+def test_the_studies_were_run_at_the_length_that_was_chosen(file):
+    if file.stem == 'study_history': return
+    bed = json.loads((GUIDES/f'test_bed_{file.parent.name}.json').read_text())
+    assert pd.read_csv(file)['step'].max() == bed['steps']
+
+
+def test_no_world_of_one_bed_is_in_the_other():
+    short, long = ({*pd.read_csv(PAPER/bed/'study_samplers.csv')['seed']} for bed in ('short', 'long'))
+    assert short and long and not short & long

@@ -1,6 +1,6 @@
 """Photographs: does a batch of look-alikes help, on real people, and in which form?
 
-    python benchmarks/study_photographs.py --data ../shared/realdata --out runs/photographs
+    python benchmarks/study_photographs.py --data FOLDER --out runs/photographs
     python benchmarks/study_photographs.py --out runs/photographs --processes 14 --loaders 2 --minutes 5  # on a GPU
     python benchmarks/study_photographs.py --out runs/tiny --tiny                         # two steps of each part
     python benchmarks/study_photographs.py --out runs/photographs --only osnet --osnet osnet_x0_25_msmt17.onnx
@@ -376,7 +376,7 @@ def check(plan):
     jobs = plan.jobs()
     if unknown := sorted(set(plan.wanted) - set(map(str, jobs))): raise SystemExit(f'unknown job {unknown[0]}')
     chosen = (plan.out/'choice.json').exists() or any(job.phase == 'dev' and job.name != 'start' for job in jobs)
-    if not chosen: raise SystemExit(f'no {plan.out}/choice.json; copy nbs/paper/photographs_choice.json to it')
+    if not chosen: raise SystemExit(f'no {plan.out}/choice.json; copy nbs/paper/tower/photographs_choice.json to it')
 
 
 def arguments():

@@ -1,6 +1,6 @@
 """The study on photographs where there is no GPU: the tower is locked, and a small head learns on its features.
 
-    python benchmarks/study_photographs_head.py --data ../shared/realdata --out runs/head --to nbs/paper --processes 2
+    python benchmarks/study_photographs_head.py --data FOLDER --out runs/head --to nbs/paper/head --processes 2
 
 EfficientNet-Lite0 with ImageNet weights (extra `photos`) looks once at each picture, at 128x64: its last feature, and
 two inner ones averaged over four stripes. On these 1,888 numbers a head is trained: a linear layer, batch norm, ReLU,

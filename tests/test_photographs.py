@@ -97,38 +97,48 @@ def test_development_confirmation_and_others_have_seeds_of_their_own(plan):
 
 
 # ---------------------------------------------------------------- the tables and what is said of them
-needs_tables = pytest.mark.skipif(not (paper/'photographs.csv').exists(), reason='the study has not been run yet')
-SENTENCE = re.compile(r'- (.+?): (.+?) − (.+?): ([+-][\d.]+) points \(([+-][\d.]+) to ([+-][\d.]+), (\d+) seeds\)')
+SENTENCE = re.compile(r'- (tower|head), (.+?): (.+?) − (.+?): ([+-][\d.]+) points '
+                      r'\(([+-][\d.]+) to ([+-][\d.]+), (\d+) seeds\): (more|less|no difference is shown)')
+TARGETS = {'the four targets': ['viper', 'prid', 'grid', 'ilids'], 'COL780': ['col780']}
 
 
-def scores(phase, targets):
-    "A row a seed, a column a variant, mean over the targets."
-    ranks = pd.read_csv(paper/'photographs.csv')
-    part = ranks[(ranks['phase'] == phase) & ranks['target'].isin(targets)]
+def scores(study, targets):
+    "A row a seed, a column a variant, mean over the targets, after the choice."
+    ranks = pd.read_csv(paper/study/'photographs.csv')
+    part = ranks[(ranks['phase'] == 'confirm') & ranks['target'].isin(targets)]
     return part.groupby(['seed', 'variant'])['mAP'].mean().unstack('variant')
 
 
-@needs_tables
 def test_sentences_on_photographs_follow_from_the_tables():
-    cells = json.loads((paper/'real_images.ipynb').read_text())['cells']
-    text = '\n'.join(''.join(cell['source']) for cell in cells if cell['cell_type'] == 'markdown')
+    outputs = [output for cell in json.loads((paper/'real_images.ipynb').read_text())['cells']
+               for output in cell.get('outputs', ())]
+    text = '\n'.join(''.join(output.get('data', {}).get('text/markdown', '')) for output in outputs)
     found = SENTENCE.findall(text)
-    assert found
-    targets = {'the four targets': ['viper', 'prid', 'grid', 'ilids'], 'COL780': ['col780']}
-    for where, b, a, mean, low, high, n in found:
-        phase, _, place = where.rpartition(', ')
-        pair = scores(phase or 'confirm', targets[place])[[a, b]].dropna()
+    assert {study for study, *_ in found} == {'tower', 'head'}
+    for study, where, b, a, mean, low, high, n, verdict in found:
+        pair = scores(study, TARGETS[where])[[a, b]].dropna()
         test = ttest_rel(pair[b], pair[a]).confidence_interval(.95)
         assert (float(mean), int(n)) == (pytest.approx((pair[b] - pair[a]).mean(), abs=.006), len(pair))
         assert (float(low), float(high)) == pytest.approx((test.low, test.high), abs=.006)
+        assert verdict == ('more' if test.low > 0 else 'less' if test.high < 0 else 'no difference is shown')
 
 
-@needs_tables
-def test_the_stored_choice_is_the_rules():
-    ranks, chosen = pd.read_csv(paper/'photographs.csv'), json.loads((paper/'photographs_choice.json').read_text())
+@pytest.mark.parametrize('study', ['tower', 'head'])
+def test_the_stored_choice_is_the_rules(study):
+    ranks = pd.read_csv(paper/study/'photographs.csv')
+    chosen = json.loads((paper/study/'photographs_choice.json').read_text())
     means = ranks[ranks['phase'] == 'dev'].pivot_table(index='seed', columns='form', values='mAP').dropna(axis=1).mean()
     for kind in ('PK', 'DFGS'):
         assert chosen[kind] == means[means.index.str.startswith(kind)].idxmax()
+
+
+@pytest.mark.parametrize('study', ['tower', 'head'])
+def test_nobody_who_chose_confirms(study):
+    ranks = pd.read_csv(paper/study/'photographs.csv')
+    seeds = ranks.groupby('phase')['seed'].unique()
+    assert not {*seeds['dev']} & {*seeds['confirm']}
+    targets = ranks.groupby('phase')['target'].unique()
+    assert {*targets['dev']} == {'held out'} and 'held out' not in targets['confirm']
 
 
 def test_osnet_measures_what_it_did_elsewhere():

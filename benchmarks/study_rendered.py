@@ -14,7 +14,8 @@ tables    ablation, and k x m: the same; nothing is chosen by them.
 confirm   shares of random batches, fixed and adaptive: six other seeds.
 norm      a convolution tower trained from nothing, its batch norm live or frozen: three other seeds.
 
-Scales: `short` ends while PK's batches are becoming easy, `long` when they are; `large` is for a GPU.
+Scales: `short` ends while PK's batches are becoming easy, `long` when they are; `wide` has six times the people of
+`long`, so that a random batch holds few look-alikes; `large` is for a GPU.
 
 Work is cut into units (render a domain, train a start, train a variant), which processes take part by part, seed by
 seed: whatever is done when the time is over is the same study, smaller. A call that is repeated goes on. The small
@@ -47,7 +48,7 @@ from clip_dfgs.studies import Study, compare_variants, t_interval
 GUIDES = Path(__file__).parent.parent/'nbs'/'guides'
 CALIBRATION = 90                          # seed of its world
 SEEDS = dict(samplers=range(6), orders=range(3), tables=range(3), confirm=range(20, 26), norm=range(40, 43))
-LATER = dict(long=100)                     # added to them: worlds that no shorter study has seen
+LATER = dict(long=100, wide=200)           # added to them: worlds that no shorter study has seen
 STUDY = dict(orders='samplers', tables='samplers') # parts that share worlds and starts
 SHARED = {'PK', 'DFGS image fair'}        # variants that are in the tables of both
 IMAGE_SECONDS = .235/64                    # of training, on two cores: benchmarks/train_step.py
@@ -100,6 +101,7 @@ SCALES = dict(
                 dict(identities=(24,), adapt=(10,), lr=(4e-4,), steps=(120, 160, 240, 320))),
     long=Scale(Size(4, 48, 8, 3, 30), 48, 100,
                dict(identities=(24, 48), adapt=(5,), lr=(2e-4, 4e-4), steps=(300,)), LIGHT),
+    wide=Scale(Size(4, 150, 8, 3, 30), 48, 100, dict(identities=(150,), adapt=(5,), lr=(4e-4,), steps=(600,)), LIGHT),
     large=Scale(Size(6, 160, 25, 4, 100), 64, 200,
                 dict(identities=(80, 160), adapt=(60, 120), lr=(1e-4, 2e-4, 4e-4), steps=(400, 600, 900))))
 TINY_BED = dict(identities=12, adapt=2, lr=1e-4, steps=4)
@@ -494,8 +496,8 @@ def arguments(given):
     p.add_argument('--seeds', type=int, nargs='+', help='instead of the usual ones')
     p.add_argument('--only', nargs='+', help='names of variants')
     p.add_argument('--bed', type=Path, help="settings that `bed` has chosen; default: the scale's, in nbs/guides")
-    p.add_argument('--scale', choices=SCALES, default='long', help='short and long: two cores; large: a GPU; tiny: '
-                                                                   'a few steps')
+    p.add_argument('--scale', choices=SCALES, default='long', help='short, long, wide: two cores; large: a GPU; '
+                                                                   'tiny: a few steps')
     a = p.parse_args(given)
     a.bed = a.bed or GUIDES/f'test_bed_{a.scale}.json'
     if 'bed' in a.parts and len(a.parts) > 1: p.error('bed comes first and by itself: the others need its choice')

@@ -1,7 +1,10 @@
 """What only a GPU can show. `pytest -m cuda` runs it; `make test` hides GPUs, so that it is skipped there.
 
+`CLIP_DFGS_TEST_DEVICE=cpu pytest -m cuda` runs what a CPU can of it, so that a fault of a test is found without a GPU.
+
 Sums are added in varying order on a GPU. Weights of two runs are therefore compared by how far apart they end,
 measured by how far training moved them."""
+import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +28,10 @@ from clip_dfgs.on_device import HalfAugmented, augment_rest
 from clip_dfgs.pedestrians import everyday_pictures
 from clip_dfgs.trainer import fit
 
-pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU is visible')]
+DEVICE = os.environ.get('CLIP_DFGS_TEST_DEVICE', 'cuda')
+hidden = DEVICE == 'cuda' and not torch.cuda.is_available()
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(hidden, reason='no GPU is visible')]
+needs_gpu = pytest.mark.skipif(DEVICE != 'cuda', reason='asks for the GPU itself')
 SMALL = dict(pretrained='pedestrians', workers=0)
 
 
@@ -39,7 +45,7 @@ def one_cache(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def exact_products():
     "Single precision is single precision in convolutions too, on a fresh device state."
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), on('cuda'): yield
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), on(DEVICE): yield
 
 
 @contextmanager
@@ -83,7 +89,7 @@ def test_features_and_gradients_are_those_of_the_cpu(settings):
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (12, 3, *model.config['image_size']), dtype=torch.uint8, generator=draw)
     labels, found = torch.arange(12)//2, {}
-    for device in ('cpu', 'cuda'):
+    for device in ('cpu', DEVICE):
         model.to(device).zero_grad(set_to_none=True)
         model.trainable('finetune')
         x, y = images.to(device), labels.to(device)
@@ -96,19 +102,19 @@ def test_features_and_gradients_are_those_of_the_cpu(settings):
             image_text_contrastive(numbers['features'][:, -text.shape[1]:], text, y, y).backward()
             numbers |= {'text': text.detach(), 'context': model.prompts.context.grad}
         found[device] = {name: value.cpu().clone() for name, value in numbers.items()}
-    assert found['cpu'].keys() == found['cuda'].keys()
+    assert found['cpu'].keys() == found[DEVICE].keys()
     largest = max(value.norm() for name, value in found['cpu'].items() if name not in ('features', 'text', 'context'))
     for name, value in found['cpu'].items():
         scale = value.norm() + (1e-3*largest if name not in ('features', 'text') else 0)
-        assert (value - found['cuda'][name]).norm() < 5e-3*scale, name
+        assert (value - found[DEVICE][name]).norm() < 5e-3*scale, name
 
 
 def test_a_batch_without_an_answer_is_not_a_number():
-    f, alike = torch.randn(6, 4, device='cuda'), torch.zeros(6, dtype=torch.long, device='cuda')
+    f, alike = torch.randn(6, 4, device=DEVICE), torch.zeros(6, dtype=torch.long, device=DEVICE)
     for loss in (batch_hard_triplet(f, alike), batch_hard_triplet(f, alike, sharpness=3.),
                  image_text_contrastive(f, f, alike, alike + 1)): assert loss.isnan()
-    model = ReIDModel.create('pedestrians', None, num_ids=4).cuda()
-    found = model.text_features(torch.tensor([2, -1, 4], device='cuda')).isnan().all(1)
+    model = ReIDModel.create('pedestrians', None, num_ids=4).to(DEVICE)
+    found = model.text_features(torch.tensor([2, -1, 4], device=DEVICE)).isnan().all(1)
     assert found.tolist() == [False, True, True]
 
 
@@ -117,10 +123,11 @@ def test_augmentation_on_the_device_is_that_on_the_cpu():
     augment = Augment(grey=.2, jitter=.5, augmix=.6, erase=.5)
     images, *_, numbers = HalfAugmented(people, augment=augment, seed=1).__getitems__(list(range(8))*4)
     here = augment_rest(images, numbers, augment).int()
-    there = augment_rest(images.cuda(), numbers.cuda(), augment).cpu().int()
+    there = augment_rest(images.to(DEVICE), numbers.to(DEVICE), augment).cpu().int()
     assert (here - there).abs().float().mean() < .2 and (here == there).float().mean() > .9
 
 
+@needs_gpu
 def test_workers_and_pinned_memory_give_equal_bytes():
     people, _ = everyday_pictures(8, seed=3, workers=1, progress=False)
     batches = [[0, 1, 5], [7, 7, 2], [3, 4, 6]]
@@ -137,6 +144,7 @@ def test_workers_and_pinned_memory_give_equal_bytes():
 
 # Whole runs
 
+@needs_gpu
 @pytest.mark.parametrize('precision', ['no', 'bf16', 'fp16'])
 def test_three_stages_without_a_look_at_the_device(world, tmp_path, monkeypatch, precision):
     "From its second step on, a stage that synchronises with the device raises an error."
@@ -152,6 +160,7 @@ def test_three_stages_without_a_look_at_the_device(world, tmp_path, monkeypatch,
     assert np.isfinite(run.history['loss']).all() and next(run.model.parameters()).is_cuda
 
 
+@needs_gpu
 def test_an_overflow_skips_one_step(world, tmp_path):
     "fp16's scale is set where every gradient overflows: the next step moves no weight and halves the scale."
     seen = {}
@@ -182,6 +191,7 @@ def test_a_loss_that_is_not_a_number_never_reaches_the_weights(world, tmp_path):
         assert name == 'clip.visual.proj' or torch.equal(p, kept['before'][name]), name
 
 
+@needs_gpu
 def test_the_caller_s_random_streams_stay_where_they_were(world, tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state(), torch.cuda.get_rng_state(), torch.cuda.current_device()
@@ -190,7 +200,7 @@ def test_the_caller_s_random_streams_stay_where_they_were(world, tmp_path):
     assert all(map(torch.equal, before[:2], after[:2])) and before[2] == after[2]
 
 
-@pytest.mark.parametrize('first, then', [('cuda', 'cuda'), ('cuda', 'cpu'), ('cpu', 'cuda')])
+@pytest.mark.parametrize('first, then', dict.fromkeys([(DEVICE, DEVICE), (DEVICE, 'cpu'), ('cpu', DEVICE)]))
 @pytest.mark.parametrize('clip', ['pedestrians', 'timm:resnet10t'])
 def test_stopped_and_going_on_across_devices(world, tmp_path, clip, first, then):
     "The end is that of a run that was left alone, within a fifth of what training moved."
@@ -269,6 +279,7 @@ def test_a_lost_loss_on_one_of_two_gpus_stops_both(world, tmp_path, two_gpus):
 # The device decides
 
 @pytest.mark.parametrize('capability, chosen', [((7, 5), 'fp16'), ((7, 0), 'fp16'), ((9, 0), 'bf16')])
+@needs_gpu
 def test_bf16_where_it_is_in_hardware(monkeypatch, capability, chosen):
     major, minor = capability
     properties = SimpleNamespace(major=major, minor=minor)

@@ -109,6 +109,7 @@ def test_features_and_gradients_are_those_of_the_cpu(settings):
         assert (value - found[DEVICE][name]).norm() < 5e-3*scale, name
 
 
+@needs_gpu # a CPU looks at its labels and refuses them
 def test_a_batch_without_an_answer_is_not_a_number():
     f, alike = torch.randn(6, 4, device=DEVICE), torch.zeros(6, dtype=torch.long, device=DEVICE)
     for loss in (batch_hard_triplet(f, alike), batch_hard_triplet(f, alike, sharpness=3.),

@@ -8,7 +8,7 @@ __all__ = ['Changes', 'recipe_with', 'changed']
 # %% ../nbs/68_changes.ipynb #785195bd
 from dataclasses import asdict, dataclass, fields, replace
 
-# %% ../nbs/68_changes.ipynb #3145aa26
+# %% ../nbs/68_changes.ipynb #85338589
 @dataclass(frozen=True)
 class Changes:
     "what replaces settings of the recipe; the others stay as they are there"
@@ -17,6 +17,7 @@ class Changes:
     neighbours:int=None # k, how many neighbours an identity has in the graph
     skip:int=None # m, how many of the nearest identities are left out
     metric:str=None # distance between identities in the graph: euclidean or cosine
+    domain_rule:str=None # where a person's neighbours come from: any, within, across or balanced over source domains
     order:str=None # of the walk of dfgs: fair, paper or published
     shuffle_neighbours:bool=None # walk a person's neighbours in another order each epoch
     curriculum:tuple=None # two numbers, k and epochs: k neighbours at a time, from far to near
@@ -95,7 +96,7 @@ def changed(
     _check_changes(config, changes)
     return config
 
-# %% ../nbs/68_changes.ipynb #c7fb29c6
+# %% ../nbs/68_changes.ipynb #5dafaa8a
 def _share_of(text:str): # a number, or the text itself
     "A share of random batches as it stands on the command line; what is no share is refused with the rest."
     try: return None if text is None else float(text)
@@ -112,10 +113,11 @@ def _check_changes(config, changes:Changes):
     given = {field.name for field in fields(changes) if getattr(changes, field.name) is not field.default}
     idle = {}
     walk = ('order', 'shuffle_neighbours', 'curriculum', 'random_share')
-    last = ('sampler', 'graph', 'neighbours', 'skip', 'metric', *walk, 'lr', 'norm', 'select')
+    graph = ('graph', 'neighbours', 'skip', 'metric', 'domain_rule')
+    last = ('sampler', *graph, *walk, 'lr', 'norm', 'select')
     if not config.finetune: idle |= dict.fromkeys(last, '--steps 0 leaves the last stage out')
     if config.finetune and config.sampler == 'pk':
-        idle |= dict.fromkeys(('graph', 'neighbours', 'skip', 'metric'), 'the sampler pk has no graph')
+        idle |= dict.fromkeys(graph, 'the sampler pk has no graph')
     if config.finetune and config.sampler != 'dfgs':
         idle |= dict.fromkeys(walk, f'the sampler {config.sampler} does not walk')
     weights = ('clip', 'pretrained', 'quick_gelu')

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'RECIPES', 'SAMPLERS', 'GRAPHS', 'Stage', 'rate', 'TrainConfig', 'config_dict', 'config_from', 'recipe',
-           'recipe_table', 'check_config', 'class_at']
+           'recipe_table', 'check_config', 'class_at', 'graph_width']
 
 # %% ../nbs/50_config.ipynb #cfc8f2b7
 import functools
@@ -93,7 +93,7 @@ _SMALL = dict(
     prompts=Stage(steps=200, batch=256, lr=1e-2, weight_decay=0.),
     finetune=replace(_small, head_lr=2e-3, text_weight=.5))
 
-# %% ../nbs/50_config.ipynb #e9e82787
+# %% ../nbs/50_config.ipynb #7801e75e
 @_takes_former_names
 @dataclass(frozen=True)
 class TrainConfig:
@@ -116,6 +116,7 @@ class TrainConfig:
     refresh:int=1                 # epochs between two image graphs
     dual_weight:float=1.          # lambda of the dual distance
     metric:str='euclidean'        # of the graph: euclidean, cosine
+    domain_rule:str='any'         # of the graph, over source domains: any, within, across, balanced
     order:str='fair'              # of the walk of dfgs: fair, paper, published (which does not reach everybody)
     shuffle_neighbours:bool=True  # walk a person's neighbours in another order each epoch
     curriculum:tuple=None         # (k, epochs): k of the k neighbours at a time, from far to near
@@ -211,7 +212,7 @@ def _flat(
         else: flat[name] = value
     return flat
 
-# %% ../nbs/50_config.ipynb #11b22cec
+# %% ../nbs/50_config.ipynb #340fdb8a
 SAMPLERS = ('pk', 'gs', 'dfgs')
 GRAPHS = ('image', 'text', 'dual')
 _PRECISIONS = ('auto', 'no', 'bf16', 'fp16')
@@ -219,6 +220,7 @@ _TRACKERS = ('tensorboard', 'wandb')
 _SELECT = ('last', 'best')
 _ORDERS = ('fair', 'paper', 'published')
 _METRICS = ('euclidean', 'cosine')
+_RULES = ('any', 'within', 'across', 'balanced')
 _FEATURES = ('last', 'pooled', 'projected')
 _NORMS = ('live', 'frozen', 'random')
 
@@ -226,6 +228,7 @@ def check_config(
     config:TrainConfig,
     identities:int, # in the training rows
     model=None, # a `ReIDModel`, where it is there already: some have no text encoder
+    domains=None, # identities of each source domain, where `domain_rule` is to be checked
 ):
     "ValueError for what cannot work."
     _check_kinds('', config)
@@ -241,11 +244,11 @@ def check_config(
     for name in STAGES:
         stage = getattr(config, name)
         if stage: _check_stage(name, stage, identities, learned)
-    if config.finetune and config.sampler != 'pk': _check_graph(config, identities)
+    if config.finetune and config.sampler != 'pk':
+        _check_graph(config, identities)
+        if config.domain_rule != 'any' and domains is not None: _check_rule(config, domains)
 
-def _reads_text(
-    config:TrainConfig,
-)->bool:
+def _reads_text(config:TrainConfig)->bool:
     "Whether the graph of the last stage is made from prompts."
     return config.graph != 'image' and config.sampler != 'pk'
 
@@ -275,7 +278,7 @@ def _check_kinds(
         need = dict([(bool, 'True or False'), (int, 'a whole number'), (float, 'a number')])[kind]
         if not able: raise ValueError(f'{where}{name} is {value!r}; it is {need}')
 
-# %% ../nbs/50_config.ipynb #8e0d127d
+# %% ../nbs/50_config.ipynb #e3feb959
 def _check_names(config:TrainConfig):
     "ValueError for a name that is not known, or whose package or compiler is not there."
     if ':' in config.sampler: class_at(config.sampler)
@@ -283,6 +286,7 @@ def _check_names(config:TrainConfig):
     choose('graph', config.graph, GRAPHS)
     choose('order', config.order, _ORDERS)
     choose('metric', config.metric, _METRICS)
+    choose('domain_rule', config.domain_rule, _RULES)
     choose('precision', config.precision, _PRECISIONS)
     choose('select', config.select, _SELECT)
     if config.select == 'best' and not config.finetune:
@@ -371,15 +375,33 @@ def _check_batch(
         raise ValueError(f'{name}: a batch of {batch} with {instances} images of each holds one identity; '
                          'losses need at least two')
 
-# %% ../nbs/50_config.ipynb #7cda6604
+# %% ../nbs/50_config.ipynb #5d3a2aa1
 def _check_graph(
     config:TrainConfig,
     identities:int, # in the training rows
 ):
     "ValueError for a graph that has too few neighbours, or no texts to be made from."
-    companions = config.finetune.batch//config.finetune.instances - 1 if config.sampler == 'gs' else 1
+    companions = _companions(config) if config.sampler == 'gs' else 1
     if config.skip > identities - 1 - companions:
         raise ValueError(f'skip {config.skip} leaves too few of {identities} identities as neighbours; '
                          'lower it or add data')
     if _reads_text(config) and not (config.prompts or config.init):
         raise ValueError(f'graph {config.graph!r} needs the prompts stage')
+
+def _companions(config:TrainConfig)->int: return config.finetune.batch//config.finetune.instances - 1
+
+# %% ../nbs/50_config.ipynb #7d37c4b8
+def graph_width(config:TrainConfig)->int: # neighbours that the graph keeps of each identity
+    "k; for gs at least as many as fill a batch, which is an anchor and all its companions."
+    return max(config.k, _companions(config)) if config.sampler == 'gs' else config.k
+
+def _check_rule(config:TrainConfig, domains):
+    "ValueError for a rule about source domains (given: the identities of each) that they cannot keep."
+    rule, k = config.domain_rule, graph_width(config)
+    if len(domains) < 2:
+        raise ValueError(f"domain_rule {rule!r} is about several source domains and there is one; leave it at 'any'")
+    free = sum(domains) - max(domains) if rule == 'across' else min(domains) - 1
+    need = config.skip + (-(-k//len(domains)) if rule == 'balanced' else k)
+    if free < need:
+        raise ValueError(f'domain_rule {rule!r} needs {need} neighbours and somebody has {free} to choose from; '
+                         'lower k and skip or add data')

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['choose_images', 'identity_features', 'graph_recall', 'nearest_identities', 'save_graph', 'load_graph',
-           'domain_neighbours']
+           'domain_neighbours', 'neighbour_search']
 
-# %% ../nbs/20_graph.ipynb #95d0cdcc
+# %% ../nbs/20_graph.ipynb #ba325806
+import functools
 import json
 import logging
 import zipfile
@@ -284,7 +285,7 @@ def _pools(domains:torch.Tensor, domain:int, how:str)->list[torch.Tensor]: # boo
     if how == 'across': return [domains != domain]
     return [domains == other for other in range(int(domains.max()) + 1)]
 
-# %% ../nbs/20_graph.ipynb #4cbfe5b5
+# %% ../nbs/20_graph.ipynb #39731cdc
 def domain_neighbours(
     features,               # one feature for each identity, shape [N, D]
     domains,                # domain of each identity, shape [N]
@@ -293,11 +294,13 @@ def domain_neighbours(
     skip:int=0,             # how many of the very nearest are left out in each pool's ranking
     metric:str='euclidean', # or 'cosine'
     block:int=1024,         # identities at a time
+    second=None,            # features of another kind, for the dual distance
+    weight:float=1.,        # lambda of the dual distance
 )->torch.Tensor:            # LongTensor [N, k]
     "Nearest identities under a rule about domains; exact. ValueError if a domain is too small for k."
     choose('how', how, ('within', 'across', 'balanced'))
     k, skip = _whole_number('k', k, 0), _whole_number('skip', skip, 0)
-    views = _views(torch.as_tensor(features).cpu(), metric)
+    with torch.no_grad(): views = [(x.cpu(), w) for x, w in _views(features, metric, second, weight)]
     domains = torch.as_tensor(np.unique(_numbered(domains, 'domains', len(views[0][0])), return_inverse=True)[1])
     found = torch.empty(len(domains), k, dtype=torch.long)
     for domain in range(int(domains.max()) + 1):
@@ -309,6 +312,15 @@ def domain_neighbours(
             parts.append(_nearest(views, rows, pool.nonzero()[:, 0], each, metric, block)[:, skip:])
         found[rows] = torch.stack(parts, 2).flatten(1)[:, :k]
     return found
+
+# %% ../nbs/20_graph.ipynb #d3d85212
+def neighbour_search(
+    rule:str='any', # 'any', or `how` of `domain_neighbours`
+    domains=None,   # domain of each identity, shape [N]; not needed for 'any'
+): # callable: features [N, D], k, and options -> LongTensor [N, k]
+    "The search for neighbours under a rule about domains."
+    if rule == 'any': return nearest_identities
+    return functools.partial(domain_neighbours, domains=domains, how=rule)
 
 # %% ../nbs/20_graph.ipynb #5238018f
 # Names that lived here before

@@ -189,7 +189,7 @@ def run_protocol(
         write_csv(protocol_table(name, results), out/'table.csv')
     return results
 
-# %% ../nbs/55_protocols.ipynb #3671e4b6
+# %% ../nbs/55_protocols.ipynb #499fe15f
 def _is_main()->bool: return int(os.environ.get('RANK', 0)) == 0
 
 def _leaks_of(
@@ -210,7 +210,8 @@ def _check_jobs(
     overwrite:bool, # see `run_protocol`
 ):
     "`ValueError` for what cannot work, before the first of several runs has begun."
-    for rows in jobs.values(): check_config(config, rows['label'].nunique())
+    for rows in jobs.values():
+        check_config(config, rows['label'].nunique(), domains=rows.groupby('domain')['label'].nunique())
     on_main(accelerator_for(config.precision), lambda: [check_folder(out/n, config, resume, overwrite) for n in jobs])
 
 # %% ../nbs/55_protocols.ipynb #a390c71c
@@ -267,7 +268,7 @@ def _set_counts(report)->dict: # of a `DatasetReport`: column -> words
         row[f'{c["split"]} {k}'] = _found_of(c[k], c[f'expected_{k}'])
     return row
 
-# %% ../nbs/55_protocols.ipynb #aa7c4802
+# %% ../nbs/55_protocols.ipynb #2e02f8da
 def plan_protocol(
     name:str, # p1, p2, p3
     data, # as in `run_protocol`
@@ -283,7 +284,8 @@ def plan_protocol(
         reports[n] = check_dataset(n, _folder_of(n, data), progress=False, domain=n, **more)
     sets = pd.DataFrame({n: _set_counts(r) for n, r in reports.items()}).T
     jobs = {_run_name(name, s): setting_data(s, tables) for s in PROTOCOLS[name]}
-    for rows, _ in jobs.values(): check_config(config, rows['label'].nunique())
+    for rows, _ in jobs.values():
+        check_config(config, rows['label'].nunique(), domains=rows.groupby('domain')['label'].nunique())
     largest = max((rows for rows, _ in jobs.values()), key=lambda rows: rows['label'].nunique())
     cost = measure(largest, config, steps)
     runs = pd.DataFrame({n: estimate(*job, config, cost) for n, job in jobs.items()}).T

@@ -373,7 +373,7 @@ def _summed_features(
     if sampler.world > 1: torch.distributed.all_reduce(total)
     return total
 
-# %% ../nbs/22_samplers.ipynb #d5dde6b5
+# %% ../nbs/22_samplers.ipynb #d76aa671
 def refresh_neighbours(
     sampler, # one of the above, or anything with labels, cameras, seed, epoch, rank, world and neighbours
     embed, # callable: list of image rows -> features [len, D], with the preprocessing of the run
@@ -382,7 +382,8 @@ def refresh_neighbours(
     model=None, # torch module behind `embed`, kept in eval mode meanwhile
     how:str='camera', # images that stand for an identity, see `choose_images`
     batch:int=256, # images handed to `embed` at a time
-    **options, # of `nearest_identities`
+    search=nearest_identities, # finds the neighbours; another is made by `neighbour_search`
+    **options, # of `search`
 )->torch.Tensor: # the graph, LongTensor[N, k], the same on every rank; also set on the sampler
     "Recompute the sampler's graph from a model; each rank embeds its share of the images."
     if sampler.neighbours is not None and sampler.epoch % _whole('every', every, 1): return sampler.neighbours
@@ -390,7 +391,7 @@ def refresh_neighbours(
     rows = choose_images(sampler.labels, sampler.cameras, how, rng)
     with evaluating(model): total = _summed_features(sampler, rows, embed, _whole('batch', batch, 1))
     count = torch.bincount(torch.as_tensor(sampler.labels[rows]), minlength=len(total))[:, None].to(total.device)
-    graph = nearest_identities((total / count).float(), k, **options)
+    graph = search((total / count).float(), k=k, **options)
     if sampler.world > 1:
         graph = graph.to(total.device)
         torch.distributed.broadcast(graph, 0)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fit', 'make_sampler', 'one_step', 'new_model']
 
-# %% ../nbs/54_trainer.ipynb #26f5be21
+# %% ../nbs/54_trainer.ipynb #062ef6b2
 import functools
 import hashlib
 import json
@@ -21,9 +21,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from .checkpoints import TrainError, checkpoints, on_main, restore, resume_point, save_point, writing
-from .config import Stage, TrainConfig, check_config, class_at, config_dict, rate
+from .config import Stage, TrainConfig, check_config, class_at, config_dict, graph_width, rate
 from .features import _check_not_merged, _processes, accelerator_for, embed_images, embed_together
-from .graph import nearest_identities
+from .graph import neighbour_search
 from .images import ImageDataset, ImageError, cached_images, make_loader
 from .models import ReIDModel
 from .on_device import FeatureDataset, training_images, workers_for
@@ -163,7 +163,7 @@ def _batches(sampler, epoch:int)->list: # of lists of rows
     sampler.set_epoch(epoch)
     return [list(map(int, rows)) for rows in sampler]
 
-# %% ../nbs/54_trainer.ipynb #dd39cb66
+# %% ../nbs/54_trainer.ipynb #63215b98
 def _set_graph(
     run:Run,
     sampler, # of the last stage
@@ -172,20 +172,19 @@ def _set_graph(
 ):
     "Give the sampler the graph of this epoch."
     config, device = run.config, run.accelerator.device
-    k = config.k
-    if config.sampler == 'gs': k = max(k, sampler.ids_per_batch - 1)   # a batch is an anchor and all its companions
-    options = dict(k=k, skip=config.skip, metric=config.metric)
+    options = dict(k=graph_width(config), skip=config.skip, metric=config.metric)
+    search = neighbour_search(config.domain_rule, run.records.groupby('label')['domain'].first())
     if config.graph == 'text':
-        if sampler.neighbours is None: sampler.neighbours = _text_graph(run, text, options)
+        if sampler.neighbours is None: sampler.neighbours = _text_graph(run, text, search, options)
         return
     if config.graph == 'dual': options |= dict(second=text.to(device), weight=config.dual_weight)
     sampler.set_epoch(epoch)
     def embed(rows): return embed_images(run.model, run.pixels, rows, accelerator=run.accelerator).to(device)
-    refresh_neighbours(sampler, embed, every=config.refresh, model=run.model, **options)
+    refresh_neighbours(sampler, embed, every=config.refresh, model=run.model, search=search, **options)
 
-def _text_graph(run:Run, text, options:dict)->torch.Tensor: # LongTensor, shape [N, k]
+def _text_graph(run:Run, text, search, options:dict)->torch.Tensor: # LongTensor, shape [N, k]
     "The graph of the texts, made by the main process and the same for all: devices differ in their last digits."
-    graph = [nearest_identities(text.cpu(), **options) if run.accelerator.is_main_process else None]
+    graph = [search(text.cpu(), **options) if run.accelerator.is_main_process else None]
     if run.accelerator.num_processes > 1: broadcast_object_list(graph)
     return graph[0]
 
@@ -266,7 +265,7 @@ def one_step(
     net, optimiser = _prepared(run, name, dict(tensors={}, scaler=None))
     return lambda: training_step(run, name, 0, net, optimiser, losses, rows, batch)[0]
 
-# %% ../nbs/54_trainer.ipynb #fe68cf80
+# %% ../nbs/54_trainer.ipynb #03c05139
 def _begin(
     records, # as in `fit`
     config:TrainConfig, # as in `fit`
@@ -277,7 +276,7 @@ def _begin(
 )->Run: # ready for the stages
     "Check everything, then make the model, the decoded images and the run folder."
     out, rows = Path(out), _training_rows(records)
-    check_config(config, rows['label'].nunique())
+    check_config(config, rows['label'].nunique(), domains=rows.groupby('domain')['label'].nunique())
     held_out = held_out_rows(validate, rows, config)
     on_main(_processes(), lambda: check_folder(out, config, resume, overwrite))
     model = new_model(rows, config)

@@ -180,6 +180,8 @@ train --source market1501:WORLD --out RUN --batch 16 --curriculum 0 2 | two whol
 train --source market1501:WORLD --out RUN --batch 16 --sampler gs --curriculum 3 2 | would change nothing
 train --source market1501:WORLD --out RUN --batch 16 --sampler pk --metric cosine | would change nothing
 train --source market1501:WORLD --out RUN --batch 16 --metric cosin | cosine
+train --source market1501:WORLD --out RUN --batch 16 --sampler pk --domain-rule within | would change nothing
+train --source market1501:WORLD --out RUN --batch 16 --domain-rule within | there is one
 train --source market1501:WORLD --out RUN --hold-out 1.5 | between 0 and 1
 train --source market1501:WORLD --out RUN --hold-out .01 | is none
 train --source market1501:WORLD --out RUN --validate-steps 5 | --hold-out 0.1

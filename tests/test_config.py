@@ -1,11 +1,14 @@
 "What a run is told: kept as JSON, named as it is, and refused where it cannot work."
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from running import config, rows_of
 
 from clip_dfgs.config import RECIPES, Stage, TrainConfig, check_config, config_dict, config_from, rate, recipe
 from clip_dfgs.config import recipe_table
+from clip_dfgs.graph import domain_neighbours
 from clip_dfgs.models import ReIDModel
 from clip_dfgs.trainer import fit
 
@@ -77,6 +80,8 @@ STEP = dict(steps=1, batch=16)
     (dict(graph='txt'), "did you mean 'text'"),
     (dict(order='papre'), "did you mean 'paper'"),
     (dict(metric='cosin'), "did you mean 'cosine'"),
+    (dict(domain_rule='withn'), "did you mean 'within'"),
+    (dict(domain_rule='across'), "'across' is about several source domains and there is one"),
     (dict(sampler='nowhere:Sampler'), 'nowhere:Sampler.* is not there'),
     (dict(track='wand'), "did you mean 'wandb'"),
     (dict(precision='half'), 'bf16'),
@@ -112,6 +117,21 @@ STEP = dict(steps=1, batch=16)
 def test_impossible_settings(world, tmp_path, change, words):
     with pytest.raises(ValueError, match=words): fit(rows_of(world), replace(config(), **change), tmp_path/'run')
     assert not (tmp_path/'run').exists()
+
+
+@pytest.mark.parametrize('rule, k, skip, domains, words', [
+    ('within', 5, 0, [6, 9], None), ('within', 5, 1, [6, 9], 'needs 6 neighbours and somebody has 5'),
+    ('across', 6, 0, [6, 9], None), ('across', 7, 0, [6, 9], 'needs 7 neighbours and somebody has 6'),
+    ('balanced', 9, 0, [6, 9], None), ('balanced', 11, 0, [6, 9], 'needs 6 neighbours and somebody has 5')])
+def test_a_rule_that_the_domains_cannot_keep_is_refused_at_once(rule, k, skip, domains, words):
+    told = replace(config(), domain_rule=rule, k=k, skip=skip)
+    features, domain = torch.randn(15, 2), np.repeat([0, 1], domains)
+    if words is None:
+        check_config(told, 15, domains=domains)
+        domain_neighbours(features, domain, k, rule, skip)                     # and it can be kept
+        return
+    with pytest.raises(ValueError, match=words): check_config(told, 15, domains=domains)
+    with pytest.raises(ValueError): domain_neighbours(features, domain, k, rule, skip)
 
 
 @pytest.mark.parametrize('change, words', [

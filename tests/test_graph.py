@@ -16,6 +16,7 @@ from clip_dfgs.graph import graph_recall
 from clip_dfgs.graph import identity_features
 from clip_dfgs.graph import load_graph
 from clip_dfgs.graph import nearest_identities
+from clip_dfgs.graph import neighbour_search
 from clip_dfgs.graph import save_graph
 
 
@@ -165,6 +166,32 @@ def test_domains_may_have_names():
         assert torch.equal(domain_neighbours(x, named, 4, 'across'), want)
     for wrong in ([None, *domains[1:]], domains[1:], ['a', *domains[1:]]):
         with pytest.raises(ValueError, match='domains'): domain_neighbours(x, wrong, 4)
+
+
+@pytest.mark.parametrize('how', ['within', 'across', 'balanced'])
+@pytest.mark.parametrize('metric', ['euclidean', 'cosine'])
+def test_rules_about_domains_by_their_definition(how, metric):
+    "Sort everybody who is allowed by the dual distance; balanced takes turns among the domains."
+    x, words, domains = cloud(24, 4, 1), cloud(24, 3, 2), np.arange(24) % 3
+    got = domain_neighbours(x, domains, 4, how, skip=1, metric=metric, second=words, weight=.7)
+    def gap(x, i, j):
+        a, b = (v.double() for v in (x[i], x[j]))
+        if metric == 'euclidean': return float((a - b).norm())
+        return 1 - float(a @ b/(a.norm()*b.norm()))
+    for i in range(24):
+        order = sorted((j for j in range(24) if j != i), key=lambda j: gap(x, i, j) + .7*gap(words, i, j))
+        own = [j for j in order if domains[j] == domains[i]]
+        other = [j for j in order if domains[j] != domains[i]]
+        turns = zip(*([j for j in order if domains[j] == domain][1:3] for domain in range(3)))
+        want = dict(within=own[1:5], across=other[1:5], balanced=[j for turn in turns for j in turn][:4])[how]
+        assert got[i].tolist() == want
+
+
+def test_a_search_follows_its_rule():
+    x, domains = cloud(30, 4, 0), np.arange(30) % 3
+    assert torch.equal(neighbour_search()(x, k=4), nearest_identities(x, 4))
+    found = neighbour_search('within', domains)(x, k=4, skip=2)
+    assert torch.equal(found, domain_neighbours(x, domains, 4, 'within', 2))
 
 
 def test_saved_graph_comes_back(tmp_path):

@@ -25,6 +25,7 @@ from clip_dfgs.images import Augment, ImageError, make_loader
 from clip_dfgs.models import ReIDModel
 from clip_dfgs.pedestrians import make_domain
 from clip_dfgs.run import read_history
+from clip_dfgs.samplers import planned_from
 from clip_dfgs.step import image_losses
 from clip_dfgs.trainer import fit
 
@@ -102,6 +103,24 @@ def test_settings_reach_the_sampler(world, tmp_path, change):
         fit(rows_of(world), told, tmp_path/name)
         plans.append(pd.read_csv(tmp_path/name/'epoch.csv'))
     assert not plans[0].equals(plans[1])
+
+
+@pytest.mark.parametrize('graph', ['image', 'text', 'dual'])
+@pytest.mark.parametrize('rule', ['within', 'across'])
+def test_a_rule_about_source_domains_reaches_every_graph(world, tmp_path, monkeypatch, graph, rule):
+    tables = [load_dataset('market1501', world, domain='a')]
+    tables.append(make_domain(tmp_path/'b', seed=5, identities=8, cameras=2, test_share=0., progress=False))
+    graphs = []
+    def kept(sampler, share):
+        graphs.append(sampler.neighbours)
+        return planned_from(sampler, share)
+    monkeypatch.setattr(trainer, 'planned_from', kept)
+    told = only(config(graph=graph, domain_rule=rule, k=4), prompts=1, finetune=2)
+    records = fit(tables, told, tmp_path/'run').records
+    domain = records.groupby('label')['domain'].first().to_numpy()
+    assert graphs and (graphs[0].numpy() != -1).all() and set(domain) == {'a', 'b'}
+    same = domain[graphs[0]] == domain[:, None]
+    assert same.all() if rule == 'within' else not same.any()
 
 
 def test_one_camera_and_a_tower_without_words(world, tmp_path):

@@ -18,7 +18,7 @@ test: setup
 	$(PY) tests/in_step.py
 	export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= TMPDIR=$$(mktemp -d) && trap 'rm -rf "$$TMPDIR"' EXIT && \
 	export CLIP_DFGS_CACHE=$$TMPDIR/cache && \
-	.venv/bin/nbdev_test --n_workers 2 --timing --path nbs && $(PY) -m pytest -q -n 2 --dist worksteal tests
+	.venv/bin/nbdev_test --n_workers 3 --timing --path nbs && $(PY) -m pytest -q -n 3 --dist worksteal tests
 	$(PY) nbs/_sphinx/build.py _docs
 
 docs: setup

@@ -243,7 +243,7 @@ def _histories(out:Path)->pd.DataFrame:
         parts.append(table[table['stage'] == 'finetune'].assign(seed=int(file.parent.name[5:]), variant=variant))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
-# %% ../nbs/57_studies.ipynb #cddefec6
+# %% ../nbs/57_studies.ipynb #d9095e18
 def plot_study(
     study:Study,
     to:str='PK', # the variant to compare with
@@ -258,7 +258,7 @@ def plot_study(
     left.axvline(0, c='tab:red', lw=1)
     left.set(yticks=range(len(gains)), yticklabels=gains.index, ylim=(len(gains) - .5, -.5))
     left.set(xlabel=f'points of mAP more than {to}')
-    left.set_title(f'paired differences, 95 % t interval, n = {int(gains["n"].min())}')
+    left.set_title(f'● a seed (n = {int(gains["n"].min())}), ■ mean and 95 % t interval')
     start = 100*study.table[study.table['variant'] == 'start']['mAP'].mean()
     for variant, part in study.table[study.table['variant'] != 'start'].groupby('variant', sort=False):
         curve = 100*part.groupby('step')['mAP'].mean()

@@ -83,6 +83,7 @@ def test_damaged_arguments(place, seed):
         else: words = words[:at] + [rng.choice(BAD)] + words[at:]
         small = ['--batch', '8', '--steps', '1', '--adapt-steps', '0', '--prompt-steps', '0']
         if line[0] == 'train': words = words + small
+        if line[0] == 'demo': words = words + ['--steps', '1']
         check(*words)
 
 

@@ -124,11 +124,15 @@ def last_scores(table, domains, variant):
 def table_of(notebook, where):
     "The table of a sentence, and whose ranks it is about."
     if notebook == 'samplers_compared':
-        bed, _, held_out = where.partition(', ')
-        return f'{bed}/study_samplers', ['held-out'] if held_out else UNSEEN
-    if where == 'six seeds': return 'short/study_samplers', UNSEEN
-    if notebook == 'figure5_parameters': return 'short/study_parameters', UNSEEN
-    return f'short/study_{"samplers" if where == "unseen" else "ablation"}', UNSEEN
+        bed, _, part = where.partition(', ')
+        wide = dict(fresh=['wide/study_confirm'], **{'wide and fresh': ['wide/study_samplers', 'wide/study_confirm']})
+        table = pd.concat(pd.read_csv(PAPER/f'{file}.csv') for file in wide.get(bed, [f'{bed}/study_samplers']))
+        if part == 'planned': table = table[table['seed'].isin([200 + seed for seed in script.SEEDS['confirm']])]
+        return table.replace({'variant': {'DFGS': 'DFGS image fair'}}), ['held-out'] if part == 'held-out' else UNSEEN
+    file = 'short/study_parameters' if notebook == 'figure5_parameters' else 'short/study_ablation'
+    if where in ('six seeds', 'unseen') and (where, notebook) != ('unseen', 'figure5_parameters'):
+        file = 'short/study_samplers'
+    return pd.read_csv(PAPER/f'{file}.csv'), UNSEEN
 
 
 def late_shares(variant):
@@ -145,8 +149,7 @@ def test_sentences_say_what_the_tables_say(notebook):
     for where, name, to, mean, low, high, n, verdict in said:
         if where == 'violated anchors': one, other = late_shares(name), late_shares(to)
         else:
-            file, domains = table_of(notebook, where)
-            table = pd.read_csv(PAPER/f'{file}.csv')
+            table, domains = table_of(notebook, where)
             if where == 'six seeds': table = table.replace({'variant': {'DFGS image fair': name}})
             one, other = (last_scores(table, domains, variant) for variant in (name, to))
         seeds = sorted({*one} & {*other})
@@ -193,5 +196,6 @@ def test_the_studies_were_run_at_the_length_that_was_chosen(file):
 
 
 def test_no_world_of_one_bed_is_in_another():
-    seeds = [{*pd.read_csv(PAPER/bed/'study_samplers.csv')['seed']} for bed in ('short', 'long', 'wide')]
+    files = [f'{bed}/study_samplers.csv' for bed in ('short', 'long', 'wide')] + ['wide/study_confirm.csv']
+    seeds = [{*pd.read_csv(PAPER/file)['seed']} for file in files]
     for one, other in combinations(seeds, 2): assert one and other and not one & other

@@ -321,7 +321,7 @@ def command(*args):
     return r.returncode, r.stdout, r.stderr
 
 
-@pytest.mark.parametrize('name', ['p1', 'p2', 'p3'])
+@pytest.mark.parametrize('name', ['p1', 'p3'])
 def test_protocol_command(data, tmp_path, name):
     quick = ['--data', data, '--recipe', 'small', '--quick', '1', '--out', tmp_path/name]
     code, out, err = command('protocol', name, *quick, '--dry-run')

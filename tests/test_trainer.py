@@ -92,21 +92,25 @@ def test_every_graph(world, tmp_path, graph, sampler):
     assert run.history.stage.tolist() == ['prompts']*2 + ['finetune']*2
 
 
+@pytest.fixture(scope='module')
+def usual(world, tmp_path_factory):
+    "Settings with a walk, and the plan of their first epoch."
+    told, out = only(config(k=6), finetune=2), tmp_path_factory.mktemp('runs')/'usual'
+    fit(rows_of(world), told, out)
+    return told, pd.read_csv(out/'epoch.csv')
+
+
 @pytest.mark.parametrize('change', [
     dict(order='paper'), dict(order='published'), dict(shuffle_neighbours=False), dict(metric='cosine'),
     dict(curriculum=(2, 3)), dict(random_share=.5)])
-def test_settings_reach_the_sampler(world, tmp_path, change):
-    "The plan is another one than that of the defaults, or the one of a sampler that was told so."
-    c = only(config(k=6), finetune=2)
-    plans = []
-    for name, told in (('usual', c), ('changed', replace(c, **change))):
-        fit(rows_of(world), told, tmp_path/name)
-        plans.append(pd.read_csv(tmp_path/name/'epoch.csv'))
-    assert not plans[0].equals(plans[1])
+def test_settings_reach_the_sampler(world, usual, tmp_path, change):
+    "The plan is another one than that of the defaults."
+    told, plan = usual
+    fit(rows_of(world), replace(told, **change), tmp_path/'run')
+    assert not pd.read_csv(tmp_path/'run'/'epoch.csv').equals(plan)
 
 
-@pytest.mark.parametrize('graph', ['image', 'text', 'dual'])
-@pytest.mark.parametrize('rule', ['within', 'across'])
+@pytest.mark.parametrize('graph, rule', [('image', 'within'), ('text', 'across'), ('dual', 'within')])
 def test_a_rule_about_source_domains_reaches_every_graph(world, tmp_path, monkeypatch, graph, rule):
     tables = [load_dataset('market1501', world, domain='a')]
     tables.append(make_domain(tmp_path/'b', seed=5, identities=8, cameras=2, test_share=0., progress=False))
@@ -236,7 +240,9 @@ def test_less_memory_same_numbers(world, tmp_path, precision, tolerance):
 
 
 def test_compiled_gives_the_same_losses(world, tmp_path, monkeypatch):
-    def losses(name, **more): return fit(rows_of(world), only(config(**more), adapt=3), tmp_path/name).history['loss']
+    tower = dict(clip='timm:test_vit', image_size=(64, 32))                   # small: the compiler takes its time
+    def losses(name, **more):
+        return fit(rows_of(world), only(config(**tower, **more), adapt=3), tmp_path/name).history['loss']
     assert np.allclose(losses('eager'), losses('compiled', compile=True), rtol=1e-5)
     monkeypatch.setenv('PATH', str(tmp_path))
     monkeypatch.delenv('CXX', raising=False)
@@ -257,7 +263,7 @@ def test_one_step_is_repeated_and_moves_nothing(world, tmp_path, name):
 # Killed, and going on
 
 # one moment in each stage (all in the middle of an epoch), and one during the writing of a checkpoint
-@pytest.mark.parametrize('moment', ['adapt 3', 'prompts 3', 'finetune 3', 'finetune 5', 'part'])
+@pytest.mark.parametrize('moment', ['adapt 3', 'prompts 3', 'finetune 5', 'part'])
 def test_killed_run_ends_in_the_same_weights(world, whole, tmp_path, moment):
     out = tmp_path/'run'
     p = started(world, out, config())
@@ -283,7 +289,7 @@ def test_killed_run_ends_in_the_same_weights(world, whole, tmp_path, moment):
     pd.testing.assert_frame_equal(a, b)
 
 
-@pytest.mark.parametrize('sampler', ['gs', 'pk', 'dfgs'])
+@pytest.mark.parametrize('sampler', ['gs', 'dfgs'])
 def test_stopped_in_a_later_epoch(world, tmp_path, sampler):
     "GS carries pointers across epochs; they are in the checkpoint."
     c, rows = only(config(sampler=sampler), finetune=16), rows_of(world)

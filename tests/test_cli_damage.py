@@ -71,7 +71,8 @@ BAD = ['', ' ', 'x'*3000, '-1', '0', '1e400', 'nan', '-inf', 'none', '1'*40, '..
        '*', 'é', '\udcff', 'a\nb', '--', '-', '-x', '--help ', 'timm:', 'timm:nothing', 'os:path', '%s', '{}']
 
 
-@pytest.mark.parametrize('seed', range(10))
+# 5 is left out: it asks for a report of all that lies here, which takes a minute and has a test of its own below
+@pytest.mark.parametrize('seed', [0, 1, 2, 3, 4, 6, 7, 8, 9, 10])
 def test_damaged_arguments(place, seed):
     rng = random.Random(seed)
     for line in rng.sample(COMMANDS, 10):

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-from clip_dfgs.images import Augment, ImageDataset, cached_images, make_loader, normalise
+from clip_dfgs.image_cache import cached_images
+from clip_dfgs.images import Augment, ImageDataset, make_loader, normalise
 
 
 class Plain(Dataset):

@@ -38,12 +38,14 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from clip_dfgs.config import Augment, TrainConfig
+from clip_dfgs.config import TrainConfig
+from clip_dfgs.images import Augment
 from clip_dfgs.datasets import load_dataset
 from clip_dfgs.files import write_text
 from clip_dfgs.pedestrians import make_domain
 from clip_dfgs.records import pool
-from clip_dfgs.studies import Study, compare_variants, t_interval
+from clip_dfgs.intervals import t_interval
+from clip_dfgs.studies import Study, compare_variants
 
 GUIDES = Path(__file__).parent.parent/'nbs'/'guides'
 CALIBRATION = 90                          # seed of its world

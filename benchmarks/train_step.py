@@ -45,7 +45,8 @@ from torch.utils.data import DataLoader
 from clip_dfgs.config import Stage, TrainConfig
 from clip_dfgs.datasets import load_dataset
 from clip_dfgs.features import accelerator_for
-from clip_dfgs.images import Augment, ImageDataset, cached_images, make_loader, normalise
+from clip_dfgs.image_cache import cached_images
+from clip_dfgs.images import Augment, ImageDataset, make_loader, normalise
 from clip_dfgs.losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
 from clip_dfgs.models import ReIDModel
 from clip_dfgs.on_device import augment_rest, training_images, workers_for

@@ -48,7 +48,7 @@ def child(folder, busy):
     from clip_dfgs.config import Stage, TrainConfig
     from clip_dfgs.datasets import load_dataset
     from clip_dfgs.features import accelerator_for
-    from clip_dfgs.images import LazyImages
+    from clip_dfgs.image_cache import LazyImages
     from clip_dfgs.records import pool
     from clip_dfgs.run import Run
     from clip_dfgs.trainer import new_model, one_step

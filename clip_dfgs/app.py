@@ -22,8 +22,8 @@ from PIL import Image
 from .gallery import FeatureExtractor
 from .inputs import to_pixels
 from .pictures import ImageError, _why
-from .search import _natural, heard, search_gallery
-from .store import StoredGallery, shown
+from .search import heard, search_gallery, _natural
+from .store import shown, StoredGallery
 
 # %% ../nbs/63_app.ipynb #0d827658
 def _decoded(

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import nn
 
 from .files import did_you_mean
-from .weights import _first_line, _given_file, _seeded, fill_weights, read_weights
+from .weights import fill_weights, read_weights, _first_line, _given_file, _seeded
 
 # %% ../nbs/36_backbones.ipynb #6269dfc1
 class TimmTower(nn.Module):

@@ -7,8 +7,7 @@ __all__ = ['PALETTE', 'RIGHT', 'WRONG', 'plot_history', 'plot_cmc', 'plot_roc', 
            'paired_differences', 'plot_differences']
 
 # %% ../nbs/59_charts.ipynb #57fd0ffe
-from typing import Mapping
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from .config import STAGES, config_dict
+from .config import config_dict, STAGES
 from .files import flush, write_text
 
 # %% ../nbs/52_checkpoints.ipynb #32d7ac4e

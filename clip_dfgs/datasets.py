@@ -22,7 +22,7 @@ from .files import did_you_mean, digest_order
 from .layouts import find_root, plain
 from .parsers import MARKET_FOLDERS, MARKET_NAMES, PARSERS, read_mat
 from .pictures import ImageError, load_image, nearly_one_colour
-from .records import COLUMNS, SPLITS, DatasetError, check_records
+from .records import check_records, COLUMNS, DatasetError, SPLITS
 
 # %% ../nbs/12_datasets.ipynb #b6e67b8b
 def load_dataset(
@@ -280,10 +280,3 @@ def check_dataset(
     else: broken = [(file, 'the file is empty') for file in files if not os.path.getsize(file)]
     missing = records.loc[~there, 'path'].tolist()
     return DatasetReport(name, str(root), counts, cameras.reset_index(), missing, broken, notes)
-
-# %% ../nbs/12_datasets.ipynb #370b746e
-# Names that lived here before
-from .files import IMAGE_SUFFIXES, cache_folder, image_files  # noqa: F401
-from .layouts import as_table, from_csv, from_folder, parse_names  # noqa: F401
-from .parsers import cuhk02, cuhk03, cuhk_sysu, grid, ilids, market1501, msmt17, prid, viper  # noqa: F401
-from .records import hold_out, number_names, pool  # noqa: F401

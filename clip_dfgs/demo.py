@@ -17,19 +17,19 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from .checkpoints import write_csv
 from .config import TrainConfig
 from .datasets import load_dataset
 from .epochs import epoch_report
 from .features import embed_images, evaluate_records
 from .graph import identity_features, nearest_identities
-from .images import cached_images
+from .image_cache import cached_images
 from .models import ReIDModel
 from .pedestrians import make_domain
 from .records import pool
 from .report import write_report
-from .run import write_csv
 from .samplers import DepthFirstGraphSampler, GraphSampler, PKSampler
-from .studies import Study, compare_variants
+from .studies import compare_variants, Study
 
 # %% ../nbs/71_demo.ipynb #58cf3fad
 SOURCES, TARGETS = ('campus', 'station', 'market'), ('harbour', 'museum')

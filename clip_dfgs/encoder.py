@@ -10,13 +10,13 @@ import warnings
 
 import torch
 from open_clip.transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn, Tensor
 
 from .images import normalise
 from .prompt_learner import PromptLearner, rows_of
-from .towers import ImageFeatures, encode_embeddings, encode_tokens, fit_tower, is_convolutional, text_tower
+from .towers import encode_embeddings, encode_tokens, fit_tower, ImageFeatures, is_convolutional, text_tower
 from .towers import tower_features
-from .weights import _seeded, tokenizer_of
+from .weights import tokenizer_of, _seeded
 
 # %% ../nbs/37_encoder.ipynb #324dab2d
 class ReIDEncoder(nn.Module):

@@ -6,26 +6,17 @@
 __all__ = ['RetrievalResult', 'evaluate', 'nearest_gallery']
 
 # %% ../nbs/41_evaluation.ipynb #d39eb41d
-from dataclasses import dataclass
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Iterator
 
 import numpy as np
 import pandas as pd
 import torch
 
-from .distances import _blocks
-from .distances import _whole_number
-from .distances import _feature_pair
+from .distances import _blocks, _feature_pair, _whole_number
 from .files import choose
 from .intervals import bootstrap_intervals
-from .matching import _cameras
-from .matching import _digest
-from .matching import _identities
-from .matching import _in_block
-from .matching import _no_match
-from .matching import _pairs
-from .matching import _self_matches
+from .matching import _cameras, _digest, _identities, _in_block, _no_match, _pairs, _self_matches
 from .matching import _warn_of_nothing
 from .reranking import _reranked
 
@@ -325,12 +316,3 @@ def nearest_gallery(
         rows[_cells_of(junk, start, rows)] = torch.inf
         out[start:start + len(rows), :k] = first(rows, k)
     return out
-
-# %% ../nbs/41_evaluation.ipynb #3df880c7
-# Names that lived here before
-from .distances import distance_blocks # noqa: F401
-from .intervals import compare # noqa: F401
-from .matching import matches_and_junk # noqa: F401
-from .reranking import k_reciprocal_distances # noqa: F401
-from .verification import VerificationResult # noqa: F401
-from .verification import verification # noqa: F401

@@ -17,16 +17,18 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import sdpa_kernel, SDPBackend
 from tqdm import tqdm
 
-from .evaluation import _no_match, evaluate, matches_and_junk
+from .evaluation import evaluate
 from .files import choose, digest_of_file
-from .images import _check_pixels, cached_images
+from .image_cache import cached_images
+from .images import _check_pixels
 from .inputs import _at_least_one
+from .matching import matches_and_junk, _no_match
 from .models import ReIDModel
 from .overlap import ahead, fetched, pinned
-from .records import DatasetError, check_records
+from .records import check_records, DatasetError
 from .samplers import evaluating
 
 # %% ../nbs/51_features.ipynb #6a5780db

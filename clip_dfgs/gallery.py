@@ -19,23 +19,13 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
-from torch import nn
+from torch import nn, Tensor
 from tqdm import tqdm
 
-from .files import IMAGE_SUFFIXES
-from .files import choose
-from .files import image_files
-from .files import left_out
-from .files import replacing
-from .inputs import _at_least_one
-from .inputs import _in_their_places
-from .inputs import _listed
-from .inputs import _read_block
+from .files import choose, image_files, IMAGE_SUFFIXES, left_out, replacing
+from .inputs import _at_least_one, _in_their_places, _listed, _read_block
 from .models import ReIDModel
-from .overlap import ahead
-from .overlap import fetched
-from .overlap import pinned
+from .overlap import ahead, fetched, pinned
 from .pictures import ImageError
 from .samplers import evaluating
 

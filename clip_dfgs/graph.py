@@ -321,9 +321,3 @@ def neighbour_search(
     "The search for neighbours under a rule about domains."
     if rule == 'any': return nearest_identities
     return functools.partial(domain_neighbours, domains=domains, how=rule)
-
-# %% ../nbs/20_graph.ipynb #5238018f
-# Names that lived here before
-from .hubs import graph_facts # noqa: F401
-from .hubs import reversed_edges # noqa: F401
-from .hubs import strong_components # noqa: F401

@@ -12,13 +12,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import Image
-from PIL import ImageDraw
+from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader, Dataset
 
 from .files import digest_order, occurrence
-from .image_cache import LazyImages, cache_key, cached_images, open_cache  # noqa: F401
-from .pictures import ImageError, load_image, picture_to_rgb  # noqa: F401
+from .image_cache import open_cache
+from .pictures import load_image
 
 # %% ../nbs/14_images.ipynb #0d87a62e
 def _mix(x):

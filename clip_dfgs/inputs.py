@@ -11,10 +11,7 @@ import os
 import numpy as np
 from PIL import Image
 
-from .pictures import ImageError
-from .pictures import _as_eight_bits
-from .pictures import load_image
-from .pictures import picture_to_rgb
+from .pictures import ImageError, load_image, picture_to_rgb, _as_eight_bits
 
 # %% ../nbs/17_inputs.ipynb #5385673e
 _FORMS = ('a picture is a path, a PIL image, an array [H,W], [H,W,1], [H,W,3] or [H,W,4], or a tensor '

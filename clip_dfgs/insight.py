@@ -17,18 +17,18 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from PIL import Image
 
 from .charts import PALETTE, RIGHT, WRONG, _DPI, _legend_outside, _panels
-from .checkpoints import _whole, checkpoints
+from .checkpoints import checkpoints, _whole
 from .config import config_from
 from .distances import distance_blocks
 from .features import embed_images, known_cameras
 from .files import choose
 from .image_cache import cached_images
-from .maps import NoMap, look_maps, patch_features, patch_similarity
+from .maps import look_maps, NoMap, patch_features, patch_similarity
 from .matching import matches_and_junk
 from .models import ReIDModel
 from .plots import plot_ranked_gallery

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .files import hidden, image_files, left_out
-from .records import COLUMNS, SPLITS, DatasetError, number_cameras, number_names, number_people, say_junk
+from .records import COLUMNS, DatasetError, number_cameras, number_names, number_people, say_junk, SPLITS
 from .records import without_junk
 
 # %% ../nbs/18_layouts.ipynb #d9840224

@@ -16,17 +16,10 @@ from torch import nn
 from .backbones import load_timm
 from .encoder import ReIDEncoder, _need_prompts
 from .files import replacing, write_text
-from .small_clip import EYES, PEDESTRIANS, WEIGHTS, load_small_clip, new_small_clip
-from .small_clip import _pack_tokens, _unpack_tokens
-from clip_dfgs.weights import (
-    OPENAI_NORMALISATION,
-    _first_line,
-    _not_weights,
-    fill_weights,
-    load_clip,
-    new_clip,
-    tokenizer_of,
-)
+from .small_clip import EYES, load_small_clip, new_small_clip, PEDESTRIANS, WEIGHTS, _pack_tokens
+from .small_clip import _unpack_tokens
+from .weights import fill_weights, load_clip, new_clip, OPENAI_NORMALISATION, tokenizer_of, _first_line
+from .weights import _not_weights
 
 # %% ../nbs/34_models.ipynb #13c86410
 class ReIDModel(ReIDEncoder):
@@ -241,14 +234,3 @@ def _current_config(config:dict, folder:Path)->dict:
 def _empty_towers(config:dict)->nn.Module:
     "The towers of a saved model before its weights are read."
     return new_clip(config['model_cfg']) if config['model_cfg'] else load_timm(config['clip'].removeprefix('timm:'))[0]
-
-# %% ../nbs/34_models.ipynb #5c91eb79
-# Names that lived here before
-from .encoder import BNNeck  # noqa: F401
-from .small_clip import save_small_clip  # noqa: F401
-from .towers import ImageFeatures, encode_embeddings, encode_tokens, fit_tower  # noqa: F401
-from .towers import resize_grid, run_block, run_blocks  # noqa: F401
-from .towers import text_positions, text_tower, tower_features  # noqa: F401
-from .weights import OPENAI_NORMALISATION as OPENAI_PIXELS  # noqa: F401
-from .weights import fill_weights as fill  # noqa: F401
-from .weights import read_weights  # noqa: F401

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .images import Augment, ImageDataset, _noise_sheet, erase_boxes
+from .images import Augment, erase_boxes, ImageDataset, _noise_sheet
 
 # %% ../nbs/26_on_device.ipynb #fbf4b4cd
 def workers_for(

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from .files import cache_folder, hidden, image_files
 from .layouts import as_table, find_root, from_csv, from_folder, need, parse_names, wrong_layout
-from .records import SPLITS, DatasetError, number_names, without_junk
+from .records import DatasetError, number_names, SPLITS, without_junk
 
 # %% ../nbs/11_parsers.ipynb #8f1906a3
 MARKET_FOLDERS = dict(train='bounding_box_train', query='query', gallery='bounding_box_test')

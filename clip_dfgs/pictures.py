@@ -7,9 +7,7 @@ __all__ = ['ImageError', 'picture_to_rgb', 'nearly_one_colour', 'load_image']
 
 # %% ../nbs/15_pictures.ipynb #3d19b977
 import numpy as np
-from PIL import Image
-from PIL import ImageOps
-from PIL import UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 # %% ../nbs/15_pictures.ipynb #702c3c8c
 class ImageError(ValueError):

@@ -12,21 +12,13 @@ from typing import Sequence
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from PIL import Image
 
-from .charts import PALETTE
-from .charts import RIGHT
-from .charts import WRONG
-from .charts import _DPI
-from .charts import _legend_outside
-from .charts import _named
-from .charts import _panels
-from .charts import _styles
+from .charts import PALETTE, RIGHT, WRONG, _DPI, _legend_outside, _named, _panels, _styles
 from .evaluation import nearest_gallery
-from .pictures import load_image
-from .pictures import picture_to_rgb
+from .pictures import load_image, picture_to_rgb
 
 # %% ../nbs/60_plots.ipynb #86364258
 _MARKERS = 'osD^vP*Xp<h>8d' # one for each identity, and again from the beginning
@@ -224,14 +216,3 @@ def plot_ranked_gallery(
         ax.axis('off')
     fig.suptitle('query, then the gallery from near to far (solid: right, dashed: wrong)', fontsize=10)
     return fig
-
-# %% ../nbs/60_plots.ipynb #352ca7ab
-# Names that lived here before
-from .charts import paired_differences # noqa: F401
-from .charts import plot_cmc # noqa: F401
-from .charts import plot_differences # noqa: F401
-from .charts import plot_distances # noqa: F401
-from .charts import plot_history # noqa: F401
-from .charts import plot_queries # noqa: F401
-from .charts import plot_results # noqa: F401
-from .charts import plot_roc # noqa: F401

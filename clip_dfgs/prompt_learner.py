@@ -7,7 +7,7 @@ __all__ = ['PROMPT', 'rows_of', 'PromptLearner', 'all_text_features']
 
 # %% ../nbs/33_prompt_learner.ipynb #8b028932
 import torch
-from torch import Tensor, nn
+from torch import nn, Tensor
 
 from .towers import text_positions, text_tower
 

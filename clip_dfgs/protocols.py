@@ -17,16 +17,16 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from .checkpoints import on_main
-from .config import RECIPES, STAGES, TrainConfig, check_config
+from .checkpoints import on_main, write_csv
+from .config import check_config, RECIPES, STAGES, TrainConfig
 from .datasets import check_dataset, identity_splits, load_dataset
-from .features import _from_main, _ranked, accelerator_for, check_targets, embed_together
+from .features import accelerator_for, check_targets, embed_together, _from_main, _ranked
 from .files import choose
-from .images import cached_images
+from .image_cache import cached_images
 from .models import ReIDModel
 from .planning import estimate, measure
 from .records import DatasetError, pool
-from .run import check_folder, write_csv
+from .run import check_folder
 from .sources import leaks, options_for
 from .trainer import fit
 
@@ -332,8 +332,3 @@ def plot_matrix(
             colour = 'black' if t.iloc[i, j] > 55 else 'white'
             ax.text(j, i, f'{t.iloc[i, j]:.1f}', ha='center', va='center', fontsize=9, color=colour)
     return fig
-
-# %% ../nbs/55_protocols.ipynb #89d34a5a
-# Names that lived here before
-from .config import recipe_table # noqa: F401
-from .planning import count_steps # noqa: F401

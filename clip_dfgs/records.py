@@ -384,7 +384,3 @@ def hold_out(
             mine = rows.index[rows['pid'] == pid]
             split[mine[mine.get_indexer(digest_order(mine, 'hold out', seed, domain)[:1])]] = 'query'
     return records.assign(split=split.to_numpy())
-
-# %% ../nbs/10_records.ipynb #57b42df0
-# A name that lived here before
-from .copies import found_again # noqa: F401

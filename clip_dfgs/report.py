@@ -19,14 +19,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .charts import PALETTE, _legend_outside, _panels, plot_history
-from .config import STAGES, config_from
+from .charts import PALETTE, plot_history, _legend_outside, _panels
+from .config import config_from, STAGES
 from .files import write_text
 from .image_cache import cached_images
 from .insight import Absent
 from .pictures import ImageError
 from .plots import plot_batch_images, plot_epoch
-from .ranks import _need, check_same_targets, table
+from .ranks import check_same_targets, table, _need
 
 # %% ../nbs/65_report.ipynb #265a028f
 def runs_in(

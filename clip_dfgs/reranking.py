@@ -11,9 +11,7 @@ from typing import Iterator
 import numpy as np
 import torch
 
-from .distances import _whole_number
-from .distances import _feature_pair
-from .distances import _blocks
+from .distances import _blocks, _feature_pair, _whole_number
 from .files import choose
 from .matching import _ranges
 

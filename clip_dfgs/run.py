@@ -24,8 +24,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from .checkpoints import TrainError, checkpoints, write_csv, writing
-from .config import STAGES, TrainConfig, config_dict, config_from
+from .checkpoints import checkpoints, TrainError, write_csv, writing
+from .config import config_dict, config_from, STAGES, TrainConfig
 from .features import check_targets, evaluate_records, results_table
 from .files import flush, write_text
 from .losses import triplet_health
@@ -398,7 +398,3 @@ def best_model(
     if not folder.is_dir(): raise TrainError(f'{folder} is missing, the model of the best rank in validation.csv; '
                                              'put it back, or start again with --overwrite')
     return ReIDModel.load(folder)
-
-# %% ../nbs/53_run.ipynb #cc8e7b03
-# Names that lived here before
-from .checkpoints import on_main # noqa: F401

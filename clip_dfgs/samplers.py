@@ -16,8 +16,8 @@ import torch
 from .files import occurrence
 from .graph import choose_images, nearest_identities
 from .passes import PlannedEpochs
-from .walk import _camera_array, _check_neighbours, _label_array, _order, _share, _whole
-from .walk import batch_count, depth_first_batches, random_rows, tuplet_table
+from .walk import batch_count, depth_first_batches, random_rows, tuplet_table, _camera_array
+from .walk import _check_neighbours, _label_array, _order, _share, _whole
 
 # %% ../nbs/22_samplers.ipynb #92419cd3
 def _check_batches(labels, cameras, batch, instances):
@@ -397,10 +397,3 @@ def refresh_neighbours(
         torch.distributed.broadcast(graph, 0)
     sampler.neighbours = graph.cpu()
     return sampler.neighbours
-
-# %% ../nbs/22_samplers.ipynb #3dd2d262
-# Names that lived here before
-from .epochs import epoch_report  # noqa: F401
-from .epochs import hardness  # noqa: F401
-from .epochs import meetings  # noqa: F401
-from .walk import camera_tuplets  # noqa: F401

@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .files import did_you_mean
 from .gallery import FeatureExtractor, open_model
-from .inputs import _at_least_one, _listed, to_pixels
+from .inputs import to_pixels, _at_least_one, _listed
 from .nearest import has_faiss, nearest_in_cells, nearest_rows, open_cells
-from .store import StoredGallery, model_digest, shown
+from .store import model_digest, shown, StoredGallery
 from .words import whole_captions, words_in
 
 # %% ../nbs/67_search.ipynb #5250acf5

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn, Tensor
 
 from .backbones import fill_imagenet
 from .files import replacing, write_text
 from .towers import text_tower
-from .weights import _first_line, fill_weights, new_clip
+from .weights import fill_weights, new_clip, _first_line
 
 # %% ../nbs/35_small_clip.ipynb #827975bc
 PEDESTRIANS = dict(

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from .copies import found_again
 from .datasets import load_dataset
 from .files import digest_of_file, write_text
 from .parsers import PARSERS
-from .records import DatasetError, found_again
+from .records import DatasetError
 
 # %% ../nbs/19_sources.ipynb #c4e1a0a3
 def _spec(text:str): # (name, folder) of `name:folder`

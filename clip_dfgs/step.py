@@ -16,17 +16,17 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .checkpoints import TrainError, last_good, unpack_optimiser
-from .config import STAGES, Stage, TrainConfig
+from .checkpoints import last_good, TrainError, unpack_optimiser, write_csv
+from .config import Stage, STAGES, TrainConfig
 from .encoder import _check_range
 from .features import attending, computing
-from .losses import _same_identity, batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
-from .losses import triplet_health
-from .models import ReIDModel, text_tower
+from .losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce, triplet_health
+from .losses import _same_identity
+from .models import ReIDModel
 from .on_device import augment_rest
-from .run import Run, write_csv
+from .run import Run
 from .samplers import evaluating
-from .towers import encode_front
+from .towers import encode_front, text_tower
 
 # %% ../nbs/58_step.ipynb #bef2533a
 def image_losses(

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from .files import choose, digest_of_file, flush, image_files, left_out, replacing, write_text
-from .gallery import FeatureExtractor, _embed, open_model
+from .gallery import FeatureExtractor, open_model, _embed
 from .inputs import _at_least_one
 from .layouts import camera_rule
 from .models import ReIDModel

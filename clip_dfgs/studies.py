@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .config import TrainConfig, config_dict
+from .config import config_dict, TrainConfig
 from .features import evaluate_records
 from .files import choose, write_text
 from .intervals import t_interval

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
-from torch import Tensor, nn
+from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .weights import _first_line

@@ -20,22 +20,26 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from .checkpoints import TrainError, checkpoints, on_main, restore, resume_point, save_point, writing
-from .config import Stage, TrainConfig, check_config, class_at, config_dict, graph_width, rate
-from .features import _check_not_merged, _processes, accelerator_for, embed_images, embed_together
+from .checkpoints import checkpoints, on_main, restore, resume_point, save_point, TrainError, write_csv
+from .checkpoints import writing
+from .config import check_config, class_at, config_dict, graph_width, rate, Stage, TrainConfig
+from .epochs import epoch_report
+from .features import accelerator_for, embed_images, embed_together, _check_not_merged, _processes
 from .graph import neighbour_search
-from .images import ImageDataset, ImageError, cached_images, make_loader
+from .image_cache import cached_images
+from .images import ImageDataset, make_loader
 from .models import ReIDModel
 from .on_device import FeatureDataset, training_images, workers_for
+from .pictures import ImageError
 from .prompt_learner import all_text_features
 from .records import check_records, is_pooled, pool
-from .run import Log, Run, Validation, best_model, check_folder, held_out_rows, keep_records, open_folder
-from .run import read_history, read_ranks, write_csv
-from .samplers import AdaptiveShare, DepthFirstGraphSampler, GraphSampler, PKSampler, epoch_report
-from .samplers import planned_from, put_back, refresh_neighbours
+from .run import best_model, check_folder, held_out_rows, keep_records, Log, open_folder, read_history
+from .run import read_ranks, Run, Validation
+from .samplers import AdaptiveShare, DepthFirstGraphSampler, GraphSampler, PKSampler, planned_from, put_back
+from .samplers import refresh_neighbours
 from .sources import one_of_each
-from .step import Step, _agree, _image_losses_of, _own_random_stream, _prepared, _prompt_losses_of
-from .step import _renew_norm, _see_batch, training_step
+from .step import Step, training_step, _agree, _image_losses_of, _own_random_stream, _prepared
+from .step import _prompt_losses_of, _renew_norm, _see_batch
 
 # %% ../nbs/54_trainer.ipynb #256f6749
 def fit(

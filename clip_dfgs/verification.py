@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .distances import _feature_pair
-from .distances import distance_blocks
-from .matching import _in_block
-from .matching import matches_and_junk
+from .distances import distance_blocks, _feature_pair
+from .matching import matches_and_junk, _in_block
 
 # %% ../nbs/44_verification.ipynb #3cd37990
 @dataclass(eq=False, repr=False)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .files import choose, occurrence
-from .graph import reversed_edges
+from .hubs import reversed_edges
 
 # %% ../nbs/21_walk.ipynb #f8ab9e2b
 def _array(

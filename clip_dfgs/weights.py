@@ -20,7 +20,7 @@ import numpy as np
 import open_clip
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn, Tensor
 
 from .files import did_you_mean
 

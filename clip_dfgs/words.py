@@ -10,8 +10,8 @@ import re
 
 import numpy as np
 
-from .pedestrians import Person, caption, random_person, wardrobe
-from .pedestrians import _BAGS, _COLOURS, _HATS, _LOWER, _PATTERNS, _UPPER
+from .pedestrians import caption, Person, random_person, wardrobe, _BAGS, _COLOURS, _HATS, _LOWER, _PATTERNS
+from .pedestrians import _UPPER
 
 # %% ../nbs/47_words.ipynb #4da3b155
 _SAME = dict(male='man', boy='man', guy='man', female='woman', girl='woman', lady='woman', gray='grey', blond='blonde',

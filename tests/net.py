@@ -93,7 +93,8 @@ def plans():
 
 def epochs():
     "What an epoch holds."
-    from clip_dfgs.samplers import PKSampler, epoch_report, meetings
+    from clip_dfgs.epochs import epoch_report, meetings
+    from clip_dfgs.samplers import PKSampler
     labels, cameras, features = world()
     sampler = PKSampler(labels, cameras, batch=32)
     batches = list(sampler)
@@ -181,7 +182,10 @@ def models():
 
 def ranks():
     "Evaluation, re-ranking, verification, intervals."
-    from clip_dfgs.evaluation import compare, evaluate, k_reciprocal_distances, verification
+    from clip_dfgs.evaluation import evaluate
+    from clip_dfgs.intervals import compare
+    from clip_dfgs.reranking import k_reciprocal_distances
+    from clip_dfgs.verification import verification
     draw = np.random.default_rng(8)
     people = draw.normal(size=(30, 10))
     query_ids, gallery_ids = draw.integers(0, 30, 50), draw.integers(0, 32, 160)
@@ -206,7 +210,8 @@ def ranks():
 
 def tables():
     "The parsed tables of all made trees, and what they pool to."
-    from clip_dfgs.datasets import load_dataset, pool
+    from clip_dfgs.datasets import load_dataset
+    from clip_dfgs.records import pool
     from trees import MAKERS, make_tree
     out = {}
     for name in sorted(MAKERS):
@@ -240,9 +245,10 @@ def pictures():
 
 def training():
     "A short run of all stages, to its weights."
-    from clip_dfgs.datasets import pool
+    from clip_dfgs.records import pool
     from clip_dfgs.pedestrians import make_domain
-    from clip_dfgs.trainer import TrainConfig, fit
+    from clip_dfgs.config import TrainConfig
+    from clip_dfgs.trainer import fit
     out = {}
     with tempfile.TemporaryDirectory() as tmp:
         records = make_domain(Path(tmp)/'town', seed=600, identities=32, cameras=3, progress=False)

@@ -12,10 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clip_dfgs.config import TrainConfig
-from clip_dfgs.datasets import load_dataset, pool
+from clip_dfgs.datasets import load_dataset
+from clip_dfgs.records import pool
 from clip_dfgs.features import results_table
 from clip_dfgs.records import hold_out
-from clip_dfgs.trainer import TrainError, fit
+from clip_dfgs.checkpoints import TrainError
+from clip_dfgs.trainer import fit
 
 SMALL_BATCH = dict(batch=16, instances=4)
 

@@ -11,7 +11,7 @@ from running import config, rows_of
 from clip_dfgs import trainer
 from clip_dfgs.checkpoints import TrainError, checkpoints, last_good, pack_optimiser, read_checkpoint, restore
 from clip_dfgs.checkpoints import resume_point, save_point, unpack_optimiser, write_checkpoint
-from clip_dfgs.run import write_csv
+from clip_dfgs.checkpoints import write_csv
 
 
 @pytest.fixture

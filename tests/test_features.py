@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from clip_dfgs import features
-from clip_dfgs.datasets import DatasetError, load_dataset
+from clip_dfgs.datasets import load_dataset
+from clip_dfgs.records import DatasetError
 from clip_dfgs.evaluation import evaluate
 from clip_dfgs.features import accelerator_for, check_targets, choose_precision, embed_images, embed_together
 from clip_dfgs.features import evaluate_records, known_cameras, results_table, target_notes
-from clip_dfgs.images import cached_images
+from clip_dfgs.image_cache import cached_images
 from clip_dfgs.models import ReIDModel
 
 

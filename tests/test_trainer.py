@@ -21,7 +21,8 @@ from clip_dfgs.checkpoints import TrainError, checkpoints
 from clip_dfgs.config import TrainConfig
 from clip_dfgs.datasets import load_dataset
 from clip_dfgs.features import evaluate_records, results_table
-from clip_dfgs.images import Augment, ImageError, make_loader
+from clip_dfgs.images import Augment, make_loader
+from clip_dfgs.pictures import ImageError
 from clip_dfgs.models import ReIDModel
 from clip_dfgs.pedestrians import make_domain
 from clip_dfgs.run import read_history

@@ -50,7 +50,7 @@ import torch
 from clip_dfgs.backbones import imagenet_file
 from clip_dfgs.config import Stage, TrainConfig
 from clip_dfgs.datasets import identity_splits, load_dataset
-from clip_dfgs.files import digest_order, write_text
+from clip_dfgs.utils.files import digest_order, write_text
 from clip_dfgs.images import Augment
 from clip_dfgs.protocols import evaluate_partitions
 from clip_dfgs.records import pool

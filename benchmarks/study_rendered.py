@@ -41,7 +41,7 @@ import torch
 from clip_dfgs.config import TrainConfig
 from clip_dfgs.images import Augment
 from clip_dfgs.datasets import load_dataset
-from clip_dfgs.files import write_text
+from clip_dfgs.utils.files import write_text
 from clip_dfgs.pedestrians import make_domain
 from clip_dfgs.records import pool
 from clip_dfgs.intervals import t_interval

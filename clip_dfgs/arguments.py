@@ -17,7 +17,7 @@ import textwrap
 import warnings
 from pathlib import Path
 
-from .files import choose, did_you_mean
+from .utils.checks import choose, did_you_mean
 
 # %% ../nbs/69_arguments.ipynb #d5584f33
 def _comments(f)->dict: # parameter, or field of a dataclass -> the comment behind it

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from torch import nn
 
-from .files import did_you_mean
-from .weights import fill_weights, read_weights, _first_line, _given_file, _seeded
+from .utils.checks import did_you_mean
+from .utils.checks import _first_line
+from .weights import fill_weights, read_weights, _given_file, _seeded
 
 # %% ../nbs/36_backbones.ipynb #6269dfc1
 class TimmTower(nn.Module):

@@ -75,7 +75,7 @@ def _check_data(
 ):
     "Say what a data set holds, and where its papers say otherwise."
     from clip_dfgs.datasets import check_dataset
-    from clip_dfgs.files import replacing
+    from clip_dfgs.utils.files import replacing
     from clip_dfgs.images import contact_sheet
     from clip_dfgs.sources import check_options, options_for
     if sheet and sheet.suffix.lower() != '.png':

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import pandas as pd
 
-from .files import choose, did_you_mean
+from .utils.checks import choose, did_you_mean
 from .images import Augment
 
 # %% ../nbs/50_config.ipynb #2ca219b9

@@ -11,7 +11,7 @@ import stat
 
 import pandas as pd
 
-from .files import digest_of_file
+from .utils.files import digest_of_file
 
 # %% ../nbs/09_copies.ipynb #8679b2fb
 def file_itself(

@@ -18,11 +18,13 @@ import pandas as pd
 from tqdm import tqdm
 
 from .copies import double_people, found_again
-from .files import did_you_mean, digest_order
+from .utils.checks import did_you_mean
+from .utils.files import digest_order
 from .layouts import find_root, plain
 from .parsers import MARKET_FOLDERS, MARKET_NAMES, PARSERS, read_mat
 from .pictures import ImageError, load_image, nearly_one_colour
-from .records import check_records, COLUMNS, DatasetError, SPLITS
+from .records import check_records, COLUMNS, SPLITS
+from .utils.checks import DatasetError
 
 # %% ../nbs/12_datasets.ipynb #b6e67b8b
 def load_dataset(

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from .checkpoints import write_csv
+from .utils.files import write_csv
 from .config import TrainConfig
 from .datasets import load_dataset
 from .epochs import epoch_report

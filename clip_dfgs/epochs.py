@@ -9,7 +9,7 @@ __all__ = ['hardness', 'epoch_report', 'meetings']
 import numpy as np
 import torch
 
-from .walk import _array, _camera_array
+from .utils.checks import _array, _camera_array
 
 # %% ../nbs/23_epochs.ipynb #339db47d
 def _numbered(

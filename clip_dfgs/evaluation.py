@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .distances import _blocks, _feature_pair, _whole_number
-from .files import choose
+from .distances import _blocks, _feature_pair
 from .intervals import bootstrap_intervals
 from .matching import _cameras, _digest, _identities, _in_block, _no_match, _pairs, _self_matches
 from .matching import _warn_of_nothing
 from .reranking import _reranked
+from .utils.checks import choose, _checked_ranks, _checked_resamples, _whole_number
 
 # %% ../nbs/41_evaluation.ipynb #bc332942
 _MANY = 256 # matches of one query above which an argsort is cheaper than counting for each
@@ -184,22 +184,6 @@ def _averages(
     cmc = {r: float((scored.first_hit <= r).mean()) for r in ranks}
     return RetrievalResult(float(scored.AP.mean()), cmc, float(scored.INP.mean()), len(scored),
                            len(per_query) - len(scored), per_query, **remembered)
-
-# %% ../nbs/41_evaluation.ipynb #d810f189
-def _checked_ranks(ranks)->tuple: # whole numbers
-    "Ranks of CMC, one or several; ValueError for what is no rank."
-    several = tuple(ranks) if np.iterable(ranks) else (ranks,)
-    try:
-        whole = tuple(int(r) for r in several)
-        if whole and min(whole) >= 1 and whole == several: return whole
-    except (TypeError, ValueError): pass
-    raise ValueError(f'ranks={ranks!r}: give at least one, whole numbers counting from 1')
-
-# %% ../nbs/41_evaluation.ipynb #0fc6578f
-def _checked_resamples(bootstrap)->int:
-    "How many resamples; ValueError for what is no number of them."
-    if isinstance(bootstrap, (int, np.integer)) and not isinstance(bootstrap, bool) and bootstrap >= 0: return bootstrap
-    raise ValueError(f'bootstrap={bootstrap!r}: give the number of resamples, such as 1000, or 0 for no intervals')
 
 # %% ../nbs/41_evaluation.ipynb #08da3208
 def _rerank_settings(rerank)->dict|None: # of `reranked_blocks`; None: no re-ranking

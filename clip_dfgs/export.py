@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import choose, replacing
-from .inputs import _at_least_one, _in_their_places, _listed, _read_block
+from .utils.checks import choose
+from .utils.files import replacing
+from .inputs import _in_their_places, _listed, _read_block
+from .utils.checks import _at_least_one
 
 # %% ../nbs/64_export.ipynb #07e8d3e3
 PRECISIONS = dict(float32=1e-3, float16=1e-2, int8=.1) # -> largest distance from torch, a share of a feature's length

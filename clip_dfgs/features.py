@@ -21,15 +21,17 @@ from torch.nn.attention import sdpa_kernel, SDPBackend
 from tqdm import tqdm
 
 from .evaluation import evaluate
-from .files import choose, digest_of_file
+from .utils.checks import choose
+from .utils.files import digest_of_file
 from .image_cache import cached_images
 from .images import _check_pixels
-from .inputs import _at_least_one
+from .utils.checks import _at_least_one
 from .matching import matches_and_junk, _no_match
 from .models import ReIDModel
 from .overlap import ahead, fetched, pinned
-from .records import check_records, DatasetError
-from .samplers import evaluating
+from .records import check_records
+from .utils.checks import DatasetError
+from .utils.tensors import evaluating
 
 # %% ../nbs/51_features.ipynb #6a5780db
 def choose_precision(

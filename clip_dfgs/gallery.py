@@ -22,12 +22,14 @@ from safetensors.torch import save_file
 from torch import nn, Tensor
 from tqdm import tqdm
 
-from .files import choose, image_files, IMAGE_SUFFIXES, left_out, replacing
-from .inputs import _at_least_one, _in_their_places, _listed, _read_block
+from .utils.checks import choose
+from .utils.files import image_files, IMAGE_SUFFIXES, left_out, replacing
+from .inputs import _in_their_places, _listed, _read_block
+from .utils.checks import _at_least_one
 from .models import ReIDModel
 from .overlap import ahead, fetched, pinned
 from .pictures import ImageError
-from .samplers import evaluating
+from .utils.tensors import evaluating
 
 # %% ../nbs/62_gallery.ipynb #6c31bceb
 def _embed(

@@ -6,6 +6,9 @@
 __all__ = ['choose_images', 'identity_features', 'graph_recall', 'nearest_identities', 'save_graph', 'load_graph',
            'domain_neighbours', 'neighbour_search']
 
+# %% ../nbs/20_graph.ipynb #bb63e169
+from .utils.checks import _camera_groups, _numbered
+
 # %% ../nbs/20_graph.ipynb #ba325806
 import functools
 import json
@@ -15,28 +18,13 @@ import zipfile
 import numpy as np
 import torch
 
-from .distances import _whole_number
-from .distances import exact_products
-from .files import choose
-from .files import replacing
-from .matching import _missing_rows
-from .matching import _read_labels
+from .utils.checks import _whole_number
+from .utils.tensors import exact_products
+from .utils.checks import choose
+from .utils.files import replacing
+from .utils.checks import _read_labels
 
 _log = logging.getLogger(__name__)
-
-# %% ../nbs/20_graph.ipynb #28d14e7c
-def _numbered(labels, name:str, n:int)->np.ndarray: # int64, shape [n]
-    "Labels as numbers in the order of their values; integers stay what they are. ValueError for a missing one."
-    labels = _read_labels(labels, name, n)
-    missing = _missing_rows(labels)
-    if len(missing): raise ValueError(f'{name}: {len(missing):,} of {n:,} are missing or -1, first row {missing[0]}')
-    return labels if labels.dtype.kind == 'i' else np.unique(labels, return_inverse=True)[1]
-
-# %% ../nbs/20_graph.ipynb #ba3a8118
-def _camera_groups(cameras, n:int)->np.ndarray: # int64, shape [n]
-    "Cameras as numbers, all equal where none is known; ValueError where only some are."
-    if cameras is None or len(_missing_rows(_read_labels(cameras, 'cameras', n))) == n: return np.zeros(n, np.int64)
-    return _numbered(cameras, 'cameras', n)
 
 # %% ../nbs/20_graph.ipynb #4b759973
 def choose_images(

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .files import cache_folder, write_text
+from .utils.files import cache_folder, write_text
 from .pictures import ImageError, load_image, nearly_one_colour
 
 # %% ../nbs/16_image_cache.ipynb #df7eea2a

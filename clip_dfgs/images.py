@@ -15,7 +15,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader, Dataset
 
-from .files import digest_order, occurrence
+from .utils.files import digest_order
+from .utils.tensors import occurrence
 from .image_cache import open_cache
 from .pictures import load_image
 

@@ -119,16 +119,6 @@ def _read_block(
             raise type(problem)(f'picture {i} of {len(images)}, counted from 0: {problem}') from None
     return np.stack(pixels) if pixels else np.zeros((0, 3, *size), np.uint8), problems
 
-# %% ../nbs/17_inputs.ipynb #61e7e594
-def _at_least_one(
-    name:str, # of the argument
-    value, # of Python or numpy
-    advice:str='it takes a whole number, 1 or more', # the end of the message
-)->int:
-    "A count as an int; ValueError for what is none."
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= 1: return int(value)
-    raise ValueError(f'{name} is {value!r}: {advice}')
-
 # %% ../nbs/17_inputs.ipynb #0201b5d1
 def _in_their_places(
     features, # of the pictures that were not left out

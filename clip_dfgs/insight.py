@@ -26,7 +26,7 @@ from .checkpoints import checkpoints, _whole
 from .config import config_from
 from .distances import distance_blocks
 from .features import embed_images, known_cameras
-from .files import choose
+from .utils.checks import choose
 from .image_cache import cached_images
 from .maps import look_maps, NoMap, patch_features, patch_similarity
 from .matching import matches_and_junk

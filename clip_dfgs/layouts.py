@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .files import hidden, image_files, left_out
-from .records import COLUMNS, DatasetError, number_cameras, number_names, number_people, say_junk, SPLITS
+from .utils.files import hidden, image_files, left_out
+from .records import COLUMNS, number_cameras, number_names, number_people, say_junk, SPLITS
+from .utils.checks import DatasetError
 from .records import without_junk
 
 # %% ../nbs/18_layouts.ipynb #d9840224

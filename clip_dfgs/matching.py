@@ -13,81 +13,8 @@ import warnings
 import numpy as np
 import torch
 
-# %% ../nbs/43_matching.ipynb #c6d0e4cc
-_MISSING = ('', 'nan', 'NaN', 'None', '<NA>', 'NaT', '-1')
-_KINDS = {int: 'numbers', str: 'text', bool: 'true or false'}
-
-# %% ../nbs/43_matching.ipynb #9b9ffc10
-def _plain_label(value):
-    "A label as int, str or bool, None where it is missing; TypeError for anything else."
-    if getattr(value, 'ndim', None) == 0: value = value.item()  # a number of numpy or torch
-    if isinstance(value, bytes): value = value.decode()
-    if value is None or type(value).__name__ in ('NAType', 'NaTType'): return None
-    if isinstance(value, float):
-        if value != value: return None
-        if not value.is_integer() or abs(value) >= 2**53: raise TypeError
-        value = int(value)
-    if type(value) not in _KINDS and not isinstance(value, str): raise TypeError
-    if value == -1 or isinstance(value, str) and value.strip() in _MISSING: return None
-    return str(value) if isinstance(value, str) else value
-
-# %% ../nbs/43_matching.ipynb #7f5c0157
-def _as_array(labels, name:str)->np.ndarray:
-    "Labels as an array in which nothing has been turned into another kind; ValueError for floats too coarse to tell."
-    if isinstance(labels, (list, tuple)):
-        array = np.empty(len(labels), object)
-        for i, value in enumerate(labels): array[i] = value
-        return array
-    if isinstance(labels, np.ma.MaskedArray):
-        return np.where(np.ma.getmaskarray(labels), None, np.asarray(labels).astype(object))
-    kind = str(labels.dtype).split('.')[-1] if hasattr(labels, 'dtype') else 'float64'
-    if torch.is_tensor(labels):
-        limit = 2/torch.finfo(labels.dtype).eps if labels.is_floating_point() else 0
-        labels = labels.detach().cpu()
-        array = labels.double().numpy() if limit else labels.numpy()
-    else:
-        array = np.asarray(labels)
-        limit = 2/np.finfo(array.dtype).eps if array.dtype.kind == 'f' else 0
-    if not limit: return array
-    rounded = np.abs(array) >= limit
-    if not (rounded & np.isfinite(array)).any(): return array
-    row = int(np.flatnonzero(rounded & np.isfinite(array))[0])
-    raise ValueError(f'{name} are {kind} and may have been rounded (row {row}: {array[row]:.0f}): give integers')
-
-# %% ../nbs/43_matching.ipynb #ec34e916
-def _read_labels(
-    labels,   # list, array, tensor or column
-    name:str, # for errors: query_ids, gallery_cams, ...
-    n:int,    # how many images there are
-)->np.ndarray: # int64, text or bool; or objects, None where a label is missing
-    "Labels in plain types, one kind a list; ValueError that names the first offender."
-    array = _as_array(labels, name)
-    if array.shape != (n,):
-        side = name.split('_')[0] + ' ' if '_' in name else ''
-        raise ValueError(f'{name} has shape {array.shape}, but there are {n} {side}images: give one per image')
-    if not n: raise ValueError(f'{name} is empty')
-    if array.dtype.kind in 'iub' and not (array == -1).any() and (array.dtype.kind != 'u' or array.max() < 2**63):
-        return array.astype(np.int64) if array.dtype.kind in 'iu' else array
-    plain = []
-    for row, value in enumerate(array.tolist()):
-        try: plain.append(_plain_label(value))
-        except (TypeError, UnicodeDecodeError):
-            raise ValueError(f'{name}, row {row}: {value!r} is no label; labels are whole numbers or text') from None
-    known = [row for row, value in enumerate(plain) if value is not None]
-    for row in known:
-        first, other = plain[known[0]], plain[row]
-        if type(first) is type(other): continue
-        raise ValueError(f'{name} mix {_KINDS[type(first)]} (row {known[0]}: {first!r}) and {_KINDS[type(other)]} '
-                         f'(row {row}: {other!r}): write all one way')
-    if len(known) < n: return np.array(plain + [None], object)[:-1]
-    try: return np.array(plain, str if isinstance(plain[0], str) else np.int64 if type(plain[0]) is int else bool)
-    except OverflowError: raise ValueError(f'{name} do not fit into 64 bits: give them as text') from None
-
-# %% ../nbs/43_matching.ipynb #c3886600
-def _missing_rows(labels:np.ndarray)->np.ndarray:
-    "Rows of labels read by `_read_labels` that are missing."
-    if labels.dtype != object: return np.zeros(0, int)
-    return np.flatnonzero([value is None for value in labels])
+from .utils.checks import _KINDS, _missing_rows, _read_labels
+from .utils.tensors import _ranges
 
 # %% ../nbs/43_matching.ipynb #f410a095
 def _same_kind(query:np.ndarray, gallery:np.ndarray, what:str):
@@ -152,14 +79,6 @@ def _cameras(query, gallery, Q:int, G:int)->tuple:
                          'give both, or neither to switch the rule of the camera off')
     _same_kind(*sides, 'cams')
     return tuple(sides)
-
-# %% ../nbs/43_matching.ipynb #2552a295
-def _ranges(
-    starts:np.ndarray,  # first number of each range, shape [n]
-    lengths:np.ndarray, # how many numbers, shape [n]
-)->np.ndarray:          # start, start + 1, ..., of each range in turn
-    "Positions of several ranges laid end to end."
-    return np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
 
 # %% ../nbs/43_matching.ipynb #8f82f1cf
 def _pairs(query_ids, gallery_ids, query_cams=None, gallery_cams=None)->tuple[np.ndarray, np.ndarray]:

@@ -15,10 +15,11 @@ from torch import nn
 
 from .backbones import load_timm
 from .encoder import ReIDEncoder, _need_prompts
-from .files import replacing, write_text
+from .utils.files import replacing, write_text
 from .small_clip import EYES, load_small_clip, new_small_clip, PEDESTRIANS, WEIGHTS, _pack_tokens
 from .small_clip import _unpack_tokens
-from .weights import fill_weights, load_clip, new_clip, OPENAI_NORMALISATION, tokenizer_of, _first_line
+from .utils.checks import _first_line
+from .weights import fill_weights, load_clip, new_clip, OPENAI_NORMALISATION, tokenizer_of
 from .weights import _not_weights
 
 # %% ../nbs/34_models.ipynb #13c86410

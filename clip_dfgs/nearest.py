@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .distances import exact_products
-from .files import replacing
+from .utils.tensors import exact_products
+from .utils.files import replacing
 
 # %% ../nbs/46_nearest.ipynb #f355b51d
 def _unit(

@@ -18,9 +18,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .files import cache_folder, hidden, image_files
+from .utils.files import cache_folder, hidden, image_files
 from .layouts import as_table, find_root, from_csv, from_folder, need, parse_names, wrong_layout
-from .records import DatasetError, number_names, SPLITS, without_junk
+from .records import number_names, SPLITS, without_junk
+from .utils.checks import DatasetError
 
 # %% ../nbs/11_parsers.ipynb #8f1906a3
 MARKET_FOLDERS = dict(train='bounding_box_train', query='query', gallery='bounding_box_test')

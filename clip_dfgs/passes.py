@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch.utils.data import Sampler
 
-from .walk import _whole
+from .utils.checks import _whole
 
 # %% ../nbs/25_passes.ipynb #e8b4ddfd
 class _Place:

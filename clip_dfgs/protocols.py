@@ -17,15 +17,17 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from .checkpoints import on_main, write_csv
+from .checkpoints import on_main
+from .utils.files import write_csv
 from .config import check_config, RECIPES, STAGES, TrainConfig
 from .datasets import check_dataset, identity_splits, load_dataset
 from .features import accelerator_for, check_targets, embed_together, _from_main, _ranked
-from .files import choose
+from .utils.checks import choose
 from .image_cache import cached_images
 from .models import ReIDModel
 from .planning import estimate, measure
-from .records import DatasetError, pool
+from .records import pool
+from .utils.checks import DatasetError
 from .run import check_folder
 from .sources import leaks, options_for
 from .trainer import fit

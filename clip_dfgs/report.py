@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from .charts import PALETTE, plot_history, _legend_outside, _panels
 from .config import config_from, STAGES
-from .files import write_text
+from .utils.files import write_text
 from .image_cache import cached_images
 from .insight import Absent
 from .pictures import ImageError

@@ -11,9 +11,10 @@ from typing import Iterator
 import numpy as np
 import torch
 
-from .distances import _blocks, _feature_pair, _whole_number
-from .files import choose
-from .matching import _ranges
+from .distances import _blocks, _feature_pair
+from .utils.checks import _whole_number
+from .utils.checks import choose
+from .utils.tensors import _ranges
 
 # %% ../nbs/42_reranking.ipynb #58d23296
 def _neighbour_table(

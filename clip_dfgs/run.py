@@ -24,10 +24,11 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from .checkpoints import checkpoints, TrainError, write_csv, writing
+from .checkpoints import checkpoints
+from .utils.files import TrainError, write_csv, writing
 from .config import config_dict, config_from, STAGES, TrainConfig
 from .features import check_targets, evaluate_records, results_table
-from .files import flush, write_text
+from .utils.files import flush, write_text
 from .losses import triplet_health
 from .models import ReIDModel
 from .sources import leaks, one_of_each

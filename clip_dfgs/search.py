@@ -14,9 +14,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from .files import did_you_mean
+from .utils.checks import did_you_mean
 from .gallery import FeatureExtractor, open_model
-from .inputs import to_pixels, _at_least_one, _listed
+from .inputs import to_pixels, _listed
+from .utils.checks import _at_least_one
 from .nearest import has_faiss, nearest_in_cells, nearest_rows, open_cells
 from .store import model_digest, shown, StoredGallery
 from .words import whole_captions, words_in

@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn, Tensor
 
 from .backbones import fill_imagenet
-from .files import replacing, write_text
+from .utils.files import replacing, write_text
 from .towers import text_tower
-from .weights import fill_weights, new_clip, _first_line
+from .utils.checks import _first_line
+from .weights import fill_weights, new_clip
 
 # %% ../nbs/35_small_clip.ipynb #827975bc
 PEDESTRIANS = dict(

@@ -17,9 +17,9 @@ import pandas as pd
 
 from .copies import found_again
 from .datasets import load_dataset
-from .files import digest_of_file, write_text
+from .utils.files import digest_of_file, write_text
 from .parsers import PARSERS
-from .records import DatasetError
+from .utils.checks import DatasetError
 
 # %% ../nbs/19_sources.ipynb #c4e1a0a3
 def _spec(text:str): # (name, folder) of `name:folder`

@@ -16,7 +16,8 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .checkpoints import last_good, TrainError, unpack_optimiser, write_csv
+from .checkpoints import last_good, unpack_optimiser
+from .utils.files import TrainError, write_csv
 from .config import Stage, STAGES, TrainConfig
 from .encoder import _check_range
 from .features import attending, computing
@@ -25,7 +26,7 @@ from .losses import _same_identity
 from .models import ReIDModel
 from .on_device import augment_rest
 from .run import Run
-from .samplers import evaluating
+from .utils.tensors import evaluating
 from .towers import encode_front, text_tower
 
 # %% ../nbs/58_step.ipynb #bef2533a

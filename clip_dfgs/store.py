@@ -23,9 +23,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from .files import choose, digest_of_file, flush, image_files, left_out, replacing, write_text
+from .utils.checks import choose
+from .utils.files import digest_of_file, flush, image_files, left_out, replacing, write_text
 from .gallery import FeatureExtractor, open_model, _embed
-from .inputs import _at_least_one
+from .utils.checks import _at_least_one
 from .layouts import camera_rule
 from .models import ReIDModel
 from .nearest import build_cells, has_faiss

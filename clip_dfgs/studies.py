@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 
 from .config import config_dict, TrainConfig
 from .features import evaluate_records
-from .files import choose, write_text
+from .utils.checks import choose
+from .utils.files import write_text
 from .intervals import t_interval
 from .trainer import fit
 

@@ -17,7 +17,7 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTrans
 from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .weights import _first_line
+from .utils.checks import _first_line
 
 # %% ../nbs/32_towers.ipynb #94708897
 def resize_grid(

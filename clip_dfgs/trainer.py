@@ -20,8 +20,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from .checkpoints import checkpoints, on_main, restore, resume_point, save_point, TrainError, write_csv
-from .checkpoints import writing
+from .checkpoints import checkpoints, on_main, restore, resume_point, save_point
+from .utils.files import TrainError, write_csv
+from .utils.files import writing
 from .config import check_config, class_at, config_dict, graph_width, rate, Stage, TrainConfig
 from .epochs import epoch_report
 from .features import accelerator_for, embed_images, embed_together, _check_not_merged, _processes
@@ -395,7 +396,7 @@ def _finish(run:Run)->Run: # the same run
 from .checkpoints import pack_optimiser, read_checkpoint, write_checkpoint # noqa: F401
 from .config import GRAPHS, RECIPES, SAMPLERS, config_from # noqa: F401
 from .features import attending, computing, check_targets, choose_precision, evaluate_records, results_table # noqa: F401
-from .files import choose, write_text # noqa: F401
+from .utils.files import write_text # noqa: F401
 from .step import _Trainee as Trainee, image_losses, prompt_losses, stage_groups # noqa: F401
 
 _FORMER = dict(start='_begin', epoch_of='_batches', image_data='_image_data')

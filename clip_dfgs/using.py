@@ -10,7 +10,7 @@ import os
 import warnings
 from pathlib import Path
 
-from .files import did_you_mean
+from .utils.checks import did_you_mean
 from .meaning import Meaning
 
 # %% ../nbs/73_using.ipynb #c5eb6a8e
@@ -63,7 +63,7 @@ def _search(
     as_is:bool=False, # ask the small CLIP with the sentence itself, not with whole captions that say it
 ):
     "Rank a gallery for pictures and sentences."
-    from clip_dfgs.files import replacing
+    from clip_dfgs.utils.files import replacing
     from clip_dfgs.search import extractor_of, heard, rows_of, search_gallery, search_sheet
     from clip_dfgs.store import open_gallery, shown
     if picture and picture.suffix.lower() != '.png':

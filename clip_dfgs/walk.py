@@ -9,75 +9,10 @@ __all__ = ['ORDERS', 'tuplet_table', 'camera_tuplets', 'batch_count', 'random_ro
 from collections import deque
 
 import numpy as np
-import torch
 
-from .files import choose, occurrence
 from .hubs import reversed_edges
-
-# %% ../nbs/21_walk.ipynb #f8ab9e2b
-def _array(
-    name:str, # of the argument, for the message
-    values, # list, array, tensor on any device, column of a table
-)->np.ndarray:
-    "The values as an array, or ValueError when they are no array."
-    if torch.is_tensor(values):
-        values = values.detach().cpu()
-        return (values.float() if values.is_floating_point() else values).numpy()
-    try: return np.asarray(values)
-    except ValueError as error: raise ValueError(f'{name}: rows of equal length are needed ({error})') from None
-
-# %% ../nbs/21_walk.ipynb #cc75398d
-def _whole(
-    name:str, # of the argument, for the message
-    value, # int, numpy integer, or tensor of one integer
-    least:int=None, # smallest allowed
-)->int:
-    "The value as an int, or ValueError naming the argument."
-    kind = getattr(value, 'dtype', type(value))
-    try: number = None if kind in (bool, np.bool_, torch.bool) else value.__index__()
-    except (AttributeError, TypeError): number = None
-    limits = '' if least is None else f' of {least} or more'
-    if number is None or (least is not None and number < least):
-        raise ValueError(f'{name}={value!r}; a whole number{limits} is needed')
-    return number
-
-# %% ../nbs/21_walk.ipynb #6ed986c7
-def _label_array(
-    labels, # identity of each image
-)->np.ndarray: # int64, shape [n]
-    "Labels as whole numbers, or ValueError with the first that is none."
-    found = _array('labels', labels)
-    if found.ndim != 1 or len(found) == 0:
-        got = f'shape {list(found.shape)} of {found.dtype}'
-        raise ValueError(f'labels: a flat list of whole numbers is needed, got {got}')
-    if found.dtype.kind in 'iu': return found.astype(np.int64)
-    whole = [isinstance(v, (int, np.integer)) and not isinstance(v, bool) for v in found.tolist()]
-    large = [w and abs(v) >= 2**63 for w, v in zip(whole, found.tolist())]
-    if all(whole) and not any(large): return np.array(found.tolist(), np.int64)
-    first = whole.index(False) if not all(whole) else large.index(True)
-    raise ValueError(f'labels: whole numbers 0..N-1 are needed; labels[{first}] is {found[first]!r}. '
-                     'To number names: numpy.unique(names, return_inverse=True)[1]')
-
-# %% ../nbs/21_walk.ipynb #1dbf70f5
-def _camera_array(
-    cameras, # camera of each image: numbers or names; None or NaN: unknown; None for all: one camera
-    n:int, # number of images
-)->np.ndarray: # whole numbers, shape [n]; None if there are no cameras
-    "Cameras as whole numbers, in the order of their names, unknown ones last; or ValueError."
-    if cameras is None: return None
-    found = _array('cameras', cameras)
-    if found.ndim != 1: raise ValueError(f'cameras: a flat list is needed, got shape {list(found.shape)}')
-    if len(found) != n: raise ValueError(f'{n} labels but {len(found)} cameras')
-    if found.dtype.kind in 'iub': return found.astype(np.int64)
-    unknown = np.array([v is None or v != v for v in found.tolist()])
-    if unknown.all(): return np.zeros(n, np.int64)
-    known = found[~unknown]
-    numbers = all(isinstance(v, (int, float)) for v in known.tolist())
-    if known.dtype.kind == 'O' and not numbers: known = known.astype(str)
-    codes = np.full(n, -1)
-    codes[~unknown] = np.unique(known, return_inverse=True)[1].reshape(-1)
-    codes[unknown] = codes.max() + 1
-    return codes
+from .utils.checks import choose, _array, _camera_array, _label_array, _whole
+from .utils.tensors import occurrence
 
 # %% ../nbs/21_walk.ipynb #fc04518c
 def _count_up(

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn, Tensor
 
-from .files import did_you_mean
+from .utils.checks import did_you_mean, _first_line
 
 # %% ../nbs/31_weights.ipynb #ee47ef06
 @contextlib.contextmanager
@@ -49,16 +49,6 @@ def new_clip(
         raise ValueError(f"the text tower {name} is not open_clip's, no prompts can be learned through it; {advice}")
     cfg['vision_cfg']['timm_model_pretrained'] = False  # weights come from one place only
     with _seeded(seed): return (open_clip.model.CustomTextCLIP if custom else open_clip.CLIP)(**cfg)
-
-# %% ../nbs/31_weights.ipynb #b39d69b1
-def _first_line(
-    error, # an exception, or its text
-    most:int=120, # characters
-)->str:
-    "The first line of an error without terminal codes; the name of its kind if it says nothing."
-    text = re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', str(error))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[0][:most] if lines else type(error).__name__
 
 # %% ../nbs/31_weights.ipynb #0dff3c88
 def _bundle(

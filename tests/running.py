@@ -16,7 +16,7 @@ from clip_dfgs.datasets import load_dataset
 from clip_dfgs.records import pool
 from clip_dfgs.features import results_table
 from clip_dfgs.records import hold_out
-from clip_dfgs.checkpoints import TrainError
+from clip_dfgs.utils.files import TrainError
 from clip_dfgs.trainer import fit
 
 SMALL_BATCH = dict(batch=16, instances=4)

@@ -19,7 +19,7 @@ from running import config, only, rows_of, weights
 from safetensors.torch import load_file
 
 from clip_dfgs import trainer
-from clip_dfgs.checkpoints import TrainError
+from clip_dfgs.utils.files import TrainError
 from clip_dfgs.features import choose_precision
 from clip_dfgs.images import Augment, ImageDataset, make_loader
 from clip_dfgs.losses import batch_hard_triplet, id_loss, image_text_contrastive

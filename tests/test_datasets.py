@@ -15,9 +15,10 @@ from PIL import Image
 from trees import cuhk03_people, make_tree, picture
 
 from clip_dfgs.datasets import EXPECTED, check_dataset, identity_splits, load_dataset, unreadable_images
-from clip_dfgs.files import digest_order
+from clip_dfgs.utils.files import digest_order
 from clip_dfgs.parsers import PARSERS
-from clip_dfgs.records import COLUMNS, SPLITS, DatasetError, check_records, hold_out, pool
+from clip_dfgs.records import COLUMNS, SPLITS, check_records, hold_out, pool
+from clip_dfgs.utils.checks import DatasetError
 
 
 def counts(records):

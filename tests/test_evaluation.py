@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from clip_dfgs.distances import distance_blocks
-from clip_dfgs.distances import exact_products
+from clip_dfgs.utils.tensors import exact_products
 from clip_dfgs.evaluation import _match_ranks
 from clip_dfgs.evaluation import evaluate
 from clip_dfgs.evaluation import nearest_gallery

@@ -12,7 +12,7 @@ import torch
 
 from clip_dfgs import features
 from clip_dfgs.datasets import load_dataset
-from clip_dfgs.records import DatasetError
+from clip_dfgs.utils.checks import DatasetError
 from clip_dfgs.evaluation import evaluate
 from clip_dfgs.features import accelerator_for, check_targets, choose_precision, embed_images, embed_together
 from clip_dfgs.features import evaluate_records, known_cameras, results_table, target_notes

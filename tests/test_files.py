@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clip_dfgs.files import (IMAGE_SUFFIXES, cache_folder, choose, did_you_mean, digest_order, hidden, image_files,
-                             left_out, occurrence, replacing, write_text)
+from clip_dfgs.utils.checks import choose, did_you_mean
+from clip_dfgs.utils.files import IMAGE_SUFFIXES, cache_folder, digest_order, hidden, image_files, left_out, replacing
+from clip_dfgs.utils.files import write_text
+from clip_dfgs.utils.tensors import occurrence
 
 
 @pytest.mark.parametrize('error', [OSError, KeyboardInterrupt, SystemExit])

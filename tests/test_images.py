@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from clip_dfgs import image_cache
 from clip_dfgs.datasets import unreadable_images
-from clip_dfgs.files import occurrence
+from clip_dfgs.utils.tensors import occurrence
 from clip_dfgs.image_cache import LazyImages, cached_images
 from clip_dfgs.images import Augment, ImageDataset, crop_and_flip, make_loader, normalise, random_table
 from clip_dfgs.pictures import ImageError, load_image, picture_to_rgb

@@ -17,7 +17,8 @@ from running import weights
 from safetensors.torch import load_file
 
 from clip_dfgs import trainer
-from clip_dfgs.checkpoints import TrainError, checkpoints
+from clip_dfgs.checkpoints import checkpoints
+from clip_dfgs.utils.files import TrainError
 from clip_dfgs.config import TrainConfig
 from clip_dfgs.datasets import load_dataset
 from clip_dfgs.features import evaluate_records, results_table

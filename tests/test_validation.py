@@ -12,7 +12,8 @@ import torch
 from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
 from running import config, held, only, rows_of, same, started, two, weights
 
-from clip_dfgs.checkpoints import TrainError, checkpoints
+from clip_dfgs.checkpoints import checkpoints
+from clip_dfgs.utils.files import TrainError
 from clip_dfgs.features import evaluate_records
 from clip_dfgs.models import ReIDModel
 from clip_dfgs.run import best_step, read_ranks

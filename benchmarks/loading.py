@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-from clip_dfgs.image_cache import cached_images
-from clip_dfgs.images import Augment, ImageDataset, make_loader, normalise
+from clip_dfgs.data.image_cache import cached_images
+from clip_dfgs.data.loader import ImageDataset, make_loader
+from clip_dfgs.data.transforms import Augment, normalise
 
 
 class Plain(Dataset):

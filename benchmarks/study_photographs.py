@@ -49,11 +49,11 @@ import torch
 
 from clip_dfgs.backbones import imagenet_file
 from clip_dfgs.config import Stage, TrainConfig
-from clip_dfgs.datasets import identity_splits, load_dataset
+from clip_dfgs.data.datasets import identity_splits, load_dataset
 from clip_dfgs.utils.files import digest_order, write_text
-from clip_dfgs.images import Augment
+from clip_dfgs.data.transforms import Augment
 from clip_dfgs.protocols import evaluate_partitions
-from clip_dfgs.records import pool
+from clip_dfgs.data.records import pool
 from clip_dfgs.step import _renew_norm
 from clip_dfgs.trainer import fit
 

@@ -39,11 +39,11 @@ import pandas as pd
 import torch
 
 from clip_dfgs.config import TrainConfig
-from clip_dfgs.images import Augment
-from clip_dfgs.datasets import load_dataset
+from clip_dfgs.data.transforms import Augment
+from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.utils.files import write_text
 from clip_dfgs.pedestrians import make_domain
-from clip_dfgs.records import pool
+from clip_dfgs.data.records import pool
 from clip_dfgs.intervals import t_interval
 from clip_dfgs.studies import Study, compare_variants
 

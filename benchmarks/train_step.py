@@ -43,16 +43,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from clip_dfgs.config import Stage, TrainConfig
-from clip_dfgs.datasets import load_dataset
+from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.features import accelerator_for
-from clip_dfgs.image_cache import cached_images
-from clip_dfgs.images import Augment, ImageDataset, make_loader, normalise
+from clip_dfgs.data.image_cache import cached_images
+from clip_dfgs.data.loader import ImageDataset, make_loader
+from clip_dfgs.data.transforms import Augment, normalise
 from clip_dfgs.losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
 from clip_dfgs.models import ReIDModel
-from clip_dfgs.on_device import augment_rest, training_images, workers_for
+from clip_dfgs.data.loader import augment_rest, training_images, workers_for
 from clip_dfgs.pedestrians import make_domain
 from clip_dfgs.prompt_learner import PROMPT, all_text_features
-from clip_dfgs.records import pool
+from clip_dfgs.data.records import pool
 from clip_dfgs.run import Run
 from clip_dfgs.towers import ImageFeatures, tower_features
 from clip_dfgs.trainer import fit, new_model, one_step

@@ -46,10 +46,10 @@ def child(folder, busy):
     "Measures in this process's setting and prints the figures as JSON."
     import torch
     from clip_dfgs.config import Stage, TrainConfig
-    from clip_dfgs.datasets import load_dataset
+    from clip_dfgs.data.datasets import load_dataset
     from clip_dfgs.features import accelerator_for
-    from clip_dfgs.image_cache import LazyImages
-    from clip_dfgs.records import pool
+    from clip_dfgs.data.image_cache import LazyImages
+    from clip_dfgs.data.records import pool
     from clip_dfgs.run import Run
     from clip_dfgs.trainer import new_model, one_step
     config = TrainConfig(precision='no', prompts=None, finetune=Stage(steps=1, batch=64))

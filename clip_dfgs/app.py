@@ -20,8 +20,8 @@ import threading
 from PIL import Image
 
 from .gallery import FeatureExtractor
-from .inputs import to_pixels
-from .pictures import ImageError, _why
+from .data.image_io import to_pixels
+from .data.image_io import ImageError, _why
 from .search import heard, search_gallery, _natural
 from .store import shown, StoredGallery
 

@@ -23,7 +23,7 @@ COMMANDS = Commands('clip-dfgs', 'CLIP-DFGS: recognise people on cameras that we
 # %% ../nbs/70_cli.ipynb #82980aa4
 def load_named(specs, camera=None, needed=None, **more): # see `sources.load_named`
     "Read data sets given as `name:folder`."
-    from clip_dfgs.sources import load_named as load
+    from clip_dfgs.data.specs import load_named as load
     return load(specs, camera, needed, **more)
 
 def _read(
@@ -33,7 +33,7 @@ def _read(
     **sides, # `source=` and `target=`: words
 )->list: # of record tables, one list a side
     "The data sets of a command; `--domain` names all of them in their order."
-    from clip_dfgs.sources import check_options
+    from clip_dfgs.data.specs import check_options
     words = [w for some in sides.values() for w in some]
     if domains and len(domains) != len(words):
         raise ValueError(f'--domain gives {len(domains)} names for {len(words)} data sets; give one for each')
@@ -74,10 +74,10 @@ def _check_data(
     sheet:Path=None, # write a sheet of sample images here (PNG)
 ):
     "Say what a data set holds, and where its papers say otherwise."
-    from clip_dfgs.datasets import check_dataset
+    from clip_dfgs.data.datasets import check_dataset
     from clip_dfgs.utils.files import replacing
-    from clip_dfgs.images import contact_sheet
-    from clip_dfgs.sources import check_options, options_for
+    from clip_dfgs.data.image_io import contact_sheet
+    from clip_dfgs.data.specs import check_options, options_for
     if sheet and sheet.suffix.lower() != '.png':
         raise ValueError(f'{sheet}: the sheet is written as PNG; name it {sheet.stem or "sheet"}.png')
     check_options([f'{name}:{folder}'], meaning.options())
@@ -111,8 +111,8 @@ def _train(
     "Train through all stages and test on every target."
     import pandas as pd
     from clip_dfgs.features import check_targets
-    from clip_dfgs.records import pool
-    from clip_dfgs.sources import remember
+    from clip_dfgs.data.records import pool
+    from clip_dfgs.data.specs import remember
     from clip_dfgs.trainer import fit
     config = changed(recipe, seed, changes)
     sources, targets = _read(meaning.domain, meaning.options(), ['target'], source=source, target=target)
@@ -140,7 +140,7 @@ def _check_held_out(share:float, changes:Changes):
                          'for example --hold-out 0.1')
 
 def _apart(rows, share:float, seed:int)->tuple: # pooled training rows; query and gallery rows, or None
-    from clip_dfgs.records import hold_out, pool
+    from clip_dfgs.data.records import hold_out, pool
     if not share: return rows, None
     table = hold_out(rows.drop(columns=['label', 'camera']), share, seed)
     apart = table['split'] != 'train'
@@ -153,7 +153,7 @@ def _warn_one_batch(people:int, config): # where everybody is in every batch, a 
                   'lower --batch or add data', stacklevel=3)
 
 def _warn(targets, training=()): # records; paths of the pictures that are trained on
-    from clip_dfgs.sources import doubts
+    from clip_dfgs.data.leakage import doubts
     for sentence in doubts(targets, training): warnings.warn(sentence, stacklevel=2)
 
 def _print(results): # domain -> RetrievalResult
@@ -189,7 +189,7 @@ def _protocol(
 ):
     "Train and test a whole protocol, beside the published results."
     from clip_dfgs.protocols import plan_protocol, protocol_sets, protocol_table, run_protocol
-    from clip_dfgs.sources import check_options, remember
+    from clip_dfgs.data.specs import check_options, remember
     if meaning.domain: raise ValueError('--domain: the data sets of a protocol are called by their names; leave it out')
     words = [f'{n}:{data}' for n in protocol_sets(name)]
     check_options(words, meaning.options())
@@ -230,7 +230,7 @@ def _matrix(
     "Train on each source, test on each target."
     import pandas as pd
     from clip_dfgs.protocols import plot_matrix, train_matrix
-    from clip_dfgs.sources import remember
+    from clip_dfgs.data.specs import remember
     weights = dict(clip=clip, pretrained=pretrained, quick_gelu=quick_gelu)
     given = dict(weights, sampler=sampler, cache=cache, precision=precision)
     config = recipe_with(recipe, seed, quick, **given)
@@ -267,7 +267,7 @@ def _tested(
     import pandas as pd
     from clip_dfgs.features import accelerator_for, check_targets, evaluate_records
     from clip_dfgs.gallery import open_model
-    from clip_dfgs.sources import as_trained
+    from clip_dfgs.data.specs import as_trained
     tables, = _read(meaning.domain, as_trained(models, target, meaning.options()), target=target)
     opened = [open_model(place, 'cpu') for place in models]
     records = pd.concat(tables, ignore_index=True)

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from .utils.checks import choose, did_you_mean
-from .images import Augment
+from .data.transforms import Augment
 
 # %% ../nbs/50_config.ipynb #2ca219b9
 STAGES = ('adapt', 'prompts', 'finetune')

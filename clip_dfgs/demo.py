@@ -19,14 +19,14 @@ import torch.nn.functional as F
 
 from .utils.files import write_csv
 from .config import TrainConfig
-from .datasets import load_dataset
+from .data.datasets import load_dataset
 from .epochs import epoch_report
 from .features import embed_images, evaluate_records
 from .graph import identity_features, nearest_identities
-from .image_cache import cached_images
+from .data.image_cache import cached_images
 from .models import ReIDModel
 from .pedestrians import make_domain
-from .records import pool
+from .data.records import pool
 from .report import write_report
 from .samplers import DepthFirstGraphSampler, GraphSampler, PKSampler
 from .studies import compare_variants, Study

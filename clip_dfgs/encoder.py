@@ -12,7 +12,7 @@ import torch
 from open_clip.transformer import VisionTransformer
 from torch import nn, Tensor
 
-from .images import normalise
+from .data.transforms import normalise
 from .prompt_learner import PromptLearner, rows_of
 from .towers import encode_embeddings, encode_tokens, fit_tower, ImageFeatures, is_convolutional, text_tower
 from .towers import tower_features

@@ -17,7 +17,7 @@ import numpy as np
 
 from .utils.checks import choose
 from .utils.files import replacing
-from .inputs import _in_their_places, _listed, _read_block
+from .data.image_io import _in_their_places, _listed, _read_block
 from .utils.checks import _at_least_one
 
 # %% ../nbs/64_export.ipynb #07e8d3e3

@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from .utils.checks import choose
 from .utils.files import image_files, IMAGE_SUFFIXES, left_out, replacing
-from .inputs import _in_their_places, _listed, _read_block
+from .data.image_io import _in_their_places, _listed, _read_block
 from .utils.checks import _at_least_one
 from .models import ReIDModel
 from .overlap import ahead, fetched, pinned
-from .pictures import ImageError
+from .data.image_io import ImageError
 from .utils.tensors import evaluating
 
 # %% ../nbs/62_gallery.ipynb #6c31bceb

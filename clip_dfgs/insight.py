@@ -25,9 +25,10 @@ from .charts import PALETTE, RIGHT, WRONG, _DPI, _legend_outside, _panels
 from .checkpoints import checkpoints, _whole
 from .config import config_from
 from .distances import distance_blocks
-from .features import embed_images, known_cameras
+from .data.leakage import known_cameras
+from .features import embed_images
 from .utils.checks import choose
-from .image_cache import cached_images
+from .data.image_cache import cached_images
 from .maps import look_maps, NoMap, patch_features, patch_similarity
 from .matching import matches_and_junk
 from .models import ReIDModel

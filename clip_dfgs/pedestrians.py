@@ -21,7 +21,7 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-from .datasets import load_dataset
+from .data.datasets import load_dataset
 
 # %% ../nbs/13_pedestrians.ipynb #14952e96
 _COLOURS = dict(

@@ -16,8 +16,8 @@ import torch
 
 from .config import STAGES, TrainConfig
 from .features import accelerator_for, embed_images
-from .image_cache import LazyImages
-from .on_device import training_images, workers_for
+from .data.image_cache import LazyImages
+from .data.loader import training_images, workers_for
 from .run import Run
 from .trainer import make_sampler, new_model, one_step
 

@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 
 from .charts import PALETTE, RIGHT, WRONG, _DPI, _legend_outside, _named, _panels, _styles
 from .evaluation import nearest_gallery
-from .pictures import load_image, picture_to_rgb
+from .data.image_io import load_image, picture_to_rgb
 
 # %% ../nbs/60_plots.ipynb #86364258
 _MARKERS = 'osD^vP*Xp<h>8d' # one for each identity, and again from the beginning

@@ -20,16 +20,17 @@ import pandas as pd
 from .checkpoints import on_main
 from .utils.files import write_csv
 from .config import check_config, RECIPES, STAGES, TrainConfig
-from .datasets import check_dataset, identity_splits, load_dataset
+from .data.datasets import check_dataset, identity_splits, load_dataset
 from .features import accelerator_for, check_targets, embed_together, _from_main, _ranked
 from .utils.checks import choose
-from .image_cache import cached_images
+from .data.image_cache import cached_images
 from .models import ReIDModel
 from .planning import estimate, measure
-from .records import pool
+from .data.records import pool
 from .utils.checks import DatasetError
 from .run import check_folder
-from .sources import leaks, options_for
+from .data.leakage import leaks
+from .data.specs import options_for
 from .trainer import fit
 
 # %% ../nbs/55_protocols.ipynb #86adb2ac

@@ -22,9 +22,9 @@ from matplotlib.figure import Figure
 from .charts import PALETTE, plot_history, _legend_outside, _panels
 from .config import config_from, STAGES
 from .utils.files import write_text
-from .image_cache import cached_images
+from .data.image_cache import cached_images
 from .insight import Absent
-from .pictures import ImageError
+from .data.image_io import ImageError
 from .plots import plot_batch_images, plot_epoch
 from .ranks import check_same_targets, table, _need
 

@@ -31,7 +31,7 @@ from .features import check_targets, evaluate_records, results_table
 from .utils.files import flush, write_text
 from .losses import triplet_health
 from .models import ReIDModel
-from .sources import leaks, one_of_each
+from .data.leakage import leaks, one_of_each
 
 # %% ../nbs/53_run.ipynb #91daab24
 _HISTORY = ('stage', 'epoch', 'step', 'loss', 'rate', 'images_per_s', 'id', 'triplet', 'image_to_text', 'i2t', 't2i',

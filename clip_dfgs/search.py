@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .utils.checks import did_you_mean
 from .gallery import FeatureExtractor, open_model
-from .inputs import to_pixels, _listed
+from .data.image_io import to_pixels, _listed
 from .utils.checks import _at_least_one
 from .nearest import has_faiss, nearest_in_cells, nearest_rows, open_cells
 from .store import model_digest, shown, StoredGallery

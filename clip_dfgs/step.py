@@ -24,7 +24,7 @@ from .features import attending, computing
 from .losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce, triplet_health
 from .losses import _same_identity
 from .models import ReIDModel
-from .on_device import augment_rest
+from .data.loader import augment_rest
 from .run import Run
 from .utils.tensors import evaluating
 from .towers import encode_front, text_tower

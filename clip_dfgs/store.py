@@ -27,10 +27,10 @@ from .utils.checks import choose
 from .utils.files import digest_of_file, flush, image_files, left_out, replacing, write_text
 from .gallery import FeatureExtractor, open_model, _embed
 from .utils.checks import _at_least_one
-from .layouts import camera_rule
+from .data.folders import camera_rule
 from .models import ReIDModel
 from .nearest import build_cells, has_faiss
-from .sources import load_named, options_for
+from .data.specs import load_named, options_for
 
 # %% ../nbs/66_store.ipynb #ba9057ce
 def found_pictures(

@@ -25,20 +25,21 @@ from .utils.files import TrainError, write_csv
 from .utils.files import writing
 from .config import check_config, class_at, config_dict, graph_width, rate, Stage, TrainConfig
 from .epochs import epoch_report
-from .features import accelerator_for, embed_images, embed_together, _check_not_merged, _processes
+from .data.leakage import _check_not_merged
+from .features import accelerator_for, embed_images, embed_together, _processes
 from .graph import neighbour_search
-from .image_cache import cached_images
-from .images import ImageDataset, make_loader
+from .data.image_cache import cached_images
+from .data.loader import ImageDataset, make_loader
 from .models import ReIDModel
-from .on_device import FeatureDataset, training_images, workers_for
-from .pictures import ImageError
+from .data.loader import FeatureDataset, training_images, workers_for
+from .data.image_io import ImageError
 from .prompt_learner import all_text_features
-from .records import check_records, is_pooled, pool
+from .data.records import check_records, is_pooled, pool
 from .run import best_model, check_folder, held_out_rows, keep_records, Log, open_folder, read_history
 from .run import read_ranks, Run, Validation
 from .samplers import AdaptiveShare, DepthFirstGraphSampler, GraphSampler, PKSampler, planned_from, put_back
 from .samplers import refresh_neighbours
-from .sources import one_of_each
+from .data.leakage import one_of_each
 from .step import Step, training_step, _agree, _image_losses_of, _own_random_stream, _prepared
 from .step import _prompt_losses_of, _renew_norm, _see_batch
 
@@ -395,7 +396,7 @@ def _finish(run:Run)->Run: # the same run
 # Names that lived here before
 from .checkpoints import pack_optimiser, read_checkpoint, write_checkpoint # noqa: F401
 from .config import GRAPHS, RECIPES, SAMPLERS, config_from # noqa: F401
-from .features import attending, computing, check_targets, choose_precision, evaluate_records, results_table # noqa: F401
+from .features import results_table # noqa: F401
 from .utils.files import write_text # noqa: F401
 from .step import _Trainee as Trainee, image_losses, prompt_losses, stage_groups # noqa: F401
 

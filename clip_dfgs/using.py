@@ -26,7 +26,7 @@ def _embed(
     overwrite:bool=False, # replace a gallery of another model or other data, or a damaged one
 ):
     "Embed pictures into a gallery: new and changed ones, removed ones drop out."
-    from clip_dfgs.sources import check_options
+    from clip_dfgs.data.specs import check_options
     from clip_dfgs.store import embed_gallery, found_pictures, shown
     folders, options = [w for w in data if ':' not in w or Path(w).expanduser().is_dir()], meaning.options()
     named = [w for w in data if w not in folders]

@@ -210,8 +210,8 @@ def ranks():
 
 def tables():
     "The parsed tables of all made trees, and what they pool to."
-    from clip_dfgs.datasets import load_dataset
-    from clip_dfgs.records import pool
+    from clip_dfgs.data.datasets import load_dataset
+    from clip_dfgs.data.records import pool
     from trees import MAKERS, make_tree
     out = {}
     for name in sorted(MAKERS):
@@ -228,7 +228,8 @@ def tables():
 
 def pictures():
     "Rendered people, their captions, and how training sees them."
-    from clip_dfgs.images import Augment, ImageDataset, normalise
+    from clip_dfgs.data.loader import ImageDataset
+    from clip_dfgs.data.transforms import Augment, normalise
     from clip_dfgs.pedestrians import everyday_pictures
     people, captions = everyday_pictures(4, seed=3, workers=1, progress=False)
     out = {'rendered': digest(people), 'captions': hashlib.sha256('\n'.join(captions).encode()).hexdigest()[:16]}
@@ -245,7 +246,7 @@ def pictures():
 
 def training():
     "A short run of all stages, to its weights."
-    from clip_dfgs.records import pool
+    from clip_dfgs.data.records import pool
     from clip_dfgs.pedestrians import make_domain
     from clip_dfgs.config import TrainConfig
     from clip_dfgs.trainer import fit

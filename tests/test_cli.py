@@ -19,7 +19,7 @@ from clip_dfgs.arguments import explained
 from clip_dfgs.changes import Changes, changed
 from clip_dfgs.cli import COMMANDS, main
 from clip_dfgs.config import RECIPES
-from clip_dfgs.datasets import load_dataset
+from clip_dfgs.data.datasets import load_dataset
 from trees import make_tree
 
 SHORT = '--steps 2 --adapt-steps 2 --prompt-steps 2 --batch 16 --precision no'.split()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_dfgs.datasets import load_dataset
+from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.pedestrians import make_domain
 from test_cli import said
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from trees import cuhk03_people, make_tree, picture
 
-from clip_dfgs.datasets import EXPECTED, check_dataset, identity_splits, load_dataset, unreadable_images
+from clip_dfgs.data.datasets import EXPECTED, check_dataset, identity_splits, load_dataset, unreadable_images
 from clip_dfgs.utils.files import digest_order
-from clip_dfgs.parsers import PARSERS
-from clip_dfgs.records import COLUMNS, SPLITS, check_records, hold_out, pool
+from clip_dfgs.data.parsers import PARSERS
+from clip_dfgs.data.records import COLUMNS, SPLITS, check_records, hold_out, pool
 from clip_dfgs.utils.checks import DatasetError
 
 
@@ -245,7 +245,7 @@ def test_splits_are_pinned_for_ever():
 def test_splits_agree_between_processes(tmp_path):
     root = make_tree('viper', tmp_path)
     code = """import sys
-from clip_dfgs.datasets import identity_splits, load_dataset
+from clip_dfgs.data.datasets import identity_splits, load_dataset
 for table in identity_splits('viper', load_dataset('viper', sys.argv[1])):
     print(sorted(set(table.loc[table['split'] == 'query', 'pid'].tolist())))"""
     said = [subprocess.run([sys.executable, '-c', code, str(root)], env={**os.environ, 'PYTHONHASHSEED': seed},

@@ -19,7 +19,7 @@ from PIL import Image
 
 from clip_dfgs.export import PRECISIONS, OnnxExtractor, export_onnx
 from clip_dfgs.gallery import Embedder, FeatureExtractor
-from clip_dfgs.inputs import crops
+from clip_dfgs.data.image_io import crops
 from clip_dfgs.models import ReIDModel
 
 onnx = pytest.importorskip('onnx')

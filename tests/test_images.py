@@ -14,11 +14,12 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from clip_dfgs import image_cache
-from clip_dfgs.datasets import unreadable_images
+from clip_dfgs.data.datasets import unreadable_images
 from clip_dfgs.utils.tensors import occurrence
-from clip_dfgs.image_cache import LazyImages, cached_images
-from clip_dfgs.images import Augment, ImageDataset, crop_and_flip, make_loader, normalise, random_table
-from clip_dfgs.pictures import ImageError, load_image, picture_to_rgb
+from clip_dfgs.data.image_cache import LazyImages, cached_images
+from clip_dfgs.data.loader import ImageDataset, make_loader
+from clip_dfgs.data.transforms import Augment, crop_and_flip, normalise, random_table
+from clip_dfgs.data.image_io import ImageError, load_image, picture_to_rgb
 from trees import picture
 
 
@@ -324,7 +325,7 @@ def test_cache_is_used_and_follows_the_files(tmp_path, paths, monkeypatch):
 
 
 def test_the_key_is_content_order_and_size(tmp_path, paths):
-    from clip_dfgs.image_cache import cache_key
+    from clip_dfgs.data.image_cache import cache_key
 
     keys = [cache_key(paths, (16, 8)), cache_key(paths, (8, 16)), cache_key(paths[::-1], (16, 8))]
     assert cache_key(paths, [16, 8]) == keys[0]
@@ -683,7 +684,7 @@ def real_folder():
     reason='no real photographs here (set CLIP_DFGS_REALDATA to their folder)',
 )
 def test_real_photographs_load_and_check(tmp_path):
-    from clip_dfgs.datasets import check_dataset, load_dataset
+    from clip_dfgs.data.datasets import check_dataset, load_dataset
 
     with tarfile.open(real_folder() / 'col780.tar.gz') as tar:
         tar.extractall(tmp_path, filter='data')

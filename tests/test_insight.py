@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 
 from clip_dfgs import insight
 from clip_dfgs.config import TrainConfig
-from clip_dfgs.datasets import load_dataset
+from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.encoder import ReIDEncoder
 from clip_dfgs.maps import attention_rollout, look_maps, patch_features, patch_similarity
 from clip_dfgs.models import ReIDModel

@@ -14,11 +14,13 @@ from torchvision.transforms.v2 import functional as f
 from clip_dfgs import trainer
 from clip_dfgs.config import Stage
 from clip_dfgs.features import accelerator_for, computing
-from clip_dfgs.images import Augment, ImageDataset, augmix, jitter_colours, normalise
+from clip_dfgs.data.loader import ImageDataset
+from clip_dfgs.data.transforms import Augment, augmix, jitter_colours, normalise
 from clip_dfgs.losses import batch_hard_triplet, image_text_contrastive
 from clip_dfgs.models import ReIDModel
-from clip_dfgs.on_device import _OPERATIONS, AUGMIX_DRAWS, FeatureDataset, HalfAugmented, _blended, _looked_up, _moved
-from clip_dfgs.on_device import augment_rest, augmix_batch, jitter_batch, training_images, workers_for
+from clip_dfgs.data.loader import _OPERATIONS, AUGMIX_DRAWS, FeatureDataset, HalfAugmented, _blended, _looked_up
+from clip_dfgs.data.loader import _moved
+from clip_dfgs.data.loader import augment_rest, augmix_batch, jitter_batch, training_images, workers_for
 from clip_dfgs.pedestrians import everyday_pictures
 from clip_dfgs.prompt_learner import rows_of as table_rows
 from clip_dfgs.run import Run

@@ -35,7 +35,7 @@ def test_every_name_at_the_top_is_there():
     assert set(clip_dfgs.__all__) <= set(dir(clip_dfgs))
     with pytest.raises(AttributeError, match='no attribute'): clip_dfgs.load_datasets
     from clip_dfgs import pool
-    from clip_dfgs.records import pool as home
+    from clip_dfgs.data.records import pool as home
     assert pool is home
 
 

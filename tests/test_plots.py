@@ -16,7 +16,7 @@ from matplotlib.text import Text
 from PIL import Image
 from scipy import stats
 
-from clip_dfgs.pictures import ImageError
+from clip_dfgs.data.image_io import ImageError
 from clip_dfgs import charts, plots
 from clip_dfgs.evaluation import evaluate, nearest_gallery
 from clip_dfgs.samplers import DepthFirstGraphSampler, PKSampler

@@ -13,10 +13,10 @@ import pytest
 from clip_dfgs import protocols
 from clip_dfgs.cli import main
 from clip_dfgs.config import RECIPES, config_dict, config_from, recipe_table
-from clip_dfgs.datasets import identity_splits, load_dataset
+from clip_dfgs.data.datasets import identity_splits, load_dataset
 from clip_dfgs.utils.checks import DatasetError
 from clip_dfgs.features import embed_images, evaluate_records
-from clip_dfgs.image_cache import cached_images
+from clip_dfgs.data.image_cache import cached_images
 from clip_dfgs.models import ReIDModel
 from clip_dfgs.pedestrians import make_domain
 from clip_dfgs.planning import count_steps

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import make_tree, picture
 
-from clip_dfgs.datasets import check_dataset, load_dataset
-from clip_dfgs.parsers import PARSERS
-from clip_dfgs.copies import found_again
-from clip_dfgs.records import check_records, hold_out, is_pooled, number_cameras, number_people, pool
+from clip_dfgs.data.datasets import check_dataset, load_dataset
+from clip_dfgs.data.parsers import PARSERS
+from clip_dfgs.data.leakage import found_again
+from clip_dfgs.data.records import check_records, hold_out, is_pooled, number_cameras, number_people, pool
 from clip_dfgs.utils.checks import DatasetError
-from clip_dfgs.records import whole_number
+from clip_dfgs.data.records import whole_number
 
 SPELLINGS = [int, float, str, lambda n: f'{n}.0', lambda n: f' {n} ', np.int64, np.float32,
              lambda n: f'{n:04d}' if n >= 0 else f'-{-n:03d}']

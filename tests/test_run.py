@@ -14,8 +14,8 @@ from running import config, only, rows_of
 from clip_dfgs import trainer
 from clip_dfgs.checkpoints import checkpoints
 from clip_dfgs.config import config_from
-from clip_dfgs.datasets import load_dataset
-from clip_dfgs.records import pool
+from clip_dfgs.data.datasets import load_dataset
+from clip_dfgs.data.records import pool
 from clip_dfgs.run import check_folder, read_history
 from clip_dfgs.trainer import fit
 

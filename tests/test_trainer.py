@@ -20,10 +20,11 @@ from clip_dfgs import trainer
 from clip_dfgs.checkpoints import checkpoints
 from clip_dfgs.utils.files import TrainError
 from clip_dfgs.config import TrainConfig
-from clip_dfgs.datasets import load_dataset
+from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.features import evaluate_records, results_table
-from clip_dfgs.images import Augment, make_loader
-from clip_dfgs.pictures import ImageError
+from clip_dfgs.data.loader import make_loader
+from clip_dfgs.data.transforms import Augment
+from clip_dfgs.data.image_io import ImageError
 from clip_dfgs.models import ReIDModel
 from clip_dfgs.pedestrians import make_domain
 from clip_dfgs.run import read_history

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'replacing', 'flush', 'write_text', 'cache_folder', 'hidden', 'image_files', 'left_out',
-           'digest_order', 'digest_of_file', 'TrainError', 'writing', 'write_csv']
+           'digest_order', 'digest_of_file', 'TrainError', 'writing', 'write_csv', 'file_itself', 'in_real_folders']
 
 # %% ../../nbs/utils/02_files.ipynb #4256091f
 import contextlib
 import hashlib
 import os
 import secrets
+import stat
 from collections import Counter
 from pathlib import Path
 
@@ -173,3 +174,22 @@ def write_csv(
 ):
     "Write a table, whole or not at all; TrainError if the disk does not take it."
     with writing(path): write_text(table.to_csv(index=index, lineterminator='\n'), path)
+
+# %% ../../nbs/utils/02_files.ipynb #8679b2fb
+def file_itself(
+    path, # of a file
+)->str|None: # equal for two paths to one file; None where there is no file
+    "What tells a file from others, however many links lead to it."
+    try: found = os.stat(path)
+    except (OSError, ValueError): return None
+    if not stat.S_ISREG(found.st_mode): return None
+    own = f'{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns}'
+    return own if found.st_ino else os.path.realpath(path)
+
+def in_real_folders(
+    paths:pd.Series, # as they are written; the files need not be there
+)->pd.Series: # absolute paths
+    "Absolute paths, with links to folders followed; a folder is looked up once."
+    paths = paths.map(os.path.abspath)
+    folders = {folder: os.path.realpath(folder) for folder in set(map(os.path.dirname, paths))}
+    return paths.map(lambda path: os.path.join(folders[os.path.dirname(path)], os.path.basename(path)))

@@ -59,12 +59,12 @@ def usual_unstable(*data): return usual(*data, kind=None)
 
 
 def ours(*data):
-    from clip_dfgs.evaluation import evaluate
+    from clip_dfgs.evaluation.metrics import evaluate
     return evaluate(*data).mAP
 
 
 def reranked(q, g, *_):
-    from clip_dfgs.reranking import k_reciprocal_distances
+    from clip_dfgs.evaluation.reranking import k_reciprocal_distances
     return float(k_reciprocal_distances(q, g).double().mean())
 
 
@@ -105,8 +105,8 @@ def resident(name):
 def child(case, Q, G, identities, repeats):
     "Runs one case and prints its figures as JSON"
     data, best = features(Q, G, identities), float('inf')
-    import clip_dfgs.evaluation  # noqa: F401  imports are not part of the extra memory
-    import clip_dfgs.reranking  # noqa: F401
+    import clip_dfgs.evaluation.metrics  # noqa: F401  imports are not part of the extra memory
+    import clip_dfgs.evaluation.reranking  # noqa: F401
     with open('/proc/self/clear_refs', 'w') as f: f.write('5')  # forget the peak of making the features
     before = resident('VmRSS')
     for _ in range(repeats):
@@ -224,7 +224,7 @@ def on_device(name, part):
 
 
 def reranked_ranks(*data):
-    from clip_dfgs.evaluation import evaluate
+    from clip_dfgs.evaluation.metrics import evaluate
     return evaluate(*data, rerank=True).mAP
 
 

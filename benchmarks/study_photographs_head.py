@@ -40,7 +40,7 @@ from clip_dfgs.backbones import fill_imagenet, load_timm
 from clip_dfgs.config import rate
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.encoder import BNNeck
-from clip_dfgs.evaluation import evaluate
+from clip_dfgs.evaluation.metrics import evaluate
 from clip_dfgs.data.leakage import known_cameras
 from clip_dfgs.utils.files import write_text
 from clip_dfgs.graph import nearest_identities

@@ -44,7 +44,7 @@ from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.utils.files import write_text
 from clip_dfgs.pedestrians import make_domain
 from clip_dfgs.data.records import pool
-from clip_dfgs.intervals import t_interval
+from clip_dfgs.evaluation.bootstrap import t_interval
 from clip_dfgs.studies import Study, compare_variants
 
 GUIDES = Path(__file__).parent.parent/'nbs'/'guides'

@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from .evaluation import RetrievalResult
-from .intervals import t_interval
+from .evaluation.metrics import RetrievalResult
+from .evaluation.bootstrap import t_interval
 
 # %% ../nbs/59_charts.ipynb #a08e35c2
 PALETTE = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#000000', '#F0E442')

@@ -314,7 +314,7 @@ def _compare(
     bootstrap:int=1000, # resamples for the 95 % intervals
 ):
     "Test two saved models on the same images: the paired difference in percent and its 95 % interval."
-    from clip_dfgs.intervals import compare
+    from clip_dfgs.evaluation.bootstrap import compare
     _check_bootstrap(bootstrap, 1, 'better 1000')
     results = _tested([first, second], target, meaning, precision, rerank=rerank)
     for domain in results[0] if results else ():

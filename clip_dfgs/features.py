@@ -22,8 +22,8 @@ from tqdm import tqdm
 from .data.image_cache import cached_images
 from .data.leakage import known_cameras, _notes_on, _one_table
 from .data.loader import _check_pixels
-from .evaluation import evaluate
-from .matching import matches_and_junk, _no_match
+from .evaluation.metrics import evaluate
+from .evaluation.matching import matches_and_junk, _no_match
 from .models import ReIDModel
 from .overlap import ahead, fetched, pinned
 from .utils.checks import choose, _at_least_one

@@ -24,13 +24,13 @@ from matplotlib.figure import Figure
 from .charts import PALETTE, RIGHT, WRONG, _DPI, _legend_outside, _panels
 from .checkpoints import checkpoints, _whole
 from .config import config_from
-from .distances import distance_blocks
+from .evaluation.distances import distance_blocks
 from .data.leakage import known_cameras
 from .features import embed_images
 from .utils.checks import choose
 from .data.image_cache import cached_images
 from .maps import look_maps, NoMap, patch_features, patch_similarity
-from .matching import matches_and_junk
+from .evaluation.matching import matches_and_junk
 from .models import ReIDModel
 from .plots import plot_ranked_gallery
 from .small_clip import _token_table

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from .charts import PALETTE, RIGHT, WRONG, _DPI, _legend_outside, _named, _panels, _styles
-from .evaluation import nearest_gallery
+from .evaluation.metrics import nearest_gallery
 from .data.image_io import load_image, picture_to_rgb
 
 # %% ../nbs/60_plots.ipynb #86364258

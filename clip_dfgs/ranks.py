@@ -18,13 +18,13 @@ from matplotlib.figure import Figure
 
 from .charts import PALETTE, _panels
 from .config import config_from
-from .evaluation import evaluate, RetrievalResult
+from .evaluation.metrics import evaluate, RetrievalResult
 from .data.leakage import known_cameras
 from .features import accelerator_for, check_targets, embed_images, results_table
 from .data.leakage import target_notes
 from .data.image_cache import cached_images
 from .insight import Absent
-from .intervals import compare
+from .evaluation.bootstrap import compare
 from .models import ReIDModel
 from .plots import plot_ranked_gallery
 

@@ -21,7 +21,7 @@ from .config import config_dict, TrainConfig
 from .features import evaluate_records
 from .utils.checks import choose
 from .utils.files import write_text
-from .intervals import t_interval
+from .evaluation.bootstrap import t_interval
 from .trainer import fit
 
 # %% ../nbs/57_studies.ipynb #b4db18c8

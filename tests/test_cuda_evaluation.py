@@ -10,15 +10,15 @@ import torch
 
 from clip_dfgs import evaluation
 from clip_dfgs.data.datasets import load_dataset
-from clip_dfgs.distances import distance_blocks
-from clip_dfgs.evaluation import evaluate, nearest_gallery
+from clip_dfgs.evaluation.distances import distance_blocks
+from clip_dfgs.evaluation.metrics import evaluate, nearest_gallery
 from clip_dfgs.features import embed_images, evaluate_records
 from clip_dfgs.gallery import FeatureExtractor
 from clip_dfgs.graph import identity_features, nearest_identities
 from clip_dfgs.models import ReIDModel
 from clip_dfgs.planning import measure
 from clip_dfgs.data.records import pool
-from clip_dfgs.reranking import k_reciprocal_distances
+from clip_dfgs.evaluation.reranking import k_reciprocal_distances
 from running import config
 
 

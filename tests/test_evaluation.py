@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from clip_dfgs.distances import distance_blocks
+from clip_dfgs.evaluation.distances import distance_blocks
 from clip_dfgs.utils.tensors import exact_products
-from clip_dfgs.evaluation import _match_ranks
-from clip_dfgs.evaluation import evaluate
-from clip_dfgs.evaluation import nearest_gallery
+from clip_dfgs.evaluation.metrics import _match_ranks
+from clip_dfgs.evaluation.metrics import evaluate
+from clip_dfgs.evaluation.metrics import nearest_gallery
 from clip_dfgs.graph import nearest_identities
-from clip_dfgs.intervals import _bootstrap_means
-from clip_dfgs.intervals import bootstrap_intervals
-from clip_dfgs.intervals import compare
-from clip_dfgs.matching import matches_and_junk
-from clip_dfgs.reranking import k_reciprocal_distances
-from clip_dfgs.verification import verification
+from clip_dfgs.evaluation.bootstrap import _bootstrap_means
+from clip_dfgs.evaluation.bootstrap import bootstrap_intervals
+from clip_dfgs.evaluation.bootstrap import compare
+from clip_dfgs.evaluation.matching import matches_and_junk
+from clip_dfgs.evaluation.reranking import k_reciprocal_distances
+from clip_dfgs.evaluation.verification import verification
 
 # whole-number features of a few columns are often equal, which evaluate says
 pytestmark = pytest.mark.filterwarnings('ignore:.*queries have a gallery picture:UserWarning')
@@ -623,7 +623,7 @@ def test_import_is_light(room):
 def test_memory_stays_far_below_the_matrix():
     code = textwrap.dedent("""
         import numpy as np, torch
-        from clip_dfgs.evaluation import evaluate
+        from clip_dfgs.evaluation.metrics import evaluate
         def line(name): return next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(name)) / 1e3
         rng = np.random.default_rng(0)
         q, g = rng.standard_normal((4000, 32), dtype=np.float32), rng.standard_normal((40000, 32), dtype=np.float32)

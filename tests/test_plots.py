@@ -18,9 +18,9 @@ from scipy import stats
 
 from clip_dfgs.data.image_io import ImageError
 from clip_dfgs import charts, plots
-from clip_dfgs.evaluation import evaluate, nearest_gallery
+from clip_dfgs.evaluation.metrics import evaluate, nearest_gallery
 from clip_dfgs.samplers import DepthFirstGraphSampler, PKSampler
-from clip_dfgs.verification import verification
+from clip_dfgs.evaluation.verification import verification
 
 
 @pytest.fixture(autouse=True)

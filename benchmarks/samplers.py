@@ -20,9 +20,9 @@ import time
 import numpy as np
 import torch
 
-from clip_dfgs.epochs import hardness
-from clip_dfgs.graph import graph_recall, nearest_identities
-from clip_dfgs.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, refresh_neighbours
+from clip_dfgs.sampling.diagnostics import hardness
+from clip_dfgs.sampling.graph import graph_recall, nearest_identities
+from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, refresh_neighbours
 
 # a sampler, the neighbours of its graph, its options
 KINDS = dict(

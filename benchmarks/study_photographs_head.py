@@ -43,13 +43,13 @@ from clip_dfgs.encoder import BNNeck
 from clip_dfgs.evaluation.metrics import evaluate
 from clip_dfgs.data.leakage import known_cameras
 from clip_dfgs.utils.files import write_text
-from clip_dfgs.graph import nearest_identities
+from clip_dfgs.sampling.graph import nearest_identities
 from clip_dfgs.losses import batch_hard_triplet, id_loss, triplet_health
 from clip_dfgs.models import ReIDModel
 from clip_dfgs.data.image_io import load_image
 from clip_dfgs.prompt_learner import all_text_features
 from clip_dfgs.data.records import pool
-from clip_dfgs.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, refresh_neighbours
+from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, refresh_neighbours
 from clip_dfgs.utils.tensors import evaluating
 from clip_dfgs.step import image_losses, prompt_losses
 from clip_dfgs.towers import ImageFeatures

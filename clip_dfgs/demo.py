@@ -20,15 +20,15 @@ import torch.nn.functional as F
 from .utils.files import write_csv
 from .config import TrainConfig
 from .data.datasets import load_dataset
-from .epochs import epoch_report
+from .sampling.diagnostics import epoch_report
 from .features import embed_images, evaluate_records
-from .graph import identity_features, nearest_identities
+from .sampling.graph import identity_features, nearest_identities
 from .data.image_cache import cached_images
 from .models import ReIDModel
 from .pedestrians import make_domain
 from .data.records import pool
 from .report import write_report
-from .samplers import DepthFirstGraphSampler, GraphSampler, PKSampler
+from .sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler
 from .studies import compare_variants, Study
 
 # %% ../nbs/71_demo.ipynb #58cf3fad

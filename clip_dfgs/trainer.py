@@ -24,10 +24,10 @@ from .checkpoints import checkpoints, on_main, restore, resume_point, save_point
 from .utils.files import TrainError, write_csv
 from .utils.files import writing
 from .config import check_config, class_at, config_dict, graph_width, rate, Stage, TrainConfig
-from .epochs import epoch_report
+from .sampling.diagnostics import epoch_report
 from .data.leakage import _check_not_merged
 from .features import accelerator_for, embed_images, embed_together, _processes
-from .graph import neighbour_search
+from .sampling.graph import neighbour_search
 from .data.image_cache import cached_images
 from .data.loader import ImageDataset, make_loader
 from .models import ReIDModel
@@ -37,8 +37,9 @@ from .prompt_learner import all_text_features
 from .data.records import check_records, is_pooled, pool
 from .run import best_model, check_folder, held_out_rows, keep_records, Log, open_folder, read_history
 from .run import read_ranks, Run, Validation
-from .samplers import AdaptiveShare, DepthFirstGraphSampler, GraphSampler, PKSampler, planned_from, put_back
-from .samplers import refresh_neighbours
+from .sampling.samplers import AdaptiveShare, DepthFirstGraphSampler, GraphSampler, PKSampler, planned_from
+from .sampling.samplers import put_back
+from .sampling.samplers import refresh_neighbours
 from .data.leakage import one_of_each
 from .step import Step, training_step, _agree, _image_losses_of, _own_random_stream, _prepared
 from .step import _prompt_losses_of, _renew_norm, _see_batch

@@ -3,8 +3,8 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from clip_dfgs.graph import nearest_identities
-from clip_dfgs.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler
+from clip_dfgs.sampling.graph import nearest_identities
+from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler
 
 KINDS = [PKSampler, GraphSampler, DepthFirstGraphSampler]
 

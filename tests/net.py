@@ -41,14 +41,14 @@ def world():
 
 def ordered(order):
     "The walk's order in the words of the sampler, old or new."
-    from clip_dfgs.samplers import DepthFirstGraphSampler
+    from clip_dfgs.sampling.samplers import DepthFirstGraphSampler
     if 'order' in inspect.signature(DepthFirstGraphSampler).parameters: return dict(order=order)
     return dict(fair=dict(fair=True), paper=dict(fair=False), published=dict(published=True))[order]
 
 
 def graphs():
     "Nearest identities by every metric and offset."
-    from clip_dfgs.graph import domain_neighbours, identity_features, nearest_identities
+    from clip_dfgs.sampling.graph import domain_neighbours, identity_features, nearest_identities
     labels, cameras, features = world()
     means = identity_features(features, torch.from_numpy(labels))
     out = {'identity features': summary(means)}
@@ -64,8 +64,8 @@ def graphs():
 
 def plans():
     "Every sampler, several seeds, epochs and ranks."
-    from clip_dfgs.graph import identity_features, nearest_identities
-    from clip_dfgs.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler
+    from clip_dfgs.sampling.graph import identity_features, nearest_identities
+    from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler
     labels, cameras, features = world()
     graph = nearest_identities(identity_features(features, torch.from_numpy(labels)), 8)
     deep = nearest_identities(identity_features(features, torch.from_numpy(labels)), 20)
@@ -93,8 +93,8 @@ def plans():
 
 def epochs():
     "What an epoch holds."
-    from clip_dfgs.epochs import epoch_report, meetings
-    from clip_dfgs.samplers import PKSampler
+    from clip_dfgs.sampling.diagnostics import epoch_report, meetings
+    from clip_dfgs.sampling.samplers import PKSampler
     labels, cameras, features = world()
     sampler = PKSampler(labels, cameras, batch=32)
     batches = list(sampler)

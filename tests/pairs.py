@@ -1,5 +1,5 @@
 "A sampler from outside the package, for the tests: `sampler='pairs:Pairs'`."
-from clip_dfgs.samplers import PKSampler
+from clip_dfgs.sampling.samplers import PKSampler
 
 
 class Pairs(PKSampler):

@@ -8,7 +8,7 @@ from running import config, rows_of
 
 from clip_dfgs.config import RECIPES, Stage, TrainConfig, check_config, config_dict, config_from, rate, recipe
 from clip_dfgs.config import recipe_table
-from clip_dfgs.graph import domain_neighbours
+from clip_dfgs.sampling.graph import domain_neighbours
 from clip_dfgs.models import ReIDModel
 from clip_dfgs.trainer import fit
 
@@ -50,7 +50,7 @@ def test_recipes_are_what_their_papers_say():
     assert clip_reid.prompts.epochs == 120 and clip_reid.prompts.lr == 3.5e-4
     assert clip_reid.finetune.lr == 5e-6 and clip_reid.finetune.id_weight == .25
     assert clip_dfgs.adapt is not None and clip_dfgs.order == 'paper'
-    assert (clip_dfgs.sampler, clip_dfgs.graph, clip_dfgs.k, clip_dfgs.skip) == ('dfgs', 'text', 10, 2)
+    assert (clip_dfgs.sampler, clip_dfgs.sampling.graph, clip_dfgs.k, clip_dfgs.skip) == ('dfgs', 'text', 10, 2)
     assert replace(clip_dfgs, adapt=None, sampler='pk', order='fair', graph='image', skip=0) == clip_reid
     assert (follow_up.graph, follow_up.k, follow_up.skip, follow_up.finetune.margin) == ('image', 15, 0, None)
     assert follow_up.augment.augmix == .6 and follow_up.finetune.batch == 128

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from clip_dfgs.epochs import epoch_report, hardness, meetings
+from clip_dfgs.sampling.diagnostics import epoch_report, hardness, meetings
 
 LABELS = np.array([0, 0, 1, 1, 2, 2])
 

@@ -17,7 +17,7 @@ from clip_dfgs.utils.tensors import exact_products
 from clip_dfgs.evaluation.metrics import _match_ranks
 from clip_dfgs.evaluation.metrics import evaluate
 from clip_dfgs.evaluation.metrics import nearest_gallery
-from clip_dfgs.graph import nearest_identities
+from clip_dfgs.sampling.graph import nearest_identities
 from clip_dfgs.evaluation.bootstrap import _bootstrap_means
 from clip_dfgs.evaluation.bootstrap import bootstrap_intervals
 from clip_dfgs.evaluation.bootstrap import compare

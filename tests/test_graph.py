@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from clip_dfgs.graph import _has_faiss
-from clip_dfgs.graph import choose_images
-from clip_dfgs.graph import domain_neighbours
-from clip_dfgs.graph import graph_recall
-from clip_dfgs.graph import identity_features
-from clip_dfgs.graph import load_graph
-from clip_dfgs.graph import nearest_identities
-from clip_dfgs.graph import neighbour_search
-from clip_dfgs.graph import save_graph
+from clip_dfgs.sampling.graph import _has_faiss
+from clip_dfgs.sampling.graph import choose_images
+from clip_dfgs.sampling.graph import domain_neighbours
+from clip_dfgs.sampling.graph import graph_recall
+from clip_dfgs.sampling.graph import identity_features
+from clip_dfgs.sampling.graph import load_graph
+from clip_dfgs.sampling.graph import nearest_identities
+from clip_dfgs.sampling.graph import neighbour_search
+from clip_dfgs.sampling.graph import save_graph
 
 
 def distances(x, metric):

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from clip_dfgs.samplers import DepthFirstGraphSampler
+from clip_dfgs.sampling.samplers import DepthFirstGraphSampler
 
 pytest.importorskip('lightning')
 LABELS = np.repeat(np.arange(24), 6)

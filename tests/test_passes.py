@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from layouts import KINDS, grouped, layouts, make, small
 from torch.utils.data import DataLoader, Dataset
 
-from clip_dfgs.epochs import epoch_report
-from clip_dfgs.graph import load_graph, nearest_identities, save_graph
-from clip_dfgs.passes import PlannedEpochs
-from clip_dfgs.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler
+from clip_dfgs.sampling.diagnostics import epoch_report
+from clip_dfgs.sampling.graph import load_graph, nearest_identities, save_graph
+from clip_dfgs.sampling.stateful import PlannedEpochs
+from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler
 
 kinds = pytest.mark.parametrize('kind', KINDS, ids=lambda kind: kind.__name__)
 

@@ -19,7 +19,7 @@ from scipy import stats
 from clip_dfgs.data.image_io import ImageError
 from clip_dfgs import charts, plots
 from clip_dfgs.evaluation.metrics import evaluate, nearest_gallery
-from clip_dfgs.samplers import DepthFirstGraphSampler, PKSampler
+from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, PKSampler
 from clip_dfgs.evaluation.verification import verification
 
 

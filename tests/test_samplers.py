@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import KINDS, grouped, layouts, make
 
-from clip_dfgs.graph import nearest_identities
-from clip_dfgs.samplers import AdaptiveShare, DepthFirstGraphSampler, GraphSampler, PKSampler, refresh_neighbours
+from clip_dfgs.sampling.graph import nearest_identities
+from clip_dfgs.sampling.samplers import AdaptiveShare, DepthFirstGraphSampler, GraphSampler, PKSampler
+from clip_dfgs.sampling.samplers import refresh_neighbours
 
 
 @settings(max_examples=60, deadline=None)

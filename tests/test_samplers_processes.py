@@ -9,8 +9,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.utils.data import DataLoader, Dataset
 
-from clip_dfgs.graph import nearest_identities
-from clip_dfgs.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, refresh_neighbours
+from clip_dfgs.sampling.graph import nearest_identities
+from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, refresh_neighbours
 
 RNG = np.random.default_rng(0)
 LABELS = np.repeat(np.arange(30), RNG.integers(3, 12, 30))

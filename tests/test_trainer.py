@@ -28,7 +28,7 @@ from clip_dfgs.data.image_io import ImageError
 from clip_dfgs.models import ReIDModel
 from clip_dfgs.pedestrians import make_domain
 from clip_dfgs.run import read_history
-from clip_dfgs.samplers import planned_from
+from clip_dfgs.sampling.samplers import planned_from
 from clip_dfgs.step import image_losses
 from clip_dfgs.trainer import fit
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import layouts
 
-from clip_dfgs.graph import nearest_identities
-from clip_dfgs.walk import batch_count, camera_tuplets, depth_first_batches, tuplet_table
+from clip_dfgs.sampling.graph import nearest_identities
+from clip_dfgs.sampling.depth_first import depth_first_batches
+from clip_dfgs.sampling.tuplets import batch_count, camera_tuplets, tuplet_table
 
 
 @settings(max_examples=60, deadline=None)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from clip_dfgs.export import PRECISIONS, OnnxExtractor, export_onnx
 from clip_dfgs.gallery import FeatureExtractor
-from clip_dfgs.models import ReIDModel
+from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.pedestrians import everyday_pictures
 
 MEAN, STD = (np.array(values, np.float32)[:, None, None] for values in ((.485, .456, .406), (.229, .224, .225)))

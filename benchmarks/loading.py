@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from clip_dfgs.data.image_cache import cached_images
 from clip_dfgs.data.loader import ImageDataset, make_loader
-from clip_dfgs.data.transforms import Augment, normalise
+from clip_dfgs.data.transforms import Augment
+from clip_dfgs.models.encoder import normalise
 
 
 class Plain(Dataset):

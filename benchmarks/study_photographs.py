@@ -47,7 +47,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from clip_dfgs.backbones import imagenet_file
+from clip_dfgs.models.timm_towers import imagenet_file
 from clip_dfgs.config import Stage, TrainConfig
 from clip_dfgs.data.datasets import identity_splits, load_dataset
 from clip_dfgs.utils.files import digest_order, write_text

@@ -24,7 +24,7 @@ from .sampling.diagnostics import epoch_report
 from .features import embed_images, evaluate_records
 from .sampling.graph import identity_features, nearest_identities
 from .data.image_cache import cached_images
-from .models import ReIDModel
+from .models.reid_model import ReIDModel
 from .pedestrians import make_domain
 from .data.records import pool
 from .report import write_report

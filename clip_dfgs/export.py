@@ -34,7 +34,7 @@ def export_onnx(
     "Write an ONNX file, uint8 [B,3,H,W] to float32 [B,D]; ValueError if it cannot be made or differs from torch."
     _need_packages()
     from clip_dfgs.gallery import Embedder, open_model
-    from clip_dfgs.models import ReIDModel
+    from clip_dfgs.models.reid_model import ReIDModel
     usual = PRECISIONS[choose('precision', precision, PRECISIONS)]
     tolerance = usual if tolerance is None else tolerance
     if not isinstance(model, ReIDModel): model = open_model(model, 'cpu')

@@ -24,7 +24,7 @@ from .data.leakage import known_cameras, _notes_on, _one_table
 from .data.loader import _check_pixels
 from .evaluation.metrics import evaluate
 from .evaluation.matching import matches_and_junk, _no_match
-from .models import ReIDModel
+from .models.reid_model import ReIDModel
 from .overlap import ahead, fetched, pinned
 from .utils.checks import choose, _at_least_one
 from .utils.files import digest_of_file

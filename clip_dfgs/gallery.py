@@ -26,7 +26,7 @@ from .utils.checks import choose
 from .utils.files import image_files, IMAGE_SUFFIXES, left_out, replacing
 from .data.image_io import _in_their_places, _listed, _read_block
 from .utils.checks import _at_least_one
-from .models import ReIDModel
+from .models.reid_model import ReIDModel
 from .overlap import ahead, fetched, pinned
 from .data.image_io import ImageError
 from .utils.tensors import evaluating

@@ -31,11 +31,11 @@ from .utils.checks import choose
 from .data.image_cache import cached_images
 from .maps import look_maps, NoMap, patch_features, patch_similarity
 from .evaluation.matching import matches_and_junk
-from .models import ReIDModel
+from .models.reid_model import ReIDModel
 from .plots import plot_ranked_gallery
-from .small_clip import _token_table
-from .towers import text_tower
-from .weights import tokenizer_of
+from .models.small_clip import _token_table
+from .models.towers import text_tower
+from .models.weights import tokenizer_of
 
 # %% ../nbs/61_insight.ipynb #28bed775
 class Absent(ValueError):

@@ -14,8 +14,8 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from .encoder import ReIDEncoder, _camera_vectors, _check_images
-from .towers import run_blocks, tower_features, _queries_keys_values, _vit_tokens
+from .models.encoder import ReIDEncoder, _camera_vectors, _check_images
+from .models.towers import run_blocks, tower_features, _queries_keys_values, _vit_tokens
 
 # %% ../nbs/38_maps.ipynb #8eeac064
 def attention_rollout(

@@ -24,7 +24,7 @@ from .data.datasets import check_dataset, identity_splits, load_dataset
 from .features import accelerator_for, check_targets, embed_together, _from_main, _ranked
 from .utils.checks import choose
 from .data.image_cache import cached_images
-from .models import ReIDModel
+from .models.reid_model import ReIDModel
 from .planning import estimate, measure
 from .data.records import pool
 from .utils.checks import DatasetError

@@ -25,7 +25,7 @@ from .data.leakage import target_notes
 from .data.image_cache import cached_images
 from .insight import Absent
 from .evaluation.bootstrap import compare
-from .models import ReIDModel
+from .models.reid_model import ReIDModel
 from .plots import plot_ranked_gallery
 
 # %% ../nbs/63_ranks.ipynb #eb9e4244

@@ -30,7 +30,7 @@ from .config import config_dict, config_from, STAGES, TrainConfig
 from .features import check_targets, evaluate_records, results_table
 from .utils.files import flush, write_text
 from .losses import triplet_health
-from .models import ReIDModel
+from .models.reid_model import ReIDModel
 from .data.leakage import leaks, one_of_each
 
 # %% ../nbs/53_run.ipynb #91daab24

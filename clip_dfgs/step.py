@@ -19,15 +19,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .checkpoints import last_good, unpack_optimiser
 from .utils.files import TrainError, write_csv
 from .config import Stage, STAGES, TrainConfig
-from .encoder import _check_range
+from .models.encoder import _check_range
 from .features import attending, computing
 from .losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce, triplet_health
 from .losses import _same_identity
-from .models import ReIDModel
+from .models.reid_model import ReIDModel
 from .data.loader import augment_rest
 from .run import Run
 from .utils.tensors import evaluating
-from .towers import encode_front, text_tower
+from .models.towers import encode_front, text_tower
 
 # %% ../nbs/58_step.ipynb #bef2533a
 def image_losses(

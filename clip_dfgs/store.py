@@ -28,7 +28,7 @@ from .utils.files import digest_of_file, flush, image_files, left_out, replacing
 from .gallery import FeatureExtractor, open_model, _embed
 from .utils.checks import _at_least_one
 from .data.folders import camera_rule
-from .models import ReIDModel
+from .models.reid_model import ReIDModel
 from .nearest import build_cells, has_faiss
 from .data.specs import load_named, options_for
 

@@ -30,10 +30,10 @@ from .features import accelerator_for, embed_images, embed_together, _processes
 from .sampling.graph import neighbour_search
 from .data.image_cache import cached_images
 from .data.loader import ImageDataset, make_loader
-from .models import ReIDModel
+from .models.reid_model import ReIDModel
 from .data.loader import FeatureDataset, training_images, workers_for
 from .data.image_io import ImageError
-from .prompt_learner import all_text_features
+from .models.prompts import all_text_features
 from .data.records import check_records, is_pooled, pool
 from .run import best_model, check_folder, held_out_rows, keep_records, Log, open_folder, read_history
 from .run import read_ranks, Run, Validation

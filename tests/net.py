@@ -161,7 +161,7 @@ def model_numbers(model, images, labels):
 
 def models():
     "Small and full-size models."
-    from clip_dfgs.models import ReIDModel
+    from clip_dfgs.models.reid_model import ReIDModel
     draw = torch.Generator().manual_seed(2)
     cases = {
         'small': dict(clip='pedestrians', pretrained='pedestrians', num_ids=6),
@@ -229,7 +229,8 @@ def tables():
 def pictures():
     "Rendered people, their captions, and how training sees them."
     from clip_dfgs.data.loader import ImageDataset
-    from clip_dfgs.data.transforms import Augment, normalise
+    from clip_dfgs.data.transforms import Augment
+    from clip_dfgs.models.encoder import normalise
     from clip_dfgs.pedestrians import everyday_pictures
     people, captions = everyday_pictures(4, seed=3, workers=1, progress=False)
     out = {'rendered': digest(people), 'captions': hashlib.sha256('\n'.join(captions).encode()).hexdigest()[:16]}

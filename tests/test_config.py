@@ -9,7 +9,7 @@ from running import config, rows_of
 from clip_dfgs.config import RECIPES, Stage, TrainConfig, check_config, config_dict, config_from, rate, recipe
 from clip_dfgs.config import recipe_table
 from clip_dfgs.sampling.graph import domain_neighbours
-from clip_dfgs.models import ReIDModel
+from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.trainer import fit
 
 

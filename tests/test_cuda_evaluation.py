@@ -15,7 +15,7 @@ from clip_dfgs.evaluation.metrics import evaluate, nearest_gallery
 from clip_dfgs.features import embed_images, evaluate_records
 from clip_dfgs.gallery import FeatureExtractor
 from clip_dfgs.sampling.graph import identity_features, nearest_identities
-from clip_dfgs.models import ReIDModel
+from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.planning import measure
 from clip_dfgs.data.records import pool
 from clip_dfgs.evaluation.reranking import k_reciprocal_distances

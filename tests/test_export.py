@@ -20,7 +20,7 @@ from PIL import Image
 from clip_dfgs.export import PRECISIONS, OnnxExtractor, export_onnx
 from clip_dfgs.gallery import Embedder, FeatureExtractor
 from clip_dfgs.data.image_io import crops
-from clip_dfgs.models import ReIDModel
+from clip_dfgs.models.reid_model import ReIDModel
 
 onnx = pytest.importorskip('onnx')
 onnxruntime = pytest.importorskip('onnxruntime')

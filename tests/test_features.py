@@ -18,7 +18,7 @@ from clip_dfgs.features import accelerator_for, check_targets, choose_precision,
 from clip_dfgs.data.leakage import known_cameras, target_notes
 from clip_dfgs.features import evaluate_records, results_table
 from clip_dfgs.data.image_cache import cached_images
-from clip_dfgs.models import ReIDModel
+from clip_dfgs.models.reid_model import ReIDModel
 
 
 class Numbers(torch.nn.Module):

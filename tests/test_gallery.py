@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from clip_dfgs.gallery import Embedder, FeatureExtractor, Gallery, load_gallery, save_gallery
 from clip_dfgs.data.image_io import crops
-from clip_dfgs.models import ReIDModel
+from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.image_io import ImageError, load_image
 
 H, W = 128, 64

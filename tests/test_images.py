@@ -18,7 +18,8 @@ from clip_dfgs.data.datasets import unreadable_images
 from clip_dfgs.utils.tensors import occurrence
 from clip_dfgs.data.image_cache import LazyImages, cached_images
 from clip_dfgs.data.loader import ImageDataset, make_loader
-from clip_dfgs.data.transforms import Augment, crop_and_flip, normalise, random_table
+from clip_dfgs.data.transforms import Augment, crop_and_flip, random_table
+from clip_dfgs.models.encoder import normalise
 from clip_dfgs.data.image_io import ImageError, load_image, picture_to_rgb
 from trees import picture
 

@@ -12,8 +12,8 @@ import torch
 from openai_layout import CONFIG, image_features, openai_state, text_feature
 from safetensors.torch import load_file
 
-from clip_dfgs.models import ReIDModel
-from clip_dfgs.towers import encode_tokens
+from clip_dfgs.models.reid_model import ReIDModel
+from clip_dfgs.models.towers import encode_tokens
 
 
 def close(a, b, tol=1e-3): torch.testing.assert_close(a, b, atol=tol, rtol=tol)

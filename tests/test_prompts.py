@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from clip_dfgs.models import ReIDModel
-from clip_dfgs.prompt_learner import PROMPT, PromptLearner, all_text_features
-from clip_dfgs.towers import encode_embeddings, text_tower
-from clip_dfgs.weights import new_clip, tokenizer_of
+from clip_dfgs.models.reid_model import ReIDModel
+from clip_dfgs.models.prompts import PROMPT, PromptLearner, all_text_features
+from clip_dfgs.models.towers import encode_embeddings, text_tower
+from clip_dfgs.models.weights import new_clip, tokenizer_of
 
 
 def close(a, b, tol=1e-4): torch.testing.assert_close(a, b, atol=tol, rtol=tol)

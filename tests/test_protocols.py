@@ -17,7 +17,7 @@ from clip_dfgs.data.datasets import identity_splits, load_dataset
 from clip_dfgs.utils.checks import DatasetError
 from clip_dfgs.features import embed_images, evaluate_records
 from clip_dfgs.data.image_cache import cached_images
-from clip_dfgs.models import ReIDModel
+from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.pedestrians import make_domain
 from clip_dfgs.planning import count_steps
 from clip_dfgs.protocols import (

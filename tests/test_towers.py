@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from openai_layout import CONFIG, SMALL, image_features, openai_state, slow_resize
 
-from clip_dfgs.small_clip import PEDESTRIANS, new_small_clip
-from clip_dfgs.towers import encode_tokens, fit_tower, resize_grid, run_blocks, text_tower, tower_features
-from clip_dfgs.weights import fill_weights, new_clip
+from clip_dfgs.models.small_clip import PEDESTRIANS, new_small_clip
+from clip_dfgs.models.towers import encode_tokens, fit_tower, resize_grid, run_blocks, text_tower, tower_features
+from clip_dfgs.models.weights import fill_weights, new_clip
 
 
 def close(a, b, tol=1e-3): torch.testing.assert_close(a, b, atol=tol, rtol=tol)

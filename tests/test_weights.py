@@ -15,9 +15,9 @@ from openai_layout import CONFIG, SMALL, archive, image_features, marked, openai
 from safetensors.torch import save_file
 from torch import nn
 
-from clip_dfgs.backbones import load_timm
-from clip_dfgs.models import ReIDModel
-from clip_dfgs.weights import fill_weights, new_clip, read_weights
+from clip_dfgs.models.timm_towers import load_timm
+from clip_dfgs.models.reid_model import ReIDModel
+from clip_dfgs.models.weights import fill_weights, new_clip, read_weights
 
 STATE = {'visual.conv1.weight': torch.ones(1), 'token_embedding.weight': torch.zeros(2), 'logit_scale': torch.ones(())}
 

@@ -19,8 +19,8 @@ import onnxruntime
 import torch
 from PIL import Image
 
-from clip_dfgs.export import PRECISIONS, OnnxExtractor, export_onnx
-from clip_dfgs.gallery import FeatureExtractor
+from clip_dfgs.inference.onnx import PRECISIONS, OnnxExtractor, export_onnx
+from clip_dfgs.inference.extractor import FeatureExtractor
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.pedestrians import everyday_pictures
 

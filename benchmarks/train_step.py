@@ -44,7 +44,7 @@ from torch.utils.data import DataLoader
 
 from clip_dfgs.config import Stage, TrainConfig
 from clip_dfgs.data.datasets import load_dataset
-from clip_dfgs.features import accelerator_for
+from clip_dfgs.inference.embed import accelerator_for
 from clip_dfgs.data.image_cache import cached_images
 from clip_dfgs.data.loader import ImageDataset, make_loader
 from clip_dfgs.data.transforms import Augment

@@ -47,7 +47,7 @@ def child(folder, busy):
     import torch
     from clip_dfgs.config import Stage, TrainConfig
     from clip_dfgs.data.datasets import load_dataset
-    from clip_dfgs.features import accelerator_for
+    from clip_dfgs.inference.embed import accelerator_for
     from clip_dfgs.data.image_cache import LazyImages
     from clip_dfgs.data.records import pool
     from clip_dfgs.run import Run

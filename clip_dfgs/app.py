@@ -19,7 +19,7 @@ import threading
 
 from PIL import Image
 
-from .gallery import FeatureExtractor
+from .inference.extractor import FeatureExtractor
 from .data.image_io import to_pixels
 from .data.image_io import ImageError, _why
 from .search import heard, search_gallery, _natural

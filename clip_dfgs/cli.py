@@ -110,7 +110,7 @@ def _train(
 ):
     "Train through all stages and test on every target."
     import pandas as pd
-    from clip_dfgs.features import check_targets
+    from clip_dfgs.inference.evaluator import check_targets
     from clip_dfgs.data.records import pool
     from clip_dfgs.data.specs import remember
     from clip_dfgs.trainer import fit
@@ -157,7 +157,7 @@ def _warn(targets, training=()): # records; paths of the pictures that are train
     for sentence in doubts(targets, training): warnings.warn(sentence, stacklevel=2)
 
 def _print(results): # domain -> RetrievalResult
-    from clip_dfgs.features import results_table
+    from clip_dfgs.inference.evaluator import results_table
     for domain, r in results.items():
         if r.unmatched:
             words = f'{r.unmatched:,} of {r.unmatched + r.queries:,} queries have no match in the gallery'
@@ -265,8 +265,9 @@ def _tested(
 )->list: # of dicts, domain -> RetrievalResult, one a model; empty in all processes but the main one
     "Results of saved models on the same images."
     import pandas as pd
-    from clip_dfgs.features import accelerator_for, check_targets, evaluate_records
-    from clip_dfgs.gallery import open_model
+    from clip_dfgs.inference.embed import accelerator_for
+    from clip_dfgs.inference.evaluator import check_targets, evaluate_records
+    from clip_dfgs.inference.extractor import open_model
     from clip_dfgs.data.specs import as_trained
     tables, = _read(meaning.domain, as_trained(models, target, meaning.options()), target=target)
     opened = [open_model(place, 'cpu') for place in models]
@@ -348,8 +349,8 @@ def _export(
     tolerance:float=None, # largest distance from torch, a share of a feature's length; else 0.001, 0.01 or 0.1
 ):
     "Write a model as an ONNX file, checked against torch."
-    from clip_dfgs.export import export_onnx
-    from clip_dfgs.gallery import open_model
+    from clip_dfgs.inference.onnx import export_onnx
+    from clip_dfgs.inference.extractor import open_model
     from clip_dfgs.store import shown
     if to.suffix != '.onnx': raise ValueError(f'{to}: ONNX is written; name the file {to.stem or "features"}.onnx')
     distance = export_onnx(open_model(model, 'cpu'), to, tolerance=tolerance, precision=precision)

@@ -21,7 +21,8 @@ from .utils.files import write_csv
 from .config import TrainConfig
 from .data.datasets import load_dataset
 from .sampling.diagnostics import epoch_report
-from .features import embed_images, evaluate_records
+from .inference.embed import embed_images
+from .inference.evaluator import evaluate_records
 from .sampling.graph import identity_features, nearest_identities
 from .data.image_cache import cached_images
 from .models.reid_model import ReIDModel

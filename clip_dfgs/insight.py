@@ -26,10 +26,10 @@ from .checkpoints import checkpoints, _whole
 from .config import config_from
 from .evaluation.distances import distance_blocks
 from .data.leakage import known_cameras
-from .features import embed_images
+from .inference.embed import embed_images
 from .utils.checks import choose
 from .data.image_cache import cached_images
-from .maps import look_maps, NoMap, patch_features, patch_similarity
+from .inference.attention import look_maps, NoMap, patch_features, patch_similarity
 from .evaluation.matching import matches_and_junk
 from .models.reid_model import ReIDModel
 from .plots import plot_ranked_gallery

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from .config import STAGES, TrainConfig
-from .features import accelerator_for, embed_images
+from .inference.embed import accelerator_for, embed_images
 from .data.image_cache import LazyImages
 from .data.loader import training_images, workers_for
 from .run import Run

@@ -21,7 +21,8 @@ from .checkpoints import on_main
 from .utils.files import write_csv
 from .config import check_config, RECIPES, STAGES, TrainConfig
 from .data.datasets import check_dataset, identity_splits, load_dataset
-from .features import accelerator_for, check_targets, embed_together, _from_main, _ranked
+from .inference.embed import accelerator_for, embed_together
+from .inference.evaluator import check_targets, _from_main, _ranked
 from .utils.checks import choose
 from .data.image_cache import cached_images
 from .models.reid_model import ReIDModel

@@ -20,7 +20,8 @@ from .charts import PALETTE, _panels
 from .config import config_from
 from .evaluation.metrics import evaluate, RetrievalResult
 from .data.leakage import known_cameras
-from .features import accelerator_for, check_targets, embed_images, results_table
+from .inference.embed import accelerator_for, embed_images
+from .inference.evaluator import check_targets, results_table
 from .data.leakage import target_notes
 from .data.image_cache import cached_images
 from .insight import Absent

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from .checkpoints import checkpoints
 from .utils.files import TrainError, write_csv, writing
 from .config import config_dict, config_from, STAGES, TrainConfig
-from .features import check_targets, evaluate_records, results_table
+from .inference.evaluator import check_targets, evaluate_records, results_table
 from .utils.files import flush, write_text
 from .losses import triplet_health
 from .models.reid_model import ReIDModel

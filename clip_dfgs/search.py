@@ -15,7 +15,7 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from .utils.checks import did_you_mean
-from .gallery import FeatureExtractor, open_model
+from .inference.extractor import FeatureExtractor, open_model
 from .data.image_io import to_pixels, _listed
 from .utils.checks import _at_least_one
 from .nearest import has_faiss, nearest_in_cells, nearest_rows, open_cells

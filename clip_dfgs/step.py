@@ -20,7 +20,7 @@ from .checkpoints import last_good, unpack_optimiser
 from .utils.files import TrainError, write_csv
 from .config import Stage, STAGES, TrainConfig
 from .models.encoder import _check_range
-from .features import attending, computing
+from .inference.embed import attending, computing
 from .losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce, triplet_health
 from .losses import _same_identity
 from .models.reid_model import ReIDModel

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from .utils.checks import choose
 from .utils.files import digest_of_file, flush, image_files, left_out, replacing, write_text
-from .gallery import FeatureExtractor, open_model, _embed
+from .inference.extractor import FeatureExtractor, open_model, _embed
 from .utils.checks import _at_least_one
 from .data.folders import camera_rule
 from .models.reid_model import ReIDModel

@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .config import config_dict, TrainConfig
-from .features import evaluate_records
+from .inference.evaluator import evaluate_records
 from .utils.checks import choose
 from .utils.files import write_text
 from .evaluation.bootstrap import t_interval

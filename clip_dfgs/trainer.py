@@ -26,7 +26,7 @@ from .utils.files import writing
 from .config import check_config, class_at, config_dict, graph_width, rate, Stage, TrainConfig
 from .sampling.diagnostics import epoch_report
 from .data.leakage import _check_not_merged
-from .features import accelerator_for, embed_images, embed_together, _processes
+from .inference.embed import accelerator_for, embed_images, embed_together, _processes
 from .sampling.graph import neighbour_search
 from .data.image_cache import cached_images
 from .data.loader import ImageDataset, make_loader
@@ -397,7 +397,7 @@ def _finish(run:Run)->Run: # the same run
 # Names that lived here before
 from .checkpoints import pack_optimiser, read_checkpoint, write_checkpoint # noqa: F401
 from .config import GRAPHS, RECIPES, SAMPLERS, config_from # noqa: F401
-from .features import results_table # noqa: F401
+from .inference.evaluator import results_table # noqa: F401
 from .utils.files import write_text # noqa: F401
 from .step import _Trainee as Trainee, image_losses, prompt_losses, stage_groups # noqa: F401
 

@@ -31,7 +31,7 @@ LIGHT = ['numpy', 'pandas', 'pillow', 'tqdm', 'onnxruntime', 'shtab']
 ONNX_READER = """import sys
 import numpy as np
 from pathlib import Path
-from clip_dfgs.export import OnnxExtractor
+from clip_dfgs.inference.onnx import OnnxExtractor
 features = OnnxExtractor('features.onnx')(sorted(Path('town/query').iterdir()))
 assert len(features) and np.allclose(np.linalg.norm(features, axis=1), 1, atol=1e-4)
 assert 'torch' not in sys.modules

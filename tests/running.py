@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from clip_dfgs.config import TrainConfig
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.data.records import pool
-from clip_dfgs.features import results_table
+from clip_dfgs.inference.evaluator import results_table
 from clip_dfgs.data.records import hold_out
 from clip_dfgs.utils.files import TrainError
 from clip_dfgs.trainer import fit

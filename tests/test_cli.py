@@ -102,7 +102,7 @@ def test_examples_run_one_after_the_other(tmp_path, monkeypatch):
 
 def test_the_small_clip_is_a_model_by_its_name(world, tmp_path):
     "As for embed, so for test and export; intervals stand below a table that fits a screen."
-    from clip_dfgs.gallery import FeatureExtractor
+    from clip_dfgs.inference.extractor import FeatureExtractor
     words = ['--target', f'market1501:{world}', '--precision', 'no']
     code, out, err = said('test', 'pedestrians', *words, '--bootstrap', '20')
     lines = out.splitlines()

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from clip_dfgs import trainer
 from clip_dfgs.utils.files import TrainError
-from clip_dfgs.features import choose_precision
+from clip_dfgs.inference.embed import choose_precision
 from clip_dfgs.data.loader import ImageDataset, make_loader
 from clip_dfgs.data.transforms import Augment
 from clip_dfgs.losses import batch_hard_triplet, id_loss, image_text_contrastive

@@ -12,8 +12,9 @@ from clip_dfgs import evaluation
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.evaluation.distances import distance_blocks
 from clip_dfgs.evaluation.metrics import evaluate, nearest_gallery
-from clip_dfgs.features import embed_images, evaluate_records
-from clip_dfgs.gallery import FeatureExtractor
+from clip_dfgs.inference.embed import embed_images
+from clip_dfgs.inference.evaluator import evaluate_records
+from clip_dfgs.inference.extractor import FeatureExtractor
 from clip_dfgs.sampling.graph import identity_features, nearest_identities
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.planning import measure
@@ -122,7 +123,7 @@ def test_an_extractor_knows_its_device(device):
 def test_export_moves_nothing(device, tmp_path):
     pytest.importorskip('onnx')
     pytest.importorskip('onnxruntime')
-    from clip_dfgs.export import export_onnx
+    from clip_dfgs.inference.onnx import export_onnx
     model, some = ReIDModel.create('pedestrians', None).to(device).train(), list(pictures(5))
     extract = FeatureExtractor(model)
     before = extract(some)

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clip_dfgs.export import PRECISIONS, OnnxExtractor, export_onnx
-from clip_dfgs.gallery import Embedder, FeatureExtractor
+from clip_dfgs.inference.onnx import PRECISIONS, OnnxExtractor, export_onnx
+from clip_dfgs.inference.extractor import Embedder, FeatureExtractor
 from clip_dfgs.data.image_io import crops
 from clip_dfgs.models.reid_model import ReIDModel
 
@@ -196,7 +196,7 @@ def test_boxes_of_a_frame(exported):
 def test_the_reader_does_not_load_torch(exported):
     code = f"""import sys
 import numpy as np
-from clip_dfgs.export import OnnxExtractor
+from clip_dfgs.inference.onnx import OnnxExtractor
 print(OnnxExtractor({str(exported[1])!r})(np.zeros((90, 40, 3), np.uint8)).shape, "torch" in sys.modules)"""
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == '(1, 320) False'

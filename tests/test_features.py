@@ -14,9 +14,10 @@ from clip_dfgs import features
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.utils.checks import DatasetError
 from clip_dfgs.evaluation.metrics import evaluate
-from clip_dfgs.features import accelerator_for, check_targets, choose_precision, embed_images, embed_together
+from clip_dfgs.inference.embed import accelerator_for, choose_precision, embed_images, embed_together
+from clip_dfgs.inference.evaluator import check_targets
 from clip_dfgs.data.leakage import known_cameras, target_notes
-from clip_dfgs.features import evaluate_records, results_table
+from clip_dfgs.inference.evaluator import evaluate_records, results_table
 from clip_dfgs.data.image_cache import cached_images
 from clip_dfgs.models.reid_model import ReIDModel
 

@@ -7,7 +7,7 @@ import torch
 from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
 from running import config, only, rows_of, same, weights
 
-from clip_dfgs.features import embed_images
+from clip_dfgs.inference.embed import embed_images
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.trainer import fit
 

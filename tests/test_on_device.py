@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as f
 
 from clip_dfgs import trainer
 from clip_dfgs.config import Stage
-from clip_dfgs.features import accelerator_for, computing
+from clip_dfgs.inference.embed import accelerator_for, computing
 from clip_dfgs.data.loader import ImageDataset
 from clip_dfgs.data.transforms import Augment, augmix, jitter_colours
 from clip_dfgs.models.encoder import normalise

@@ -15,7 +15,8 @@ from clip_dfgs.cli import main
 from clip_dfgs.config import RECIPES, config_dict, config_from, recipe_table
 from clip_dfgs.data.datasets import identity_splits, load_dataset
 from clip_dfgs.utils.checks import DatasetError
-from clip_dfgs.features import embed_images, evaluate_records
+from clip_dfgs.inference.embed import embed_images
+from clip_dfgs.inference.evaluator import evaluate_records
 from clip_dfgs.data.image_cache import cached_images
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.pedestrians import make_domain

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from clip_dfgs.gallery import FeatureExtractor
+from clip_dfgs.inference.extractor import FeatureExtractor
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.nearest import build_cells, nearest_in_cells, nearest_rows, open_cells
 from clip_dfgs.search import extractor_of, search_gallery, search_sheet

@@ -21,7 +21,7 @@ from clip_dfgs.checkpoints import checkpoints
 from clip_dfgs.utils.files import TrainError
 from clip_dfgs.config import TrainConfig
 from clip_dfgs.data.datasets import load_dataset
-from clip_dfgs.features import evaluate_records, results_table
+from clip_dfgs.inference.evaluator import evaluate_records, results_table
 from clip_dfgs.data.loader import make_loader
 from clip_dfgs.data.transforms import Augment
 from clip_dfgs.data.image_io import ImageError

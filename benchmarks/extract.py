@@ -22,7 +22,7 @@ from PIL import Image
 from clip_dfgs.inference.onnx import PRECISIONS, OnnxExtractor, export_onnx
 from clip_dfgs.inference.extractor import FeatureExtractor
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.pedestrians import everyday_pictures
+from clip_dfgs.synthetic.domain import everyday_pictures
 
 MEAN, STD = (np.array(values, np.float32)[:, None, None] for values in ((.485, .456, .406), (.229, .224, .225)))
 

@@ -42,7 +42,7 @@ from clip_dfgs.config import TrainConfig
 from clip_dfgs.data.transforms import Augment
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.utils.files import write_text
-from clip_dfgs.pedestrians import make_domain
+from clip_dfgs.synthetic.domain import make_domain
 from clip_dfgs.data.records import pool
 from clip_dfgs.evaluation.bootstrap import t_interval
 from clip_dfgs.studies import Study, compare_variants
@@ -362,7 +362,7 @@ def alone(board, work, bed, scale):
 def together(board, work, bed, scale, processes, save):
     "All units in several processes, which are ended when the time is over."
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['clip_dfgs.studies', 'clip_dfgs.pedestrians'])
+    context.set_forkserver_preload(['clip_dfgs.studies', 'clip_dfgs.synthetic.domain'])
     free, busy, people, saved = [], {}, {}, 0
     for _ in range(processes):
         mine, other = context.Pipe()

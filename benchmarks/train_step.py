@@ -52,7 +52,7 @@ from clip_dfgs.models.encoder import normalise
 from clip_dfgs.losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.loader import augment_rest, training_images, workers_for
-from clip_dfgs.pedestrians import make_domain
+from clip_dfgs.synthetic.domain import make_domain
 from clip_dfgs.models.prompts import PROMPT, all_text_features
 from clip_dfgs.data.records import pool
 from clip_dfgs.run import Run

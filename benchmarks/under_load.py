@@ -69,7 +69,7 @@ def child(folder, busy):
 def main(busy):
     "The table, and what is best beside a busy process."
     import torch
-    from clip_dfgs.pedestrians import make_domain
+    from clip_dfgs.synthetic.domain import make_domain
     lines = torch.__config__.parallel_info().splitlines()
     openmp = next((line for line in lines if line.startswith('OpenMP')), 'OpenMP: none')
     own = ' '.join(sorted(p.name for p in Path(torch.__file__).parent.rglob('lib*omp*.so*'))) or 'not its own'

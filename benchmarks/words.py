@@ -26,10 +26,10 @@ import numpy as np
 import pandas as pd
 
 from clip_dfgs.inference.extractor import FeatureExtractor
-from clip_dfgs.pedestrians import domain_cast, make_domain
+from clip_dfgs.synthetic.domain import domain_cast, make_domain
 from clip_dfgs.search import text_features
 from clip_dfgs.inference.extractor import open_model
-from clip_dfgs.words import whole_captions
+from clip_dfgs.synthetic.captions import whole_captions
 
 DOMAINS = (88101, 88102, 88103)
 PHRASES = dict( # attribute -> what is said of a word

@@ -58,7 +58,7 @@ def _render(
     test_share:float=.5, # share of identities for query and gallery
 ):
     "Render a domain of pedestrians in Market-1501 layout."
-    from clip_dfgs.pedestrians import make_domain
+    from clip_dfgs.synthetic.domain import make_domain
     rows = make_domain(out, seed, identities, cameras, images_per_camera, look_alikes, test_share=test_share)
     splits = ', '.join(f'{n:,} {s}' for s, n in rows['split'].value_counts().items())
     print(f'{out}: {len(rows):,} images of {rows["pid"].nunique():,} identities, {splits}')

@@ -26,7 +26,7 @@ from .inference.evaluator import evaluate_records
 from .sampling.graph import identity_features, nearest_identities
 from .data.image_cache import cached_images
 from .models.reid_model import ReIDModel
-from .pedestrians import make_domain
+from .synthetic.domain import make_domain
 from .data.records import pool
 from .report import write_report
 from .sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler

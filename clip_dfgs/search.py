@@ -20,7 +20,7 @@ from .data.image_io import to_pixels, _listed
 from .utils.checks import _at_least_one
 from .nearest import has_faiss, nearest_in_cells, nearest_rows, open_cells
 from .store import model_digest, shown, StoredGallery
-from .words import whole_captions, words_in
+from .synthetic.captions import whole_captions, words_in
 
 # %% ../nbs/67_search.ipynb #5250acf5
 def extractor_of(

@@ -231,7 +231,7 @@ def pictures():
     from clip_dfgs.data.loader import ImageDataset
     from clip_dfgs.data.transforms import Augment
     from clip_dfgs.models.encoder import normalise
-    from clip_dfgs.pedestrians import everyday_pictures
+    from clip_dfgs.synthetic.domain import everyday_pictures
     people, captions = everyday_pictures(4, seed=3, workers=1, progress=False)
     out = {'rendered': digest(people), 'captions': hashlib.sha256('\n'.join(captions).encode()).hexdigest()[:16]}
     augments = dict(plain=None, usual=Augment(), jitter=Augment(erase=.5, jitter=.5),
@@ -248,7 +248,7 @@ def pictures():
 def training():
     "A short run of all stages, to its weights."
     from clip_dfgs.data.records import pool
-    from clip_dfgs.pedestrians import make_domain
+    from clip_dfgs.synthetic.domain import make_domain
     from clip_dfgs.config import TrainConfig
     from clip_dfgs.trainer import fit
     out = {}

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from clip_dfgs.app import _line, answers
-from clip_dfgs.pedestrians import make_domain
+from clip_dfgs.synthetic.domain import make_domain
 from clip_dfgs.search import extractor_of, search_gallery
 from clip_dfgs.store import embed_gallery, found_pictures, open_gallery
 from test_cli import said

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clip_dfgs.data.datasets import load_dataset
-from clip_dfgs.pedestrians import make_domain
+from clip_dfgs.synthetic.domain import make_domain
 from test_cli import said
 
 SHORT = '--steps 1 --adapt-steps 0 --prompt-steps 0 --batch 8 --precision no'.split()

@@ -26,7 +26,7 @@ from clip_dfgs.data.transforms import Augment
 from clip_dfgs.losses import batch_hard_triplet, id_loss, image_text_contrastive
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.loader import HalfAugmented, augment_rest
-from clip_dfgs.pedestrians import everyday_pictures
+from clip_dfgs.synthetic.domain import everyday_pictures
 from clip_dfgs.trainer import fit
 
 DEVICE = os.environ.get('CLIP_DFGS_TEST_DEVICE', 'cuda')

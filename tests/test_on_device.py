@@ -22,7 +22,7 @@ from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.loader import _OPERATIONS, AUGMIX_DRAWS, FeatureDataset, HalfAugmented, _blended, _looked_up
 from clip_dfgs.data.loader import _moved
 from clip_dfgs.data.loader import augment_rest, augmix_batch, jitter_batch, training_images, workers_for
-from clip_dfgs.pedestrians import everyday_pictures
+from clip_dfgs.synthetic.domain import everyday_pictures
 from clip_dfgs.models.prompts import rows_of as table_rows
 from clip_dfgs.run import Run
 from clip_dfgs.step import _image_losses_of, _prompt_losses_of, _Trainee

@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 
 from clip_dfgs import pedestrians
-from clip_dfgs.pedestrians import caption, domain_cast, make_domain, random_person, render, street_camera
+from clip_dfgs.synthetic.camera import street_camera
+from clip_dfgs.synthetic.domain import domain_cast, make_domain, render
+from clip_dfgs.synthetic.people import caption, random_person
 
 
 def files(folder):

@@ -19,7 +19,7 @@ from clip_dfgs.inference.embed import embed_images
 from clip_dfgs.inference.evaluator import evaluate_records
 from clip_dfgs.data.image_cache import cached_images
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.pedestrians import make_domain
+from clip_dfgs.synthetic.domain import make_domain
 from clip_dfgs.planning import count_steps
 from clip_dfgs.protocols import (
     PROTOCOLS, PUBLISHED, Setting, evaluate_partitions, plan_protocol, plot_matrix, protocol_sets, protocol_table,

@@ -21,7 +21,7 @@ def place(tmp_path_factory):
     "A folder as the README's reader has it: two sources, a target, some crops."
     import shutil
 
-    from clip_dfgs.pedestrians import make_domain
+    from clip_dfgs.synthetic.domain import make_domain
     folder = tmp_path_factory.mktemp('reader')
     for seed, name in enumerate(('market', 'campus', 'elsewhere')):
         make_domain(folder/'data'/name, 900 + seed, identities=40, cameras=2, images_per_camera=2, progress=False)

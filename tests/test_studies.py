@@ -11,7 +11,7 @@ from scipy.stats import ttest_rel
 
 from clip_dfgs.config import TrainConfig
 from clip_dfgs.evaluation.bootstrap import t_interval
-from clip_dfgs.pedestrians import make_domain
+from clip_dfgs.synthetic.domain import make_domain
 from clip_dfgs.data.records import pool
 from clip_dfgs.studies import Study, compare_variants
 

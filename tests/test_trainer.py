@@ -26,7 +26,7 @@ from clip_dfgs.data.loader import make_loader
 from clip_dfgs.data.transforms import Augment
 from clip_dfgs.data.image_io import ImageError
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.pedestrians import make_domain
+from clip_dfgs.synthetic.domain import make_domain
 from clip_dfgs.run import read_history
 from clip_dfgs.sampling.samplers import planned_from
 from clip_dfgs.step import image_losses

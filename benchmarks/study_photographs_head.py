@@ -37,21 +37,21 @@ from study_photographs import ALSO, BEGIN, FORMS, GO_ON, WORDS, Plan
 from torch import nn
 
 from clip_dfgs.models.timm_towers import fill_imagenet, load_timm
-from clip_dfgs.config import rate
+from clip_dfgs.training.config import rate
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.models.encoder import BNNeck
 from clip_dfgs.evaluation.metrics import evaluate
 from clip_dfgs.data.leakage import known_cameras
 from clip_dfgs.utils.files import write_text
 from clip_dfgs.sampling.graph import nearest_identities
-from clip_dfgs.losses import batch_hard_triplet, id_loss, triplet_health
+from clip_dfgs.training.losses import batch_hard_triplet, id_loss, triplet_health
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.image_io import load_image
 from clip_dfgs.models.prompts import all_text_features
 from clip_dfgs.data.records import pool
 from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, refresh_neighbours
 from clip_dfgs.utils.tensors import evaluating
-from clip_dfgs.step import image_losses, prompt_losses
+from clip_dfgs.training.step import image_losses, prompt_losses
 from clip_dfgs.models.towers import ImageFeatures
 
 KINDS = dict(pk=PKSampler, gs=GraphSampler, dfgs=DepthFirstGraphSampler)

@@ -38,7 +38,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from clip_dfgs.config import TrainConfig
+from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.data.transforms import Augment
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.utils.files import write_text

@@ -42,22 +42,22 @@ from open_clip.transformer import VisionTransformer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from clip_dfgs.config import Stage, TrainConfig
+from clip_dfgs.training.config import Stage, TrainConfig
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.inference.embed import accelerator_for
 from clip_dfgs.data.image_cache import cached_images
 from clip_dfgs.data.loader import ImageDataset, make_loader
 from clip_dfgs.data.transforms import Augment
 from clip_dfgs.models.encoder import normalise
-from clip_dfgs.losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
+from clip_dfgs.training.losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.loader import augment_rest, training_images, workers_for
 from clip_dfgs.synthetic.domain import make_domain
 from clip_dfgs.models.prompts import PROMPT, all_text_features
 from clip_dfgs.data.records import pool
-from clip_dfgs.run import Run
+from clip_dfgs.training.run import Run
 from clip_dfgs.models.towers import ImageFeatures, tower_features
-from clip_dfgs.trainer import fit, new_model, one_step
+from clip_dfgs.training.trainer import fit, new_model, one_step
 from clip_dfgs.models.weights import tokenizer_of
 
 MODELS = {'small': dict(clip='pedestrians', pretrained=None), 'ViT-B-16': dict(clip='ViT-B-16', pretrained=None)}

@@ -45,13 +45,13 @@ def median_step(step):
 def child(folder, busy):
     "Measures in this process's setting and prints the figures as JSON."
     import torch
-    from clip_dfgs.config import Stage, TrainConfig
+    from clip_dfgs.training.config import Stage, TrainConfig
     from clip_dfgs.data.datasets import load_dataset
     from clip_dfgs.inference.embed import accelerator_for
     from clip_dfgs.data.image_cache import LazyImages
     from clip_dfgs.data.records import pool
-    from clip_dfgs.run import Run
-    from clip_dfgs.trainer import new_model, one_step
+    from clip_dfgs.training.run import Run
+    from clip_dfgs.training.trainer import new_model, one_step
     config = TrainConfig(precision='no', prompts=None, finetune=Stage(steps=1, batch=64))
     rows, accelerator = pool([load_dataset('market1501', folder)]), accelerator_for('no')
     model = new_model(rows, config).to(accelerator.device)

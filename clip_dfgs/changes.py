@@ -52,7 +52,7 @@ def recipe_with(
     **given, # settings of `TrainConfig`; None = as in the recipe
 ): # a TrainConfig
     "A recipe with some of its settings replaced; `ValueError` for a model without its weights."
-    from clip_dfgs.config import recipe as named
+    from clip_dfgs.training.recipes import recipe as named
     config = named(recipe)
     given = {k: v for k, v in given.items() if v is not None}
     config = replace(config, seed=seed, **given | _weights(config, given))

@@ -113,7 +113,7 @@ def _train(
     from clip_dfgs.inference.evaluator import check_targets
     from clip_dfgs.data.records import pool
     from clip_dfgs.data.specs import remember
-    from clip_dfgs.trainer import fit
+    from clip_dfgs.training.trainer import fit
     config = changed(recipe, seed, changes)
     sources, targets = _read(meaning.domain, meaning.options(), ['target'], source=source, target=target)
     _check_held_out(hold_out, changes)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from .utils.files import write_csv
-from .config import TrainConfig
+from .training.config import TrainConfig
 from .data.datasets import load_dataset
 from .sampling.diagnostics import epoch_report
 from .inference.embed import embed_images

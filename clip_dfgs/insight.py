@@ -22,8 +22,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from .charts import PALETTE, RIGHT, WRONG, _DPI, _legend_outside, _panels
-from .checkpoints import checkpoints, _whole
-from .config import config_from
+from .training.checkpoints import checkpoints, _whole
+from .training.config import config_from
 from .evaluation.distances import distance_blocks
 from .data.leakage import known_cameras
 from .inference.embed import embed_images

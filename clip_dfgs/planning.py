@@ -14,12 +14,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .config import STAGES, TrainConfig
+from .training.config import STAGES, TrainConfig
 from .inference.embed import accelerator_for, embed_images
 from .data.image_cache import LazyImages
 from .data.loader import training_images, workers_for
-from .run import Run
-from .trainer import make_sampler, new_model, one_step
+from .training.run import Run
+from .training.trainer import make_sampler, new_model, one_step
 
 # %% ../nbs/56_planning.ipynb #cf16f85a
 def _time_stage(

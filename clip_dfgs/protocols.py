@@ -17,9 +17,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from .checkpoints import on_main
+from .training.checkpoints import on_main
 from .utils.files import write_csv
-from .config import check_config, RECIPES, STAGES, TrainConfig
+from .training.config import check_config, STAGES, TrainConfig
+from .training.recipes import RECIPES
 from .data.datasets import check_dataset, identity_splits, load_dataset
 from .inference.embed import accelerator_for, embed_together
 from .inference.evaluator import check_targets, _from_main, _ranked
@@ -29,10 +30,10 @@ from .models.reid_model import ReIDModel
 from .planning import estimate, measure
 from .data.records import pool
 from .utils.checks import DatasetError
-from .run import check_folder
+from .training.run import check_folder
 from .data.leakage import leaks
 from .data.specs import options_for
-from .trainer import fit
+from .training.trainer import fit
 
 # %% ../nbs/55_protocols.ipynb #86adb2ac
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .charts import PALETTE, _panels
-from .config import config_from
+from .training.config import config_from
 from .evaluation.metrics import evaluate, RetrievalResult
 from .data.leakage import known_cameras
 from .inference.embed import accelerator_for, embed_images

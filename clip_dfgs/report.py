@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .charts import PALETTE, plot_history, _legend_outside, _panels
-from .config import config_from, STAGES
+from .training.config import config_from, STAGES
 from .utils.files import write_text
 from .data.image_cache import cached_images
 from .insight import Absent

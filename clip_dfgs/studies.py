@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .config import config_dict, TrainConfig
+from .training.config import config_dict, TrainConfig
 from .inference.evaluator import evaluate_records
 from .utils.checks import choose
 from .utils.files import write_text
 from .evaluation.bootstrap import t_interval
-from .trainer import fit
+from .training.trainer import fit
 
 # %% ../nbs/57_studies.ipynb #b4db18c8
 COLUMNS = ('seed', 'variant', 'step', 'domain', 'mAP', 'R1', 'mINP', 'queries')

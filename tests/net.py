@@ -249,8 +249,8 @@ def training():
     "A short run of all stages, to its weights."
     from clip_dfgs.data.records import pool
     from clip_dfgs.synthetic.domain import make_domain
-    from clip_dfgs.config import TrainConfig
-    from clip_dfgs.trainer import fit
+    from clip_dfgs.training.config import TrainConfig
+    from clip_dfgs.training.trainer import fit
     out = {}
     with tempfile.TemporaryDirectory() as tmp:
         records = make_domain(Path(tmp)/'town', seed=600, identities=32, cameras=3, progress=False)

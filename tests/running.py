@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from clip_dfgs.config import TrainConfig
+from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.data.records import pool
 from clip_dfgs.inference.evaluator import results_table
 from clip_dfgs.data.records import hold_out
 from clip_dfgs.utils.files import TrainError
-from clip_dfgs.trainer import fit
+from clip_dfgs.training.trainer import fit
 
 SMALL_BATCH = dict(batch=16, instances=4)
 
@@ -65,7 +65,7 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for 
 # Processes are forked from a server that has imported everything and computed nothing: real processes, without a new
 # interpreter for each.
 processes = multiprocessing.get_context('forkserver')
-processes.set_forkserver_preload(['clip_dfgs.trainer', 'clip_dfgs.cli'])
+processes.set_forkserver_preload(['clip_dfgs.training.trainer', 'clip_dfgs.cli'])
 
 
 def into(file):

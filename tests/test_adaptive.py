@@ -7,8 +7,8 @@ import pytest
 from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
 from running import config, only, rows_of, same, two, weights
 
-from clip_dfgs.losses import triplet_health
-from clip_dfgs.trainer import fit
+from clip_dfgs.training.losses import triplet_health
+from clip_dfgs.training.trainer import fit
 
 
 def adaptive(steps=16, **more): return only(config(random_share='adaptive', k=3, **more), finetune=steps)

@@ -9,9 +9,9 @@ import torch
 from running import config, rows_of
 
 from clip_dfgs import trainer
-from clip_dfgs.checkpoints import checkpoints, last_good, pack_optimiser, read_checkpoint, restore
+from clip_dfgs.training.checkpoints import checkpoints, last_good, pack_optimiser, read_checkpoint, restore
 from clip_dfgs.utils.files import TrainError
-from clip_dfgs.checkpoints import resume_point, save_point, unpack_optimiser, write_checkpoint
+from clip_dfgs.training.checkpoints import resume_point, save_point, unpack_optimiser, write_checkpoint
 from clip_dfgs.utils.files import write_csv
 
 

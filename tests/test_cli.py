@@ -18,7 +18,7 @@ import torch
 from clip_dfgs.arguments import explained
 from clip_dfgs.changes import Changes, changed
 from clip_dfgs.cli import COMMANDS, main
-from clip_dfgs.config import RECIPES
+from clip_dfgs.training.recipes import RECIPES
 from clip_dfgs.data.datasets import load_dataset
 from trees import make_tree
 

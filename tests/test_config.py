@@ -6,11 +6,12 @@ import pytest
 import torch
 from running import config, rows_of
 
-from clip_dfgs.config import RECIPES, Stage, TrainConfig, check_config, config_dict, config_from, rate, recipe
-from clip_dfgs.config import recipe_table
+from clip_dfgs.training.config import Stage, TrainConfig, check_config, config_dict, config_from, rate
+from clip_dfgs.training.recipes import RECIPES, recipe
+from clip_dfgs.training.recipes import recipe_table
 from clip_dfgs.sampling.graph import domain_neighbours
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.trainer import fit
+from clip_dfgs.training.trainer import fit
 
 
 @pytest.mark.parametrize('name', RECIPES)

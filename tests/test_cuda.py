@@ -23,11 +23,11 @@ from clip_dfgs.utils.files import TrainError
 from clip_dfgs.inference.embed import choose_precision
 from clip_dfgs.data.loader import ImageDataset, make_loader
 from clip_dfgs.data.transforms import Augment
-from clip_dfgs.losses import batch_hard_triplet, id_loss, image_text_contrastive
+from clip_dfgs.training.losses import batch_hard_triplet, id_loss, image_text_contrastive
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.loader import HalfAugmented, augment_rest
 from clip_dfgs.synthetic.domain import everyday_pictures
-from clip_dfgs.trainer import fit
+from clip_dfgs.training.trainer import fit
 
 DEVICE = os.environ.get('CLIP_DFGS_TEST_DEVICE', 'cuda')
 hidden = DEVICE == 'cuda' and not torch.cuda.is_available()

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
 from clip_dfgs import insight
-from clip_dfgs.config import TrainConfig
+from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.models.encoder import ReIDEncoder
 from clip_dfgs.inference.attention import attention_rollout, look_maps, patch_features, patch_similarity
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.trainer import fit
+from clip_dfgs.training.trainer import fit
 from clip_dfgs.models.weights import new_clip
 
 

@@ -6,14 +6,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.autograd import gradcheck
 
-from clip_dfgs.losses import (
-    batch_hard_triplet,
-    hardest_pairs,
-    id_loss,
-    image_text_contrastive,
-    image_to_text_ce,
-    triplet_health,
-)
+from clip_dfgs.training.losses import batch_hard_triplet, hardest_pairs, id_loss, image_text_contrastive
+from clip_dfgs.training.losses import image_to_text_ce, triplet_health
 
 
 def batch(seed, ids=4, instances=3, dim=5, dtype=torch.float64):

@@ -9,7 +9,7 @@ from running import config, only, rows_of, same, weights
 
 from clip_dfgs.inference.embed import embed_images
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.trainer import fit
+from clip_dfgs.training.trainer import fit
 
 
 def resnet(norm, steps=3, **more):

@@ -12,22 +12,22 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as f
 
 from clip_dfgs import trainer
-from clip_dfgs.config import Stage
+from clip_dfgs.training.config import Stage
 from clip_dfgs.inference.embed import accelerator_for, computing
 from clip_dfgs.data.loader import ImageDataset
 from clip_dfgs.data.transforms import Augment, augmix, jitter_colours
 from clip_dfgs.models.encoder import normalise
-from clip_dfgs.losses import batch_hard_triplet, image_text_contrastive
+from clip_dfgs.training.losses import batch_hard_triplet, image_text_contrastive
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.loader import _OPERATIONS, AUGMIX_DRAWS, FeatureDataset, HalfAugmented, _blended, _looked_up
 from clip_dfgs.data.loader import _moved
 from clip_dfgs.data.loader import augment_rest, augmix_batch, jitter_batch, training_images, workers_for
 from clip_dfgs.synthetic.domain import everyday_pictures
 from clip_dfgs.models.prompts import rows_of as table_rows
-from clip_dfgs.run import Run
-from clip_dfgs.step import _image_losses_of, _prompt_losses_of, _Trainee
+from clip_dfgs.training.run import Run
+from clip_dfgs.training.step import _image_losses_of, _prompt_losses_of, _Trainee
 from clip_dfgs.models.towers import encode_front, text_tower
-from clip_dfgs.trainer import fit
+from clip_dfgs.training.trainer import fit
 
 
 # No look at the device. A tensor on `meta` has a shape and no numbers: whoever looks at one gets an error.

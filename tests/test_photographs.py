@@ -77,7 +77,7 @@ def test_a_form_that_one_seed_lacks_is_not_chosen(plan):
 
 
 def test_every_form_is_a_config_that_can_be_trained(plan, monkeypatch):
-    from clip_dfgs.config import check_config
+    from clip_dfgs.training.config import check_config
     monkeypatch.setattr(script, 'imagenet_file', lambda: 'weights.pth')
     (plan.out/'choice.json').write_text(json.dumps(dict(PK='PK live', DFGS='DFGS frozen half')))
     for job in plan.jobs():

@@ -12,7 +12,8 @@ import pytest
 
 from clip_dfgs import protocols
 from clip_dfgs.cli import main
-from clip_dfgs.config import RECIPES, config_dict, config_from, recipe_table
+from clip_dfgs.training.config import config_dict, config_from
+from clip_dfgs.training.recipes import RECIPES, recipe_table
 from clip_dfgs.data.datasets import identity_splits, load_dataset
 from clip_dfgs.utils.checks import DatasetError
 from clip_dfgs.inference.embed import embed_images
@@ -25,7 +26,7 @@ from clip_dfgs.protocols import (
     PROTOCOLS, PUBLISHED, Setting, evaluate_partitions, plan_protocol, plot_matrix, protocol_sets, protocol_table,
     read_sets, run_protocol, setting_data, train_matrix, with_spread)
 from clip_dfgs.ranks import ranked
-from clip_dfgs.trainer import fit
+from clip_dfgs.training.trainer import fit
 from trees import make_tree
 
 

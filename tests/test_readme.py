@@ -35,7 +35,7 @@ def test_training_snippet(place, monkeypatch, capsys):
     "The first block, with stages of two steps."
     from dataclasses import replace
 
-    from clip_dfgs.config import TrainConfig
+    from clip_dfgs.training.config import TrainConfig
     monkeypatch.chdir(place)
     code = snippets(README)[0]
     assert "TrainConfig(sampler='dfgs')" in code

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 
 from clip_dfgs import ranks, report
-from clip_dfgs.config import TrainConfig
+from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.inference.embed import embed_images
 from clip_dfgs.data.image_cache import cached_images
 from clip_dfgs.insight import Absent
-from clip_dfgs.trainer import fit
+from clip_dfgs.training.trainer import fit
 
 
 def few(cache, **changes):

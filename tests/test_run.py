@@ -12,12 +12,13 @@ from PIL import Image
 from running import config, only, rows_of
 
 from clip_dfgs import trainer
-from clip_dfgs.checkpoints import checkpoints
-from clip_dfgs.config import config_from
+from clip_dfgs.training.checkpoints import checkpoints
+from clip_dfgs.training.config import config_from
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.data.records import pool
-from clip_dfgs.run import check_folder, read_history
-from clip_dfgs.trainer import fit
+from clip_dfgs.training.history import read_history
+from clip_dfgs.training.run import check_folder
+from clip_dfgs.training.trainer import fit
 
 begin = trainer._begin
 

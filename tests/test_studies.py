@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_rel
 
-from clip_dfgs.config import TrainConfig
+from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.evaluation.bootstrap import t_interval
 from clip_dfgs.synthetic.domain import make_domain
 from clip_dfgs.data.records import pool

@@ -17,9 +17,9 @@ from running import weights
 from safetensors.torch import load_file
 
 from clip_dfgs import trainer
-from clip_dfgs.checkpoints import checkpoints
+from clip_dfgs.training.checkpoints import checkpoints
 from clip_dfgs.utils.files import TrainError
-from clip_dfgs.config import TrainConfig
+from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.inference.evaluator import evaluate_records, results_table
 from clip_dfgs.data.loader import make_loader
@@ -27,10 +27,10 @@ from clip_dfgs.data.transforms import Augment
 from clip_dfgs.data.image_io import ImageError
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.synthetic.domain import make_domain
-from clip_dfgs.run import read_history
+from clip_dfgs.training.history import read_history
 from clip_dfgs.sampling.samplers import planned_from
-from clip_dfgs.step import image_losses
-from clip_dfgs.trainer import fit
+from clip_dfgs.training.step import image_losses
+from clip_dfgs.training.trainer import fit
 
 
 @pytest.fixture(scope='module')

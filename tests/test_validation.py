@@ -12,12 +12,12 @@ import torch
 from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
 from running import config, held, only, rows_of, same, started, two, weights
 
-from clip_dfgs.checkpoints import checkpoints
+from clip_dfgs.training.checkpoints import checkpoints
 from clip_dfgs.utils.files import TrainError
 from clip_dfgs.inference.evaluator import evaluate_records
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.run import best_step, read_ranks
-from clip_dfgs.trainer import fit
+from clip_dfgs.training.validation import best_step, read_ranks
+from clip_dfgs.training.trainer import fit
 
 
 def watched(**more):

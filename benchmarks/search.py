@@ -85,7 +85,7 @@ def timed(ask, queries):
 def way(name, folder, k, threads):
     "Answer in this process; prints JSON."
     import torch
-    from clip_dfgs.nearest import build_cells, nearest_in_cells, nearest_rows, open_cells
+    from clip_dfgs.gallery.index import build_cells, nearest_in_cells, nearest_rows, open_cells
     torch.set_num_threads(threads)
     queries, before, more = np.load(folder/'queries.npy'), own_memory(), {}
     table = np.load(folder/'table.npy', mmap_mode='c')

@@ -27,7 +27,7 @@ import pandas as pd
 
 from clip_dfgs.inference.extractor import FeatureExtractor
 from clip_dfgs.synthetic.domain import domain_cast, make_domain
-from clip_dfgs.search import text_features
+from clip_dfgs.gallery.search import text_features
 from clip_dfgs.inference.extractor import open_model
 from clip_dfgs.synthetic.captions import whole_captions
 

@@ -351,7 +351,7 @@ def _export(
     "Write a model as an ONNX file, checked against torch."
     from clip_dfgs.inference.onnx import export_onnx
     from clip_dfgs.inference.extractor import open_model
-    from clip_dfgs.store import shown
+    from clip_dfgs.gallery.store import shown
     if to.suffix != '.onnx': raise ValueError(f'{to}: ONNX is written; name the file {to.stem or "features"}.onnx')
     distance = export_onnx(open_model(model, 'cpu'), to, tolerance=tolerance, precision=precision)
     print(f'{shown(to)}: {to.stat().st_size / 1e6:.1f} MB, {precision}, at most {distance:.1e} from torch')

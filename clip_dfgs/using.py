@@ -27,7 +27,7 @@ def _embed(
 ):
     "Embed pictures into a gallery: new and changed ones, removed ones drop out."
     from clip_dfgs.data.specs import check_options
-    from clip_dfgs.store import embed_gallery, found_pictures, shown
+    from clip_dfgs.gallery.store import embed_gallery, found_pictures, shown
     folders, options = [w for w in data if ':' not in w or Path(w).expanduser().is_dir()], meaning.options()
     named = [w for w in data if w not in folders]
     check_options(named, {k: v for k, v in options.items() if k != 'camera' or not folders})
@@ -64,8 +64,8 @@ def _search(
 ):
     "Rank a gallery for pictures and sentences."
     from clip_dfgs.utils.files import replacing
-    from clip_dfgs.search import extractor_of, heard, rows_of, search_gallery, search_sheet
-    from clip_dfgs.store import open_gallery, shown
+    from clip_dfgs.gallery.search import extractor_of, heard, rows_of, search_gallery, search_sheet
+    from clip_dfgs.gallery.store import open_gallery, shown
     if picture and picture.suffix.lower() != '.png':
         raise ValueError(f'{picture}: the sheet is written as PNG; name it {picture.stem or "sheet"}.png')
     if not images and not text: raise ValueError('nothing is asked for: name a picture, or --text "a sentence"')
@@ -102,7 +102,7 @@ def _check_outputs(picture, csv, images):
 
 def _print(found): # of `search_gallery`
     "Questions and their answers, a line each, under the names of the columns."
-    from clip_dfgs.store import shown
+    from clip_dfgs.gallery.store import shown
     wide = max(len('domain'), *(len(shown(domain)) for domain in found['domain']))
     print(f' rank  cosine  {"domain":{wide}}  camera  picture')
     for r in found.itertuples():
@@ -118,11 +118,11 @@ def _serve(
     model:str=None, # where the gallery's model lies now, if it was moved
 ):
     "Search a gallery in a browser: drop a picture or type a sentence."
-    from clip_dfgs.store import open_gallery
+    from clip_dfgs.gallery.store import open_gallery
     if port is not None and not 0 < port < 65536: raise ValueError(f'--port {port}: give one between 1 and 65535')
     stored = open_gallery(gallery)
-    from clip_dfgs.app import serve_gallery
-    from clip_dfgs.search import extractor_of
+    from clip_dfgs.gallery.app import serve_gallery
+    from clip_dfgs.gallery.search import extractor_of
     extractor = extractor_of(stored, None if model is None else _model(model))
     if host not in ('127.0.0.1', 'localhost', '::1'):
         warnings.warn(f'whoever reaches {host} can search this gallery and see its pictures', stacklevel=2)

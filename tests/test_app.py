@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clip_dfgs.app import _line, answers
+from clip_dfgs.gallery.app import _line, answers
 from clip_dfgs.synthetic.domain import make_domain
-from clip_dfgs.search import extractor_of, search_gallery
-from clip_dfgs.store import embed_gallery, found_pictures, open_gallery
+from clip_dfgs.gallery.search import extractor_of, search_gallery
+from clip_dfgs.gallery.store import embed_gallery, found_pictures, open_gallery
 from test_cli import said
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
@@ -51,7 +51,7 @@ def extract(gallery): return extractor_of(gallery)
 def url(gallery, extract):
     "The address of the running page."
     pytest.importorskip('gradio', reason='the page needs gradio')
-    from clip_dfgs.app import serve_gallery
+    from clip_dfgs.gallery.app import serve_gallery
     page, url = serve_gallery(gallery, extract, wait=False)
     yield url
     page.close(verbose=False)

@@ -17,9 +17,10 @@ from PIL import Image
 
 from clip_dfgs.inference.extractor import FeatureExtractor
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.nearest import build_cells, nearest_in_cells, nearest_rows, open_cells
-from clip_dfgs.search import extractor_of, search_gallery, search_sheet
-from clip_dfgs.store import _alone, _read_table, _write_table, embed_gallery, found_pictures, open_gallery, shown
+from clip_dfgs.gallery.index import build_cells, nearest_in_cells, nearest_rows, open_cells
+from clip_dfgs.gallery.search import extractor_of, search_gallery, search_sheet
+from clip_dfgs.gallery.store import _alone, _read_table, _write_table, embed_gallery, found_pictures, open_gallery
+from clip_dfgs.gallery.store import shown
 from clip_dfgs.synthetic.captions import whole_captions, words_in
 from test_cli import noted, said
 

@@ -332,7 +332,7 @@ def _report(
     out:Path=None, # file to write; else report.html in the run, or against_FIRST.html in the second
 ):
     "Write a run's report.html: one page to open in a browser; of two runs, their comparison query by query."
-    from clip_dfgs.report import write_comparison, write_report
+    from clip_dfgs.viz.report import write_comparison, write_report
     if len(runs) > 2: raise ValueError(f'report takes one run or two, not {len(runs)}; or a folder that holds several')
     if out and out.suffix.lower() not in ('.html', '.htm'):
         raise ValueError(f'{out}: the report is written as HTML; name it {out.stem or "report"}.html')

@@ -28,7 +28,7 @@ from .data.image_cache import cached_images
 from .models.reid_model import ReIDModel
 from .synthetic.domain import make_domain
 from .data.records import pool
-from .report import write_report
+from .viz.report import write_report
 from .sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler
 from .studies import compare_variants, Study
 

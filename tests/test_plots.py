@@ -273,7 +273,7 @@ def test_missing_pairs_are_left_out_of_the_count():
 def test_works_without_a_display_and_leaves_the_backend_alone(tmp_path):
     file = tmp_path/'x.png'
     code = f"""import matplotlib.pyplot as plt
-from clip_dfgs.charts import plot_distances
+from clip_dfgs.viz.charts import plot_distances
 plot_distances([[0., 1.], [1., 0.]]).savefig({str(file)!r})
 print(plt.get_backend().lower())"""
     env = {name: v for name, v in os.environ.items() if name not in ('DISPLAY', 'MPLBACKEND', 'WAYLAND_DISPLAY')}

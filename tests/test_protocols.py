@@ -25,7 +25,7 @@ from clip_dfgs.planning import count_steps
 from clip_dfgs.protocols import (
     PROTOCOLS, PUBLISHED, Setting, evaluate_partitions, plan_protocol, plot_matrix, protocol_sets, protocol_table,
     read_sets, run_protocol, setting_data, train_matrix, with_spread)
-from clip_dfgs.ranks import ranked
+from clip_dfgs.viz.rankings import ranked
 from clip_dfgs.training.trainer import fit
 from trees import make_tree
 

@@ -15,7 +15,7 @@ from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.inference.embed import embed_images
 from clip_dfgs.data.image_cache import cached_images
-from clip_dfgs.insight import Absent
+from clip_dfgs.viz.run_reader import Absent
 from clip_dfgs.training.trainer import fit
 
 

@@ -52,7 +52,7 @@ from clip_dfgs.training.config import Stage, TrainConfig
 from clip_dfgs.data.datasets import identity_splits, load_dataset
 from clip_dfgs.utils.files import digest_order, write_text
 from clip_dfgs.data.transforms import Augment
-from clip_dfgs.protocols import evaluate_partitions
+from clip_dfgs.experiments.protocols import evaluate_partitions
 from clip_dfgs.data.records import pool
 from clip_dfgs.training.batch_norm import _renew_norm
 from clip_dfgs.training.trainer import fit
@@ -413,7 +413,7 @@ def main():
     if a.only == 'study':
         check(plan)
         context = multiprocessing.get_context('forkserver')
-        context.set_forkserver_preload(['clip_dfgs.training.trainer', 'clip_dfgs.protocols', 'timm'])
+        context.set_forkserver_preload(['clip_dfgs.training.trainer', 'clip_dfgs.experiments.protocols', 'timm'])
         workers = [context.Process(target=work, args=(plan, n), daemon=False) for n in range(a.processes)]
         for process in workers: process.start()
         while any(process.is_alive() for process in workers) and time.time() < begun + 60*a.minutes:

@@ -45,7 +45,7 @@ from clip_dfgs.utils.files import write_text
 from clip_dfgs.synthetic.domain import make_domain
 from clip_dfgs.data.records import pool
 from clip_dfgs.evaluation.bootstrap import t_interval
-from clip_dfgs.studies import Study, compare_variants
+from clip_dfgs.experiments.studies import Study, compare_variants
 
 GUIDES = Path(__file__).parent.parent/'nbs'/'guides'
 CALIBRATION = 90                          # seed of its world
@@ -362,7 +362,7 @@ def alone(board, work, bed, scale):
 def together(board, work, bed, scale, processes, save):
     "All units in several processes, which are ended when the time is over."
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['clip_dfgs.studies', 'clip_dfgs.synthetic.domain'])
+    context.set_forkserver_preload(['clip_dfgs.experiments.studies', 'clip_dfgs.synthetic.domain'])
     free, busy, people, saved = [], {}, {}, 0
     for _ in range(processes):
         mine, other = context.Pipe()

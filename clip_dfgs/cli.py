@@ -188,7 +188,7 @@ def _protocol(
     meaning:_Meaning=_Meaning(), # of the data
 ):
     "Train and test a whole protocol, beside the published results."
-    from clip_dfgs.protocols import plan_protocol, protocol_sets, protocol_table, run_protocol
+    from clip_dfgs.experiments.protocols import plan_protocol, protocol_sets, protocol_table, run_protocol
     from clip_dfgs.data.specs import check_options, remember
     if meaning.domain: raise ValueError('--domain: the data sets of a protocol are called by their names; leave it out')
     words = [f'{n}:{data}' for n in protocol_sets(name)]
@@ -229,7 +229,7 @@ def _matrix(
 ):
     "Train on each source, test on each target."
     import pandas as pd
-    from clip_dfgs.protocols import plot_matrix, train_matrix
+    from clip_dfgs.experiments.protocols import plot_matrix, train_matrix
     from clip_dfgs.data.specs import remember
     weights = dict(clip=clip, pretrained=pretrained, quick_gelu=quick_gelu)
     given = dict(weights, sampler=sampler, cache=cache, precision=precision)
@@ -373,7 +373,7 @@ def _demo(
     overwrite:bool=False, # replace a demo that exists
 ):
     "Render people, train with PK, GS and DFGS, test on unseen cameras."
-    from clip_dfgs.demo import run_demo
+    from clip_dfgs.experiments.demo import run_demo
     run_demo(out, seed, identities, steps, overwrite)
 
 # %% ../nbs/70_cli.ipynb #bb1022db

@@ -17,7 +17,7 @@ from clip_dfgs.inference.evaluator import evaluate_records
 from clip_dfgs.inference.extractor import FeatureExtractor
 from clip_dfgs.sampling.graph import identity_features, nearest_identities
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.planning import measure
+from clip_dfgs.experiments.cost import measure
 from clip_dfgs.data.records import pool
 from clip_dfgs.evaluation.reranking import k_reciprocal_distances
 from running import config

@@ -21,10 +21,10 @@ from clip_dfgs.inference.evaluator import evaluate_records
 from clip_dfgs.data.image_cache import cached_images
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.synthetic.domain import make_domain
-from clip_dfgs.planning import count_steps
-from clip_dfgs.protocols import (
-    PROTOCOLS, PUBLISHED, Setting, evaluate_partitions, plan_protocol, plot_matrix, protocol_sets, protocol_table,
-    read_sets, run_protocol, setting_data, train_matrix, with_spread)
+from clip_dfgs.experiments.cost import count_steps
+from clip_dfgs.experiments.protocols import PROTOCOLS, PUBLISHED, Setting, evaluate_partitions, plan_protocol
+from clip_dfgs.experiments.protocols import plot_matrix, protocol_sets, protocol_table, read_sets, run_protocol
+from clip_dfgs.experiments.protocols import setting_data, train_matrix, with_spread
 from clip_dfgs.viz.rankings import ranked
 from clip_dfgs.training.trainer import fit
 from trees import make_tree

@@ -13,7 +13,7 @@ from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.evaluation.bootstrap import t_interval
 from clip_dfgs.synthetic.domain import make_domain
 from clip_dfgs.data.records import pool
-from clip_dfgs.studies import Study, compare_variants
+from clip_dfgs.experiments.studies import Study, compare_variants
 
 VARIANTS = {'PK': dict(sampler='pk'), 'DFGS k=5': dict(sampler='dfgs', k=5)}
 

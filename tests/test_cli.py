@@ -15,9 +15,9 @@ import pandas as pd
 import pytest
 import torch
 
-from clip_dfgs.arguments import explained
-from clip_dfgs.changes import Changes, changed
-from clip_dfgs.cli import COMMANDS, main
+from clip_dfgs.cli.arguments import explained
+from clip_dfgs.cli.overrides import Changes, changed
+from clip_dfgs.cli.main import COMMANDS, main
 from clip_dfgs.training.recipes import RECIPES
 from clip_dfgs.data.datasets import load_dataset
 from trees import make_tree
@@ -120,7 +120,7 @@ HELP = [['--help'], ['--version'], ['--completion', 'bash'], ['tran'], ['train',
 def test_help_and_mistakes_of_typing_need_no_torch():
     "All in one Python, so that whatever one of them imports is found."
     code = f"""import sys
-from clip_dfgs.cli import main
+from clip_dfgs.cli.main import main
 for words in {HELP}:
     try: main(words)
     except SystemExit: pass
@@ -258,7 +258,7 @@ def test_mistakes_on_the_command_line(world, tmp_path, line, words):
 
 
 def test_mistake_in_a_shell():
-    command = [sys.executable, '-m', 'clip_dfgs.cli', 'train', '--source', 'market1501:nowhere', '--out', 'run']
+    command = [sys.executable, '-m', 'clip_dfgs.cli.main', 'train', '--source', 'market1501:nowhere', '--out', 'run']
     r = subprocess.run(command, capture_output=True, text=True)
     assert r.returncode == 2 and r.stderr.startswith('clip-dfgs: ') and len(r.stderr.splitlines()) == 1 and not r.stdout
 
@@ -296,7 +296,7 @@ def test_held_out_people_on_the_command_line_and_a_kill(world, tmp_path):
     rows, kept = (pd.read_csv(tmp_path/'easy'/name) for name in ('records.csv', 'validate.csv'))
     assert rows['pid'].nunique() == 9 and set(kept['split']) == {'query', 'gallery'}
     assert kept['pid'].nunique() == 3 and not set(kept['pid']) & set(rows['pid'])
-    p = subprocess.Popen([sys.executable, '-m', 'clip_dfgs.cli', *map(str, line), str(tmp_path/'hard')],
+    p = subprocess.Popen([sys.executable, '-m', 'clip_dfgs.cli.main', *map(str, line), str(tmp_path/'hard')],
                          stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     file = tmp_path/'hard'/'validation.csv'
     deadline = time.monotonic() + 600

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from clip_dfgs import protocols
-from clip_dfgs.cli import main
+from clip_dfgs.cli.main import main
 from clip_dfgs.training.config import config_dict, config_from
 from clip_dfgs.training.recipes import RECIPES, recipe_table
 from clip_dfgs.data.datasets import identity_splits, load_dataset
@@ -319,7 +319,7 @@ def test_matrix(data, tmp_path):
 
 def command(*args):
     "(exit code, stdout, stderr) of a program of its own."
-    words = [sys.executable, '-m', 'clip_dfgs.cli', *map(str, args)]
+    words = [sys.executable, '-m', 'clip_dfgs.cli.main', *map(str, args)]
     r = subprocess.run(words, capture_output=True, text=True, env=dict(os.environ, OMP_NUM_THREADS='1'))
     return r.returncode, r.stdout, r.stderr
 

@@ -68,7 +68,7 @@ def test_search_snippet(place, monkeypatch, capsys):
 
 def test_command_in_the_readme(place, monkeypatch, capsys):
     "The training command, with two steps a stage."
-    from clip_dfgs.cli import main
+    from clip_dfgs.cli.main import main
     monkeypatch.chdir(place)
     command = next(line for line in README.splitlines() if line.startswith('clip-dfgs train'))
     words = command.replace('runs/first', 'runs/second').split()[1:]
@@ -77,7 +77,7 @@ def test_command_in_the_readme(place, monkeypatch, capsys):
 
 
 def test_search_commands_in_the_readme(place, monkeypatch, capsys):
-    from clip_dfgs.cli import main
+    from clip_dfgs.cli.main import main
     from clip_dfgs.models.reid_model import ReIDModel
     monkeypatch.chdir(place)
     if not (place/'runs'/'first'/'model').exists():

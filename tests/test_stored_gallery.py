@@ -249,7 +249,7 @@ def killed(command, ready, out):
 def test_a_killed_embed_goes_on(tmp_path, extract):
     folder_of(tmp_path/'shots', 60)
     words = ['embed', str(tmp_path/'shots'), '--model', 'pedestrians', '--out', str(tmp_path/'gallery')]
-    command = [sys.executable, '-m', 'clip_dfgs.cli', *words, '--batch', '1', '--block', '2', '--camera', r'_c(\d)']
+    command = [sys.executable, '-m', 'clip_dfgs.cli.main', *words, '--batch', '1', '--block', '2', '--camera', r'_c(\d)']
     parts = tmp_path/'gallery'/'parts'
     def some_blocks(): return len([*parts.glob('*.safetensors')]) > 3
     killed(command, some_blocks, tmp_path/'log')

@@ -453,7 +453,7 @@ def test_batch_norm_on_two_processes(world, tmp_path):
 
 def command(args, err, env):
     "A command line in a process of its own."
-    from clip_dfgs.cli import main
+    from clip_dfgs.cli.main import main
     os.environ.update(env)
     into(err)
     torch.set_num_threads(1)

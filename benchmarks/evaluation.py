@@ -11,7 +11,7 @@ Extra memory is the peak above what the process held once the features were made
 whole process. Times are the best of several runs.
 
 On a GPU the usual way is the matrix and a stable argsort there, all in single precision, and its loop over
-queries is replaced by sums over blocks of rows, so that nobody waits for Python. Times are synchronised; memory
+queries is replaced by sums over blocks of rows, so that nobody waits for Python. Times are synchronized; memory
 is the peak of what torch allocated, features included.
 """
 import argparse
@@ -25,16 +25,16 @@ TARGET_SPEED, TARGET_EXTRA, TARGET_TOTAL, TARGET_SECONDS = 4, .5, 2, 60
 
 
 def features(Q, G, identities, seed=0):
-    "Made-up features around one centre an identity, noisy enough for a middling mAP, with ids and cameras"
+    "Made-up features around one center an identity, noisy enough for a middling mAP, with ids and cameras"
     import numpy as np
     rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((identities, WIDTH), dtype=np.float32)
+    centers = rng.standard_normal((identities, WIDTH), dtype=np.float32)
     out = []
     for n in (Q, G):
         ids = rng.integers(0, identities, n)
         x = rng.standard_normal((n, WIDTH), dtype=np.float32)
         x *= 3
-        for start in range(0, n, 1024): x[start:start + 1024] += centres[ids[start:start + 1024]]
+        for start in range(0, n, 1024): x[start:start + 1024] += centers[ids[start:start + 1024]]
         out.append((x, ids, rng.integers(0, 6, n)))
     (q, qi, qc), (g, gi, gc) = out
     return q, g, qi, gi, qc, gc

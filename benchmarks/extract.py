@@ -3,7 +3,7 @@
     python benchmarks/extract.py [--images 256] [--batch 16] [--repeats 3] [--threads 1] [--model RUN]
 
 Every row takes the same people as uint8 arrays of 128x64 pixels, as they are cut out of a frame, and ends with
-features of unit length: what a tracker waits for, resizing and normalisation included. Ours is the small CLIP at
+features of unit length: what a tracker waits for, resizing and normalization included. Ours is the small CLIP at
 128x64 pixels, or the model that is named; OSNet x0.25 works at 256x128 pixels. Runs alternate and the best of each is
 kept; ratios are of one run on one machine. OSNet's file, `osnet_x0_25_msmt17.onnx`, is looked for in
 `CLIP_DFGS_REALDATA`, by default `../shared/realdata`; without it its row is skipped.
@@ -34,7 +34,7 @@ def osnet_file():
 
 
 def osnet(file, batch, threads):
-    "OSNet as an extractor: resized to 256x128 pixels, ImageNet's normalisation, features of unit length."
+    "OSNet as an extractor: resized to 256x128 pixels, ImageNet's normalization, features of unit length."
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(str(file), options, providers=['CPUExecutionProvider'])

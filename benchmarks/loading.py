@@ -2,7 +2,7 @@
 
     python benchmarks/loading.py [--images 1024] [--workers 0] [--repeats 3]
 
-Both give the same kind of batch: float32 [64,3,H,W], flipped, padded and cropped, erased, normalised. The plain
+Both give the same kind of batch: float32 [64,3,H,W], flipped, padded and cropped, erased, normalized. The plain
 pipeline decodes and resizes every image in every epoch; ours does so once (the column "cache made" says how long
 that took) and afterwards reads bytes. Runs alternate and the best of each is kept. Without workers the clock is the
 CPU time of the process, which other work on the machine disturbs little; with workers it is the wall clock.
@@ -20,11 +20,11 @@ from torchvision.transforms import v2
 from clip_dfgs.data.image_cache import cached_images
 from clip_dfgs.data.loader import ImageDataset, make_loader
 from clip_dfgs.data.transforms import Augment
-from clip_dfgs.models.encoder import normalise
+from clip_dfgs.models.encoder import normalize
 
 
 class Plain(Dataset):
-    "What most code does: open, resize, augment and normalise one image at a time."
+    "What most code does: open, resize, augment and normalize one image at a time."
     def __init__(self, paths, size):
         self.paths = paths
         self.transform = v2.Compose([
@@ -80,8 +80,8 @@ def main():
                                persistent_workers=a.workers > 0)
             ours, light = (make_loader(ImageDataset(pixels, augment=augment), index, workers=a.workers)
                            for augment in (Augment(), Augment(erase=0)))
-            runs = dict(plain=lambda: plain, ours=lambda: (normalise(b[0]) for b in ours),
-                        light=lambda: (normalise(b[0]) for b in light))
+            runs = dict(plain=lambda: plain, ours=lambda: (normalize(b[0]) for b in ours),
+                        light=lambda: (normalize(b[0]) for b in light))
             best = {k: 0. for k in runs}
             for _ in range(a.repeats + 1):
                 for k, make in runs.items():

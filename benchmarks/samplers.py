@@ -20,11 +20,11 @@ import time
 import numpy as np
 import torch
 
-from clip_dfgs.sampling.diagnostics import hardness
+from clip_dfgs.sampling.diagnostics import batch_hardness
 from clip_dfgs.sampling.graph import graph_recall, nearest_identities
-from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, refresh_neighbours
+from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, update_graph
 
-# a sampler, the neighbours of its graph, its options
+# a sampler, the neighbors of its graph, its options
 KINDS = dict(
     pk=(PKSampler, 0, {}), gs=(GraphSampler, 15, {}), dfgs=(DepthFirstGraphSampler, 10, {}),
     paper=(DepthFirstGraphSampler, 10, dict(order='paper')),
@@ -35,8 +35,8 @@ def crowd(n, width=128, seed=0):
     "Features of n people, 50 look-alikes to a group: 24 traits, seen through a random nonlinear map, and noise."
     rng = np.random.default_rng(seed)
     groups = -(-n // 50)
-    centres = rng.standard_normal((groups, 24), np.float32)
-    traits = centres[rng.integers(0, groups, n)] + .5 * rng.standard_normal((n, 24), np.float32)
+    centers = rng.standard_normal((groups, 24), np.float32)
+    traits = centers[rng.integers(0, groups, n)] + .5 * rng.standard_normal((n, 24), np.float32)
     x = np.tanh(traits @ rng.standard_normal((24, width), np.float32) / 4)
     return torch.from_numpy(x + .1 * rng.standard_normal((n, width), np.float32))
 
@@ -51,16 +51,16 @@ def measure(kind, n, images):
     make, k, options = KINDS[kind]
     sampler, before, row = make(labels, cameras, **options), peak(), dict(n=n, kind=kind)
     clock, start = time.perf_counter(), time.process_time()
-    recall = .95 if n <= 200_000 else .7                        # at a million, speed before the last neighbours
-    if k: sampler.neighbours = nearest_identities(x, k, recall=recall)
+    recall = .95 if n <= 200_000 else .7                        # at a million, speed before the last neighbors
+    if k: sampler.neighbors = nearest_identities(x, k, recall=recall)
     row['graph'] = time.process_time() - start
     start = time.process_time()
     plan = sampler.plan()
     row |= dict(plan=time.process_time() - start, wall=time.perf_counter() - clock)
     row |= dict(memory=peak() - before, total_memory=peak(), batches=len(plan))
     row |= dict(identities=len(np.unique(labels[plan])) / n, images=len(np.unique(plan)) / len(labels))
-    row |= hardness(plan, labels, x, anchors=1024) if len(plan) else {}
-    if k and n > 50_000: row['recall'] = graph_recall(sampler.neighbours, x, sample=512, seed=5)
+    row |= batch_hardness(plan, labels, x, anchors=1024) if len(plan) else {}
+    if k and n > 50_000: row['recall'] = graph_recall(sampler.neighbors, x, sample=512, seed=5)
     return row
 
 
@@ -138,7 +138,7 @@ def train(kind, k, seed, steps=1128):
     sampler, done, epoch = make(labels, cameras, seed=seed, **options), 0, 0
     while done < steps:
         sampler.set_epoch(epoch)
-        if kind != 'pk': refresh_neighbours(sampler, lambda rows: network(x[rows]), k=k, model=network)
+        if kind != 'pk': update_graph(sampler, lambda rows: network(x[rows]), k=k, model=network)
         epoch += 1
         for rows in list(sampler)[:steps - done]:
             f, y = network(x[rows]), torch.as_tensor(labels[rows])

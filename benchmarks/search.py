@@ -4,7 +4,7 @@
     python benchmarks/search.py --n 100000       # smaller
     python benchmarks/search.py --csv search.csv # the table as a file too
 
-Features are made up: groups around random centres, as identities are, in half precision and in a file that is mapped
+Features are made up: groups around random centers, as identities are, in half precision and in a file that is mapped
 into memory, as in a gallery on the disk. Each way answers in a process of its own. What is compared:
 
 - plain: the whole table in single precision in memory, one matrix product, `topk`;
@@ -31,12 +31,12 @@ def make(folder, n, width, queries, seed=0):
     "Write a table of features in groups of about twenty, and queries from the same groups."
     draw = np.random.default_rng(seed)
     groups = max(1, n//20)
-    centres = draw.standard_normal((groups, width), dtype=np.float32)
+    centers = draw.standard_normal((groups, width), dtype=np.float32)
     rows = np.lib.format.open_memmap(folder/'table.npy', 'w+', 'float16', (n, width))
 
     def some(count):
         x = draw.standard_normal((count, width), dtype=np.float32)
-        x += centres[draw.integers(0, groups, count)]
+        x += centers[draw.integers(0, groups, count)]
         return x/np.linalg.norm(x, axis=1, keepdims=True)
 
     for start in range(0, n, 50_000): rows[start:start + 50_000] = some(min(50_000, n - start))

@@ -50,18 +50,18 @@ import torch
 from clip_dfgs.models.timm_towers import imagenet_file
 from clip_dfgs.training.config import Stage, TrainConfig
 from clip_dfgs.data.datasets import identity_splits, load_dataset
-from clip_dfgs.utils.files import digest_order, write_text
+from clip_dfgs.utils.files import stable_shuffle, write_text
 from clip_dfgs.data.transforms import Augment
 from clip_dfgs.experiments.protocols import evaluate_partitions
 from clip_dfgs.data.records import pool
-from clip_dfgs.training.batch_norm import _renew_norm
+from clip_dfgs.training.batch_norm import renew_norm
 from clip_dfgs.training.trainer import fit
 
 TARGETS = dict(viper='VIPeR', prid='prid_2011', grid='underground_reid', ilids='i-LIDS_Pedestrian', col780='col780')
 BEGIN = Stage(steps=3000, lr=1e-3, id_weight=.5, triplet_on=('pooled',), weight_decay=5e-4)
 GO_ON = replace(BEGIN, steps=1000, lr=5e-4)
 WORDS = Stage(steps=200, batch=256, lr=1e-2, weight_decay=0.)
-SOFT = dict(sharpness=10., normalise=True)
+SOFT = dict(sharpness=10., normalize=True)
 
 # name of a form -> settings of the run, settings of its stage; ALSO: those whose averages are taken anew on random
 # batches, which are no runs of their own, since the weights are those of 'live'
@@ -70,11 +70,11 @@ FORMS = {
     'DFGS live': (dict(), dict(norm='live')),
     'PK frozen': (dict(sampler='pk'), dict(norm='frozen')),
     'DFGS frozen': (dict(), dict(norm='frozen')),
-    'DFGS frozen half': (dict(random_share=.5), dict(norm='frozen')),
-    'DFGS live half': (dict(random_share=.5), dict(norm='live')),
+    'DFGS frozen half': (dict(pk_ratio=.5), dict(norm='frozen')),
+    'DFGS live half': (dict(pk_ratio=.5), dict(norm='live')),
     'PK frozen soft': (dict(sampler='pk'), dict(norm='frozen', **SOFT)),
     'DFGS frozen soft': (dict(), dict(norm='frozen', **SOFT)),
-    'DFGS frozen soft half': (dict(random_share=.5), dict(norm='frozen', **SOFT)),
+    'DFGS frozen soft half': (dict(pk_ratio=.5), dict(norm='frozen', **SOFT)),
     'DFGS frozen m=10': (dict(skip=10), dict(norm='frozen'))}
 ALSO = {name.replace('live', 'random'): (run, dict(stage, norm='random')) for name, (run, stage) in FORMS.items()
         if stage['norm'] == 'live'}
@@ -165,10 +165,10 @@ def smaller(table):
 def held_out(table, people=100):
     "Some people as queries, one a person and camera, and gallery; the others as training rows."
     able = table.groupby('pid')['camid'].nunique()
-    drawn = digest_order(able.index[able > 1], 'held out for the study')[:people]
+    drawn = stable_shuffle(able.index[able > 1], 'held out for the study')[:people]
     test = table[table['pid'].isin(drawn)]
     names = test['path'].map(os.path.basename)
-    first = {digest_order(group, 'held out')[0] for _, group in names.groupby([test['pid'], test['camid']])}
+    first = {stable_shuffle(group, 'held out')[0] for _, group in names.groupby([test['pid'], test['camid']])}
     asks = names.isin(first)
     test = test.assign(split=np.where(asks, 'query', 'gallery'), domain='held out')
     return table[~table['pid'].isin(drawn)], test.reset_index(drop=True)
@@ -213,7 +213,7 @@ def form_of(plan, job):
     chosen, forms = choice(plan), FORMS | ALSO
     if job.name == 'PK': return chosen['PK'], forms[chosen['PK']]
     run, stage = forms[chosen['DFGS']]
-    plain = {name: value for name, value in run.items() if name != 'random_share'}
+    plain = {name: value for name, value in run.items() if name != 'pk_ratio'}
     other = {'DFGS': run, 'PK as DFGS': dict(sampler='pk'), 'GS': dict(sampler='gs'),
              'DFGS paper order': dict(run, order='paper'), 'DFGS published order': dict(plain, order='published'),
              **{f'DFGS {graph}': dict(run, graph=graph) for graph in ('image', 'text', 'dual')}}
@@ -274,11 +274,11 @@ def do(plan, job):
     run = fit(material(plan, job.phase)[0], config, folder)
     rows = rank(plan, run, job, form)
     if form in FORMS and form.replace('live', 'random') in ALSO:
-        _renew_norm(run, 'finetune')
+        renew_norm(run, 'finetune')
         name = form.replace('live', 'random')
         rows += [row | dict(variant=name) for row in rank(plan, run, job, name)]
     history = run.history[run.history['stage'] == ('adapt' if job.name == 'start' else 'finetune')]
-    means = history.groupby(-(-history['step']//100)*100)[['loss', 'violated', 'spread']].mean().reset_index()
+    means = history.groupby(-(-history['step']//100)*100)[['loss', 'violated_triplets', 'embedding_std']].mean().reset_index()
     means = means.assign(phase=job.phase, seed=job.seed, variant=job.name, form=form)
     write_text(means.to_csv(index=False), plan.out/'rows'/f'{job}.history')
     table = pd.DataFrame(rows).assign(steps=int(history['step'].iloc[-1]), seconds=time.time() - begun)

@@ -41,7 +41,7 @@ from clip_dfgs.training.config import rate
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.models.encoder import BNNeck
 from clip_dfgs.evaluation.metrics import evaluate
-from clip_dfgs.data.leakage import known_cameras
+from clip_dfgs.data.leakage import camera_rule
 from clip_dfgs.utils.files import write_text
 from clip_dfgs.sampling.graph import nearest_identities
 from clip_dfgs.training.losses import batch_hard_triplet, id_loss, triplet_health
@@ -49,7 +49,7 @@ from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.image_io import load_image
 from clip_dfgs.models.prompts import all_text_features
 from clip_dfgs.data.records import pool
-from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, refresh_neighbours
+from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, update_graph
 from clip_dfgs.utils.tensors import evaluating
 from clip_dfgs.training.step import image_losses, prompt_losses
 from clip_dfgs.models.towers import ImageFeatures
@@ -118,7 +118,7 @@ class Head(nn.Module):
         "The loss of a batch, and its features."
         f = self(x)
         loss = stage.id_weight*id_loss(self.neck(f), y)
-        return loss + batch_hard_triplet(f, y, stage.margin, stage.normalise, stage.sharpness), f
+        return loss + batch_hard_triplet(f, y, stage.margin, stage.normalize, stage.sharpness), f
 
 
 class Eyes(nn.Module):
@@ -151,14 +151,14 @@ class Eyes(nn.Module):
         "Prompts of all people from the projected features of their pictures; the texts, shape [N, 128]."
         with evaluating(self), torch.no_grad(): seen = self.features(x).projected
         context, draw = self.model.prompts.context.requires_grad_(True), np.random.default_rng([seed, 3])
-        optimiser = torch.optim.AdamW([context], lr=0., weight_decay=WORDS.weight_decay)
+        optimizer = torch.optim.AdamW([context], lr=0., weight_decay=WORDS.weight_decay)
         for step in range(WORDS.steps):
             rows = torch.as_tensor(draw.choice(len(x), WORDS.batch, replace=False))
-            for group in optimiser.param_groups: group['lr'] = WORDS.lr*rate(WORDS, step, WORDS.steps)
+            for group in optimizer.param_groups: group['lr'] = WORDS.lr*rate(WORDS, step, WORDS.steps)
             parts = prompt_losses(seen[rows], self.model.text_features(labels[rows]), labels[rows], TEMPERATURE)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             sum(parts.values()).backward()
-            optimiser.step()
+            optimizer.step()
         context.requires_grad_(False)
         return all_text_features(self.model)
 
@@ -167,7 +167,7 @@ def sampler_of(rows, run, seed):
     "The sampler of a form."
     labels, cameras = rows['label'].to_numpy(copy=True), rows['camera'].to_numpy(copy=True)
     kind, options = run.get('sampler', 'dfgs'), {}
-    if kind == 'dfgs': options = {name: run[name] for name in ('order', 'random_share') if name in run}
+    if kind == 'dfgs': options = {name: run[name] for name in ('order', 'pk_ratio') if name in run}
     return KINDS[kind](labels, cameras, batch=64, instances=4, seed=seed, **options)
 
 
@@ -176,7 +176,7 @@ def train(head, x, rows, form, stage, seed, text=None):
     run, sampler = form[0], sampler_of(rows, form[0], seed)
     labels = torch.as_tensor(sampler.labels)
     learning = [p for p in head.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(learning, lr=0., weight_decay=stage.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(learning, lr=0., weight_decay=stage.weight_decay, fused=True)
     history, watched, step, epoch = [], [], 0, 0
     def embed(rows): return head(x[rows])
     while step < stage.steps:
@@ -184,19 +184,19 @@ def train(head, x, rows, form, stage, seed, text=None):
         k = 15 if run.get('sampler') == 'gs' else 10
         options, graph = dict(k=k, skip=run.get('skip', 0)), run.get('graph', 'image')
         if graph == 'dual': options['second'] = text
-        if graph == 'text' and epoch == 0: sampler.neighbours = nearest_identities(text, **options)
-        if run.get('sampler') != 'pk' and graph != 'text': refresh_neighbours(sampler, embed, model=head, **options)
+        if graph == 'text' and epoch == 0: sampler.neighbors = nearest_identities(text, **options)
+        if run.get('sampler') != 'pk' and graph != 'text': update_graph(sampler, embed, model=head, **options)
         for batch in list(sampler)[:stage.steps - step]:
             head.train()
             if stage.norm == 'frozen': head.layers[1].eval()
-            for group in optimiser.param_groups: group['lr'] = stage.lr*rate(stage, step, stage.steps)
+            for group in optimizer.param_groups: group['lr'] = stage.lr*rate(stage, step, stage.steps)
             y = labels[batch]
             loss, f = head.loss(x[batch], y, stage, text)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             step += 1
-            if step % 10 == 0: watched.append(dict(loss=loss.item(), **triplet_health(f.detach(), y, normalise=True)))
+            if step % 10 == 0: watched.append(dict(loss=loss.item(), **triplet_health(f.detach(), y, normalize=True)))
             if step % 100 == 0:
                 history.append(dict(step=step, **pd.DataFrame(watched).mean()))
                 watched = []
@@ -224,7 +224,7 @@ def ranks(head, x, place, targets):
         for part in parts:
             query, gallery = (part[part['split'] == side] for side in ('query', 'gallery'))
             sides = [found[[place[str(path)] for path in side['path']]] for side in (query, gallery)]
-            r = evaluate(*sides, query['pid'].to_numpy(), gallery['pid'].to_numpy(), *known_cameras(query, gallery))
+            r = evaluate(*sides, query['pid'].to_numpy(), gallery['pid'].to_numpy(), *camera_rule(query, gallery))
             scores.setdefault(part['partition'].iloc[0] if 'partition' in part else 0, []).append((r.mAP, r.cmc[1]))
         split = 100*np.array([np.mean(pairs, axis=0) for pairs in scores.values()])
         spread = split.std(axis=0, ddof=1) if len(split) > 1 else (np.nan, np.nan)
@@ -283,7 +283,7 @@ def collected(plan, kind='csv'):
     return pd.concat(map(pd.read_csv, files), ignore_index=True)
 
 
-def choose(plan):
+def check_choice(plan):
     "The rule of choice of `study_photographs.py`."
     table = collected(plan)
     means = table[table['phase'] == 'dev'].pivot_table(index='seed', columns='form', values='mAP').mean()
@@ -313,7 +313,7 @@ def main():
     features(plan, a.parts)
     with multiprocessing.get_context('forkserver').Pool(a.processes) as workers:
         if 'dev' in a.parts: workers.starmap(one_seed, [(plan, 'dev', seed) for seed in SEEDS['dev']], chunksize=1)
-        if not chosen: choose(plan)
+        if not chosen: check_choice(plan)
         workers.starmap(one_seed, [(plan, part, seed) for part in others for seed in SEEDS[part]], chunksize=1)
     for kind, name in (('csv', 'photographs'), ('history', 'photographs_history')):
         write_text(collected(plan, kind).to_csv(index=False, float_format='%.5g'), to/f'{name}.csv')

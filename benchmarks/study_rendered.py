@@ -42,7 +42,7 @@ from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.data.transforms import Augment
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.utils.files import write_text
-from clip_dfgs.synthetic.domain import make_domain
+from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.data.records import pool
 from clip_dfgs.evaluation.bootstrap import t_interval
 from clip_dfgs.experiments.studies import Study, compare_variants
@@ -129,7 +129,7 @@ def render(work, seed, size, name):
     folder.parent.mkdir(parents=True, exist_ok=True)
     _, domain_seed, people, share = next(domain for domain in domains(seed, size) if domain[0] == name)
     if folder.exists(): return
-    make_domain(folder, domain_seed, people, size.cameras, test_share=share, workers=1, progress=False)
+    render_domain(folder, domain_seed, people, size.cameras, test_share=share, workers=1, progress=False)
 
 
 @lru_cache(2)
@@ -202,7 +202,7 @@ def grid_variants(config):
 def share_variants(config):
     "Shares of random batches, fixed and falling as PK's violated share falls."
     shares = {'DFGS, random .25': .25, 'DFGS, random .5': .5, 'DFGS, random adaptive': 'adaptive'}
-    return {'PK': dict(sampler='pk'), 'DFGS': dfgs()} | {name: dfgs(random_share=s) for name, s in shares.items()}
+    return {'PK': dict(sampler='pk'), 'DFGS': dfgs()} | {name: dfgs(pk_ratio=s) for name, s in shares.items()}
 
 
 def norm_variants(config):
@@ -218,7 +218,7 @@ def norm_config(config, scale):
     "A ResNet-18 without weights: a long stage 0 makes it a tower that knows rendered people."
     adapt = replace(config.adapt, steps=2 if scale == 'tiny' else 400, lr=1e-3, head_lr=None)
     finetune = replace(config.finetune, lr=3e-4, head_lr=None)
-    return replace(config, clip='timm:resnet18', pretrained=None, image_size=(128, 64), normalisation='half',
+    return replace(config, clip='timm:resnet18', pretrained=None, image_size=(128, 64), normalization='half',
                    prompts=None, adapt=adapt, finetune=finetune)
 
 
@@ -405,8 +405,8 @@ def bed_table(work, scale):
             if name not in last or last[name].isna().all(): continue
             steps, lr = changes['finetune'].steps, changes['finetune'].lr
             history = study.history[study.history['variant'] == name]
-            first = history[history['step'] <= max(1, steps/10)]['violated'].mean()
-            end = history[history['step'] > steps*.9]['violated'].mean()
+            first = history[history['step'] <= max(1, steps/10)]['violated_triplets'].mean()
+            end = history[history['step'] > steps*.9]['violated_triplets'].mean()
             seconds = IMAGE_SECONDS*SCALES[scale].batch*(int(adapt) + steps)
             lines.append(dict(identities=int(identities), adapt=int(adapt), lr=lr, steps=steps, first=first, last=end,
                               fulfils=bool(first >= .5 and end < .2 and seconds < 300), seconds=seconds,
@@ -447,7 +447,7 @@ def thinned(history, parts=20):
     last = history.groupby('variant')['step'].transform('max')
     step = (-(-history['step']*parts//last)*last/parts).round().astype(int)
     keys = [history['seed'], history['variant'], step.rename('step')]
-    return history.groupby(keys, sort=False)[['violated', 'spread', 'loss']].mean().reset_index().round(4)
+    return history.groupby(keys, sort=False)[['violated_triplets', 'embedding_std', 'loss']].mean().reset_index().round(4)
 
 
 def ended(study, steps):

@@ -44,15 +44,15 @@ from torch.utils.data import DataLoader
 
 from clip_dfgs.training.config import Stage, TrainConfig
 from clip_dfgs.data.datasets import load_dataset
-from clip_dfgs.inference.embed import accelerator_for
+from clip_dfgs.inference.embed import make_accelerator
 from clip_dfgs.data.image_cache import cached_images
 from clip_dfgs.data.loader import ImageDataset, make_loader
 from clip_dfgs.data.transforms import Augment
-from clip_dfgs.models.encoder import normalise
+from clip_dfgs.models.encoder import normalize
 from clip_dfgs.training.losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.loader import augment_rest, training_images, workers_for
-from clip_dfgs.synthetic.domain import make_domain
+from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.models.prompts import PROMPT, all_text_features
 from clip_dfgs.data.records import pool
 from clip_dfgs.training.run import Run
@@ -130,16 +130,16 @@ def cases(model, batch, ids):
 
 def domain(folder):
     "Pooled training rows of a rendered domain."
-    if not Path(folder).exists(): make_domain(folder, seed=0, identities=40, cameras=4, progress=False)
+    if not Path(folder).exists(): render_domain(folder, seed=0, identities=40, cameras=4, progress=False)
     return pool([load_dataset('market1501', folder)])
 
 
 def plain_loop(name, rows, steps):
     "Seconds of each step of a loop as it is usually written."
-    model = ReIDModel.create(**MODELS[name], num_ids=rows['label'].nunique(), normalisation='half')
+    model = ReIDModel.create(**MODELS[name], num_ids=rows['label'].nunique(), normalization='half')
     parameters = [p for _, p in model.trainable('finetune')]
     text = all_text_features(model)
-    optimiser = torch.optim.Adam(parameters, lr=5e-6, weight_decay=1e-4)
+    optimizer = torch.optim.Adam(parameters, lr=5e-6, weight_decay=1e-4)
     people = rows.groupby('label').indices
     order = torch.randperm(len(people), generator=torch.Generator().manual_seed(0)).tolist()
     order, n = order*(steps + 1), BATCH[name]//4
@@ -151,9 +151,9 @@ def plain_loop(name, rows, steps):
         f = ImageFeatures(*plain_image(model.clip.visual, images))
         loss = .25*sum(id_loss(scores, y) for scores in model.heads(f))
         loss = loss + sum(batch_hard_triplet(x, y) for x in f) + image_to_text_ce(f.projected, text, y)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         loss.item()
         now = time.perf_counter()
         seconds.append(now - start)
@@ -164,7 +164,7 @@ def plain_loop(name, rows, steps):
 def our_loop(name, rows, steps, folder, alone=False, **options):
     "Seconds of each step of stage 2: of `fit`, or of the trainer's step alone."
     c = TrainConfig(
-        **MODELS[name], normalisation='half', adapt=None, prompts=Stage(steps=1, batch=16),
+        **MODELS[name], normalization='half', adapt=None, prompts=Stage(steps=1, batch=16),
         finetune=Stage(steps=steps, batch=BATCH[name], lr=5e-6, decoupled=False), sampler='pk', temperature=None,
         augment=Augment(), log_steps=1, cache=str(Path(folder)/'cache'), **dict(precision='no') | options)
     times = []
@@ -220,7 +220,7 @@ def loading(name, size, folder, repeats):
     plain = DataLoader(Plain(paths, size), batch_sampler=index)
     ours = make_loader(ImageDataset(pixels, augment=Augment()), index)
     def all_plain(): return [sum(images.mean() for images in plain)[None]]
-    def all_ours(): return [sum(normalise(batch[0]).mean() for batch in ours)[None]]
+    def all_ours(): return [sum(normalize(batch[0]).mean() for batch in ours)[None]]
     t_plain, t_ours, _ = compare(all_plain, all_ours, repeats)
     what = f'loading at {"x".join(map(str, size))}, images/s: PIL, ours'
     print(f'{name:10}{what:60}{len(rows)/t_plain:10.0f}{len(rows)/t_ours:10.0f}{t_plain/t_ours:8.1f}x', flush=True)
@@ -290,7 +290,7 @@ def plain_step(run, name, batch):
     "One step of a stage as it is usually written, on the run's device."
     model, device, (images, labels) = run.model, run.accelerator.device, batch
     model.clip.visual.to(memory_format=torch.contiguous_format)
-    optimiser = torch.optim.Adam([p for _, p in model.trainable(name)], lr=0.)
+    optimizer = torch.optim.Adam([p for _, p in model.trainable(name)], lr=0.)
     text = all_text_features(model) if model.has_text else None
     if name == 'prompts':
         with torch.no_grad(): features = model.image_features(images.to(device)).projected.cpu()
@@ -305,9 +305,9 @@ def plain_step(run, name, batch):
     def step():
         y = labels.to(device)
         loss = prompt_loss(y) if name == 'prompts' else image_loss(y)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         return loss.item()
     return step
 
@@ -318,11 +318,11 @@ MADE = {} # name -> model; making one takes longer than measuring it
 def device_run(name, rows, batch, folder, **options):
     "A run on accelerate's device that is ready for single steps."
     words = Stage(steps=1, batch=batch) if name != 'resnet50' else None
-    c = TrainConfig(**ON_DEVICE[name], normalisation='half', adapt=None, prompts=words, temperature=None, sampler='pk',
+    c = TrainConfig(**ON_DEVICE[name], normalization='half', adapt=None, prompts=words, temperature=None, sampler='pk',
                     finetune=Stage(steps=1, batch=batch, lr=5e-6, decoupled=False), augment=Augment(), **options)
     if name not in MADE: MADE[name] = new_model(rows, c)
     model = copy.deepcopy(MADE[name])
-    a = accelerator_for(c.precision, convolutions=model.channels_last)
+    a = make_accelerator(c.precision, convolutions=model.channels_last)
     size = tuple(model.config['image_size'])
     pixels = cached_images(rows['path'].tolist(), size, Path(folder)/'cache', progress=False)
     return Run(None, c, rows, model.to(a.device), pixels, a)
@@ -374,7 +374,7 @@ def device_loading(name, rows, folder, device, batch, passes):
             if augment is None: x = loaded.to(device)
             else:
                 images, *_, numbers = (t.to(device, non_blocking=True) for t in loaded)
-                x = normalise(augment_rest(images, numbers, augment) if numbers.ndim == 2 else images)
+                x = normalize(augment_rest(images, numbers, augment) if numbers.ndim == 2 else images)
             if begun is None: begun = time.perf_counter()                       # the first batch starts the workers
             else: seen += len(x)
         if device != 'cpu': torch.cuda.synchronize()

@@ -47,13 +47,13 @@ def child(folder, busy):
     import torch
     from clip_dfgs.training.config import Stage, TrainConfig
     from clip_dfgs.data.datasets import load_dataset
-    from clip_dfgs.inference.embed import accelerator_for
+    from clip_dfgs.inference.embed import make_accelerator
     from clip_dfgs.data.image_cache import LazyImages
     from clip_dfgs.data.records import pool
     from clip_dfgs.training.run import Run
     from clip_dfgs.training.trainer import new_model, one_step
     config = TrainConfig(precision='no', prompts=None, finetune=Stage(steps=1, batch=64))
-    rows, accelerator = pool([load_dataset('market1501', folder)]), accelerator_for('no')
+    rows, accelerator = pool([load_dataset('market1501', folder)]), make_accelerator('no')
     model = new_model(rows, config).to(accelerator.device)
     images = LazyImages(rows['path'].tolist(), model.config['image_size'])
     step = one_step(Run(None, config, rows, model, images, accelerator), 'finetune')
@@ -69,7 +69,7 @@ def child(folder, busy):
 def main(busy):
     "The table, and what is best beside a busy process."
     import torch
-    from clip_dfgs.synthetic.domain import make_domain
+    from clip_dfgs.synthetic.domain import render_domain
     lines = torch.__config__.parallel_info().splitlines()
     openmp = next((line for line in lines if line.startswith('OpenMP')), 'OpenMP: none')
     own = ' '.join(sorted(p.name for p in Path(torch.__file__).parent.rglob('lib*omp*.so*'))) or 'not its own'
@@ -77,7 +77,7 @@ def main(busy):
     print(f'{"setting":32}{"threads":>8}{"alone":>10}{"busy":>10}{"cost":>8}{"slowdown":>10}')
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        make_domain(f'{folder}/town', seed=0, identities=40, cameras=4, progress=False)
+        render_domain(f'{folder}/town', seed=0, identities=40, cameras=4, progress=False)
         for name, setting in SETTINGS.items():
             clean = {k: v for k, v in os.environ.items() if not k.startswith(('OMP_', 'GOMP_', 'KMP_', 'MKL_'))}
             command = [sys.executable, __file__, '--child', f'{folder}/town', str(busy)]

@@ -4,7 +4,7 @@
     python benchmarks/words.py --model RUN                      # another model with a text encoder
     python benchmarks/words.py --no-market                      # rendered people only
 
-A word of an attribute ("red" of the upper garment's colour), or of two, is asked for in a gallery, and the first ten
+A word of an attribute ("red" of the upper garment's color), or of two, is asked for in a gallery, and the first ten
 pictures are looked at: how many are of people who have it? Chance is the share of pictures that have it; best is what a
 perfect ranking would reach. Words that fewer than one picture in fifty shows are left out. Galleries are rendered
 street cameras of domains that no weights have seen, and, where CLIP_DFGS_REALDATA has them, the queries of Market-1501
@@ -26,28 +26,28 @@ import numpy as np
 import pandas as pd
 
 from clip_dfgs.inference.extractor import FeatureExtractor
-from clip_dfgs.synthetic.domain import domain_cast, make_domain
+from clip_dfgs.synthetic.domain import domain_cast, render_domain
 from clip_dfgs.gallery.search import text_features
-from clip_dfgs.inference.extractor import open_model
+from clip_dfgs.inference.extractor import load_model
 from clip_dfgs.synthetic.captions import whole_captions
 
 DOMAINS = (88101, 88102, 88103)
 PHRASES = dict( # attribute -> what is said of a word
-    sex='who is a {}', hair='with {} hair', hair_length='with {} hair', upper_colour='wearing a {} top',
-    upper='wearing a {}', pattern='wearing {} clothes', lower='wearing {}', lower_colour='wearing {} trousers',
+    sex='who is a {}', hair='with {} hair', hair_length='with {} hair', upper_color='wearing a {} top',
+    upper='wearing a {}', pattern='wearing {} clothes', lower='wearing {}', lower_color='wearing {} trousers',
     shoes='wearing {} shoes', bag='carrying a {}', hat='with a {}')
 PAIRS = { # of words
-    'upper_colour and upper': 'wearing a {} {}', 'upper_colour and lower_colour': 'wearing a {} top and {} trousers',
-    'upper_colour and bag': 'wearing a {} top, carrying a {}', 'sex and upper_colour': 'who is a {} wearing a {} top'}
+    'upper_color and upper': 'wearing a {} {}', 'upper_color and lower_color': 'wearing a {} top and {} trousers',
+    'upper_color and bag': 'wearing a {} top, carrying a {}', 'sex and upper_color': 'who is a {} wearing a {} top'}
 PHRASES |= PAIRS
 AROUND = ('A photo of a person {}.', 'A photo of a man {}.', 'A photo of a woman {}.', 'a person {}',
           'a pedestrian {}, seen by a street camera', 'somebody {}')
 WAYS = ('plain', 'several', 'captions', 'contrast')
 MARKET = dict( # attribute -> {word: (column, value)} of market_attribute.mat
     sex=dict(man=('gender', 1), woman=('gender', 2)), hair_length=dict(short=('hair', 1), long=('hair', 2)),
-    upper_colour={c: (f'up{w}', 2) for c, w in dict(black='black', white='white', red='red', purple='purple',
+    upper_color={c: (f'up{w}', 2) for c, w in dict(black='black', white='white', red='red', purple='purple',
                   yellow='yellow', grey='gray', blue='blue', green='green').items()},
-    lower_colour={c: (f'down{w}', 2) for c, w in dict(black='black', white='white', pink='pink', grey='gray',
+    lower_color={c: (f'down{w}', 2) for c, w in dict(black='black', white='white', pink='pink', grey='gray',
                   blue='blue', green='green', brown='brown').items()},
     bag={'backpack': ('backpack', 2), 'shoulder bag': ('bag', 2), 'handbag': ('handbag', 2)}, hat=dict(cap=('hat', 2)))
 
@@ -89,7 +89,7 @@ def scores(features, shows, asked, k=10):
 
 def rendered(seed, folder, identities):
     "Pictures of a domain, and who shows what."
-    make_domain(folder, seed, identities, 3, 1, look_alikes=1, test_share=1., workers=1, progress=False)
+    render_domain(folder, seed, identities, 3, 1, look_alikes=1, test_share=1., workers=1, progress=False)
     people, _ = domain_cast(seed, identities, 3, 1)
     files = sorted(p for part in ('query', 'bounding_box_test') for p in (folder/part).iterdir())
     looks = pd.DataFrame([people[int(p.name[:4]) - 1].look for p in files])
@@ -132,7 +132,7 @@ def main():
     p.add_argument('--no-market', action='store_true')
     p.add_argument('--csv', type=Path)
     a = p.parse_args()
-    extract, rows = FeatureExtractor(open_model(a.model)), []
+    extract, rows = FeatureExtractor(load_model(a.model)), []
     asked = Asked(extract)
     with tempfile.TemporaryDirectory() as home:
         for seed in DOMAINS:

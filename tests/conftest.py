@@ -9,9 +9,9 @@ import pytest
 @pytest.fixture(scope='session')
 def world(tmp_path_factory):
     "Folder of a rendered domain: 24 identities, 3 cameras, half of them for testing."
-    from clip_dfgs.synthetic.domain import make_domain
+    from clip_dfgs.synthetic.domain import render_domain
     folder = tmp_path_factory.mktemp('world')/'town'
-    make_domain(folder, seed=400, identities=24, cameras=3, progress=False)
+    render_domain(folder, seed=400, identities=24, cameras=3, progress=False)
     return folder
 
 

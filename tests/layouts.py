@@ -26,7 +26,7 @@ def layouts(draw):
 def make(kind, layout, **options):
     "A sampler of a layout."
     labels, cameras, p, k, graph, seed = layout
-    if kind is not PKSampler: options = dict(neighbours=graph) | options
+    if kind is not PKSampler: options = dict(neighbors=graph) | options
     return kind(labels, cameras, batch=p * k, instances=k, seed=seed, **options)
 
 
@@ -42,5 +42,5 @@ def grouped(groups, each, images, seed=0):
 def small(kind, **options):
     "A sampler of 20 people with 7 images each, with a graph if it takes one."
     labels, group, features = grouped(4, 5, 7)
-    if kind is not PKSampler: options = dict(neighbours=nearest_identities(features, 3)) | options
+    if kind is not PKSampler: options = dict(neighbors=nearest_identities(features, 3)) | options
     return kind(labels, batch=16, **options)

@@ -48,7 +48,7 @@ def ordered(order):
 
 def graphs():
     "Nearest identities by every metric and offset."
-    from clip_dfgs.sampling.graph import domain_neighbours, identity_features, nearest_identities
+    from clip_dfgs.sampling.graph import nearest_across_domains, identity_features, nearest_identities
     labels, cameras, features = world()
     means = identity_features(features, torch.from_numpy(labels))
     out = {'identity features': summary(means)}
@@ -58,7 +58,7 @@ def graphs():
     out['nearest in blocks'] = digest(nearest_identities(means, 5, block=7))
     domains = np.arange(40)//14
     for rule in ('within', 'across', 'balanced'):
-        out[f'domains {rule}'] = digest(domain_neighbours(means, domains, 6, rule))
+        out[f'domains {rule}'] = digest(nearest_across_domains(means, domains, 6, rule))
     return out
 
 
@@ -72,9 +72,9 @@ def plans():
     makers = dict(
         pk=lambda **o: PKSampler(labels, cameras, batch=32, **o),
         gs=lambda **o: GraphSampler(labels, cameras, graph, batch=32, **o),
-        shared=lambda **o: DepthFirstGraphSampler(labels, cameras, graph, batch=32, random_share=.3, **o),
+        shared=lambda **o: DepthFirstGraphSampler(labels, cameras, graph, batch=32, pk_ratio=.3, **o),
         curriculum=lambda **o: DepthFirstGraphSampler(labels, cameras, deep, batch=32, curriculum=(5, 3), **o),
-        unshuffled=lambda **o: DepthFirstGraphSampler(labels, None, graph, batch=32, shuffle_neighbours=False, **o))
+        unshuffled=lambda **o: DepthFirstGraphSampler(labels, None, graph, batch=32, shuffle_neighbors=False, **o))
     for order in ('fair', 'paper', 'published'):
         options = ordered(order)
         makers[f'dfgs {order}'] = lambda options=options, **o: DepthFirstGraphSampler(
@@ -93,16 +93,16 @@ def plans():
 
 def epochs():
     "What an epoch holds."
-    from clip_dfgs.sampling.diagnostics import epoch_report, meetings
+    from clip_dfgs.sampling.diagnostics import epoch_statistics, pair_repetition
     from clip_dfgs.sampling.samplers import PKSampler
     labels, cameras, features = world()
     sampler = PKSampler(labels, cameras, batch=32)
     batches = list(sampler)
-    report = epoch_report(batches, labels, cameras, features)
-    met = meetings([batches], labels)
+    report = epoch_statistics(batches, labels, cameras, features)
+    met = pair_repetition([batches], labels)
     values = {k: float(v) for k, v in report.items() if np.ndim(v) == 0}
     met = {k: float(v) for k, v in met.items() if np.ndim(v) == 0}
-    return {'epoch report': [values[k] for k in sorted(values)], 'meetings': [met[k] for k in sorted(met)]}
+    return {'epoch report': [values[k] for k in sorted(values)], 'pair_repetition': [met[k] for k in sorted(met)]}
 
 
 def losses():
@@ -230,7 +230,7 @@ def pictures():
     "Rendered people, their captions, and how training sees them."
     from clip_dfgs.data.loader import ImageDataset
     from clip_dfgs.data.transforms import Augment
-    from clip_dfgs.models.encoder import normalise
+    from clip_dfgs.models.encoder import normalize
     from clip_dfgs.synthetic.domain import everyday_pictures
     people, captions = everyday_pictures(4, seed=3, workers=1, progress=False)
     out = {'rendered': digest(people), 'captions': hashlib.sha256('\n'.join(captions).encode()).hexdigest()[:16]}
@@ -241,19 +241,19 @@ def pictures():
         data.set_epoch(2)
         images = data.__getitems__([0, 1, 2, 3, 1])[0]
         out[f'augmented {name}'] = summary(images)
-    out['normalised'] = summary(normalise(torch.from_numpy(people).permute(0, 3, 1, 2), (.5, .4, .3), (.2, .3, .4)))
+    out['normalized'] = summary(normalize(torch.from_numpy(people).permute(0, 3, 1, 2), (.5, .4, .3), (.2, .3, .4)))
     return out
 
 
 def training():
     "A short run of all stages, to its weights."
     from clip_dfgs.data.records import pool
-    from clip_dfgs.synthetic.domain import make_domain
+    from clip_dfgs.synthetic.domain import render_domain
     from clip_dfgs.training.config import TrainConfig
     from clip_dfgs.training.trainer import fit
     out = {}
     with tempfile.TemporaryDirectory() as tmp:
-        records = make_domain(Path(tmp)/'town', seed=600, identities=32, cameras=3, progress=False)
+        records = render_domain(Path(tmp)/'town', seed=600, identities=32, cameras=3, progress=False)
         config = TrainConfig(log_steps=2, precision='no', cache=str(Path(tmp)/'cache'), graph='dual')
         config = replace(config, adapt=replace(config.adapt, steps=6, batch=32),
                          prompts=replace(config.prompts, steps=6, batch=48),
@@ -263,7 +263,7 @@ def training():
         for name in sorted(state)[::11]: out[f'weights {name}'] = summary(state[name])
         everything = hashlib.sha256(b''.join(state[k].numpy().tobytes() for k in sorted(state)))
         out['exact: weights'] = everything.hexdigest()[:16]
-        for column in ('loss', 'rate', 'violated'): out[f'history {column}'] = run.history[column].dropna().tolist()
+        for column in ('loss', 'rate', 'violated_triplets'): out[f'history {column}'] = run.history[column].dropna().tolist()
         result = next(iter(run.evaluate(records).values()))
         out['results'] = result.summary().tolist()
     return out

@@ -103,7 +103,7 @@ def block(x, state, b, heads, causal=False, quick=True):
 
 
 def slow_resize(grid, height, width):
-    "Bilinear, half-pixel centres, edges clamped; grid [h,w,D], one output at a time."
+    "Bilinear, half-pixel centers, edges clamped; grid [h,w,D], one output at a time."
     h, w, _ = grid.shape
     out = torch.empty(height, width, grid.shape[2])
     for i in range(height):

@@ -3,7 +3,7 @@ from clip_dfgs.sampling.samplers import PKSampler
 
 
 class Pairs(PKSampler):
-    "Two neighbouring batches of PK as one: what two processes have between them."
+    "Two neighboring batches of PK as one: what two processes have between them."
     def plan(self):
         batches = super().plan()
         return batches[:len(batches)//2*2].reshape(len(batches)//2, -1)

@@ -11,25 +11,25 @@ from clip_dfgs.training.losses import triplet_health
 from clip_dfgs.training.trainer import fit
 
 
-def adaptive(steps=16, **more): return only(config(random_share='adaptive', k=3, **more), finetune=steps)
+def adaptive(steps=16, **more): return only(config(pk_ratio='adaptive', k=3, **more), finetune=steps)
 
 
 def test_the_share_of_an_epoch_is_what_the_one_before_has_shown(world, tmp_path):
     "By the definition, from the features of every step: the first epoch random, then the mean violated share."
     seen = {}
     def look(done):
-        health = triplet_health(done.features.detach(), done.labels, normalise=True)
-        seen.setdefault(done.epoch, []).append((done.rows, health['violated']))
+        health = triplet_health(done.features.detach(), done.labels, normalize=True)
+        seen.setdefault(done.epoch, []).append((done.rows, health['violated_triplets']))
     run = fit(rows_of(world), adaptive(), tmp_path/'run', on_step=look)
     table = pd.read_csv(tmp_path/'run'/'sampler.csv').set_index('epoch')
-    assert table['random_share'].iloc[0] == 1 and len(table) >= 3
+    assert table['pk_ratio'].iloc[0] == 1 and len(table) >= 3
     batches = len(seen[0])
     for epoch in range(1, len(table)):
-        share = table['random_share'][epoch - 1]
+        share = table['pk_ratio'][epoch - 1]
         random = np.floor((np.arange(batches) + 1)*share) > np.floor(np.arange(batches)*share)
         violated = [v for (_, v), chosen in zip(seen[epoch - 1], random) if chosen]
-        assert table['random_share'][epoch] == pytest.approx(min(1, max(np.mean(violated), .1, 1/batches)))
-    assert table['random_share'].nunique() > 1 and run.history['epoch'].max() == len(table) - 1
+        assert table['pk_ratio'][epoch] == pytest.approx(min(1, max(np.mean(violated), .1, 1/batches)))
+    assert table['pk_ratio'].nunique() > 1 and run.history['epoch'].max() == len(table) - 1
 
 
 EVERY_STEP = replace(adaptive(), checkpoint_steps=1)
@@ -57,6 +57,6 @@ def test_two_processes_have_one_share(world, tmp_path, gather):
     "Each measures its own batches; together they plan one epoch, and end in the same weights."
     assert two(world, tmp_path/'run', adaptive(9, gather=gather), test=True) == [0, 0]
     table = pd.read_csv(tmp_path/'run'/'sampler.csv')
-    assert len(table) >= 2 and table['random_share'].between(.1, 1).all()
+    assert len(table) >= 2 and table['pk_ratio'].between(.1, 1).all()
     from safetensors.torch import load_file
     assert same(*(load_file(tmp_path/f'run.{r}.safetensors') for r in range(2)))

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from clip_dfgs.gallery.app import _line, answers
-from clip_dfgs.synthetic.domain import make_domain
+from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.gallery.search import extractor_of, search_gallery
-from clip_dfgs.gallery.store import embed_gallery, found_pictures, open_gallery
+from clip_dfgs.gallery.store import embed_gallery, find_images, open_gallery
 from test_cli import said
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
@@ -29,9 +29,9 @@ def place(tmp_path_factory):
     "A gallery of two domains; beside it a secret file, and links to it."
     home = tmp_path_factory.mktemp('place')
     for seed, name, cameras in ((5, 'town', 3), (6, 'quay', 2)):
-        make_domain(home/name, seed, 12, cameras, workers=1, test_share=1., progress=False)
+        render_domain(home/name, seed, 12, cameras, workers=1, test_share=1., progress=False)
     words = [f'market1501:{home/name}' for name in ('town', 'quay')]
-    embed_gallery(found_pictures(words, domains=['town', 'quay']), 'pedestrians', home/'gallery', progress=False)
+    embed_gallery(find_images(words, domains=['town', 'quay']), 'pedestrians', home/'gallery', progress=False)
     (home/'secret.txt').write_text('the secret')
     Image.new('RGB', (64, 128), 'red').save(home/'secret.png')
     (home/'gallery'/'link.txt').symlink_to(home/'secret.txt')

@@ -9,9 +9,9 @@ import torch
 from running import config, rows_of
 
 from clip_dfgs import trainer
-from clip_dfgs.training.checkpoints import checkpoints, last_good, pack_optimiser, read_checkpoint, restore
+from clip_dfgs.training.checkpoints import checkpoints, last_good, pack_optimizer, read_checkpoint, restore
 from clip_dfgs.utils.files import TrainError
-from clip_dfgs.training.checkpoints import resume_point, save_point, unpack_optimiser, write_checkpoint
+from clip_dfgs.training.checkpoints import resume_point, save_point, unpack_optimizer, write_checkpoint
 from clip_dfgs.utils.files import write_csv
 
 
@@ -88,13 +88,13 @@ def test_what_a_killed_run_was_writing_is_cleared_away(folder):
     assert sorted(p.name for p in folder.iterdir()) == ['000002', '000003']
 
 
-def test_an_optimiser_goes_on_where_it_was():
+def test_an_optimizer_goes_on_where_it_was():
     def model(): return torch.nn.Linear(3, 1)
-    def trained(model, optimiser, steps):
+    def trained(model, optimizer, steps):
         for i in range(steps):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             model(torch.full((2, 3), i + 1.)).square().sum().backward()
-            optimiser.step()
+            optimizer.step()
     torch.manual_seed(0)
     straight = model()
     stopped = model()
@@ -104,7 +104,7 @@ def test_an_optimiser_goes_on_where_it_was():
     trained(straight, first, 2)
     trained(stopped, before, 2)
     after = torch.optim.AdamW(stopped.parameters())
-    unpack_optimiser(after, pack_optimiser(before))
+    unpack_optimizer(after, pack_optimizer(before))
     trained(straight, first, 2)
     trained(stopped, after, 2)
     assert torch.equal(straight.weight, stopped.weight)
@@ -118,12 +118,12 @@ def run(world, tmp_path):
 
 def test_where_a_stage_starts(run):
     assert resume_point(run, 'adapt')['step'] == 0
-    save_point(run, 'prompts', 4, 1, 2, kept=dict(neighbours=torch.arange(3)))
+    save_point(run, 'prompts', 4, 1, 2, kept=dict(neighbors=torch.arange(3)))
     restore(run)
     assert resume_point(run, 'adapt') is None                                  # done
     place = resume_point(run, 'prompts')
     assert (place['step'], place['epoch'], place['position']) == (4, 1, 2)
-    assert place['kept']['neighbours'].tolist() == [0, 1, 2]
+    assert place['kept']['neighbors'].tolist() == [0, 1, 2]
     assert resume_point(run, 'finetune')['step'] == 0
     save_point(run, 'prompts', 5, 1, 3, done=True)
     restore(run)

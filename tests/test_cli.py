@@ -171,17 +171,17 @@ train --source --out RUN | --source names no data set
 train --source market1502:WORLD --out RUN | market1501
 train --source market1501:EMPTY --out RUN | EMPTY
 train --source market1501:WORLD --out RUN --sampler dfg | dfgs
-train --source market1501:WORLD --out RUN --batch 16 --random-share 1.5 | between 0 and 1, or 'adaptive'
-train --source market1501:WORLD --out RUN --batch 16 --random-share some | random_share is some
-train --source market1501:WORLD --out RUN --batch 16 --random-share .5 --order published | no random batches
-train --source market1501:WORLD --out RUN --batch 16 --sampler gs --random-share adaptive | would change nothing
+train --source market1501:WORLD --out RUN --batch 16 --pk-ratio 1.5 | between 0 and 1, or 'adaptive'
+train --source market1501:WORLD --out RUN --batch 16 --pk-ratio some | pk_ratio is some
+train --source market1501:WORLD --out RUN --batch 16 --pk-ratio .5 --order published | no random batches
+train --source market1501:WORLD --out RUN --batch 16 --sampler gs --pk-ratio adaptive | would change nothing
 train --source market1501:WORLD --out RUN --batch 16 --curriculum 3 | two whole numbers
 train --source market1501:WORLD --out RUN --batch 16 --curriculum 0 2 | two whole numbers
 train --source market1501:WORLD --out RUN --batch 16 --sampler gs --curriculum 3 2 | would change nothing
 train --source market1501:WORLD --out RUN --batch 16 --sampler pk --metric cosine | would change nothing
 train --source market1501:WORLD --out RUN --batch 16 --metric cosin | cosine
-train --source market1501:WORLD --out RUN --batch 16 --sampler pk --domain-rule within | would change nothing
-train --source market1501:WORLD --out RUN --batch 16 --domain-rule within | there is one
+train --source market1501:WORLD --out RUN --batch 16 --sampler pk --neighbors-from within | would change nothing
+train --source market1501:WORLD --out RUN --batch 16 --neighbors-from within | there is one
 train --source market1501:WORLD --out RUN --hold-out 1.5 | between 0 and 1
 train --source market1501:WORLD --out RUN --hold-out .01 | is none
 train --source market1501:WORLD --out RUN --validate-steps 5 | --hold-out 0.1

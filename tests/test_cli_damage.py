@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clip_dfgs.data.datasets import load_dataset
-from clip_dfgs.synthetic.domain import make_domain
+from clip_dfgs.synthetic.domain import render_domain
 from test_cli import said
 
 SHORT = '--steps 1 --adapt-steps 0 --prompt-steps 0 --batch 8 --precision no'.split()
@@ -21,7 +21,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as m:
         m.chdir(place)
         m.setenv('CLIP_DFGS_CACHE', str(place/'cache'))
-        make_domain('world', seed=400, identities=16, cameras=2, workers=1, progress=False)
+        render_domain('world', seed=400, identities=16, cameras=2, workers=1, progress=False)
         load_dataset('market1501', 'world', domain='w').to_csv('good.csv', index=False)
         data = 'market1501:world'
         assert said('train', '--source', data, '--target', data, '--out', 'run', *SHORT)[0] == 0
@@ -50,7 +50,7 @@ render new --identities 4 --cameras 2 --seed 1 --images-per-camera 1 --look-alik
 check-data market1501 world --sheet new/sheet.png --domain d
 check-data folder world --camera _c(.)
 check-data csv good.csv --no-distractors
-train --source market1501:world --target market1501:world --out new --domain a b --graph image --neighbours 2 --skip 0
+train --source market1501:world --target market1501:world --out new --domain a b --graph image --neighbors 2 --skip 0
 train --source market1501:world --out new --recipe small --seed 1 --workers 0 --lr .001 --cache off --track nothing
 train --source market1501:world --out new --clip pedestrians --pretrained none --init run/model --checkpoint-steps 1
 train --source market1501:world --out run --resume

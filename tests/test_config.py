@@ -9,7 +9,7 @@ from running import config, rows_of
 from clip_dfgs.training.config import Stage, TrainConfig, check_config, config_dict, config_from, rate
 from clip_dfgs.training.recipes import RECIPES, recipe
 from clip_dfgs.training.recipes import recipe_table
-from clip_dfgs.sampling.graph import domain_neighbours
+from clip_dfgs.sampling.graph import nearest_across_domains
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.training.trainer import fit
 
@@ -25,18 +25,18 @@ def test_paths_are_written_as_text(tmp_path):
 
 def test_a_config_of_an_earlier_version_is_read():
     "Settings that did not exist yet have their defaults; renamed ones are found under their former names."
-    old = config_dict(replace(TrainConfig(), k=3, random_share=.5, normalisation='half'))
-    old['neighbours'], old['pixels'], old['pk_share'] = old.pop('k'), old.pop('normalisation'), old.pop('random_share')
+    old = config_dict(replace(TrainConfig(), k=3, pk_ratio=.5, normalization='half'))
+    old['neighbors'], old['pixels'], old['pk_share'] = old.pop('k'), old.pop('normalization'), old.pop('pk_ratio')
     old['adapt']['start'] = old['adapt'].pop('warmup_from') + .1
     del old['track'], old['quick_gelu']
     found = config_from(old)
-    assert (found.k, found.normalisation, found.random_share, found.track) == (3, 'half', .5, None)
+    assert (found.k, found.normalization, found.pk_ratio, found.track) == (3, 'half', .5, None)
     assert found.adapt.warmup_from == pytest.approx(.2)
 
 
 def test_former_names_still_work():
-    assert TrainConfig(neighbours=5) == TrainConfig(k=5) and TrainConfig(k=5).neighbours == 5
-    assert replace(TrainConfig(), pixels='half').normalisation == 'half'
+    assert TrainConfig(neighbors=5) == TrainConfig(k=5) and TrainConfig(k=5).neighbors == 5
+    assert replace(TrainConfig(), pixels='half').normalization == 'half'
     assert replace(Stage(), start=.3).warmup_from == .3
 
 
@@ -81,18 +81,18 @@ STEP = dict(steps=1, batch=16)
     (dict(graph='txt'), "did you mean 'text'"),
     (dict(order='papre'), "did you mean 'paper'"),
     (dict(metric='cosin'), "did you mean 'cosine'"),
-    (dict(domain_rule='withn'), "did you mean 'within'"),
-    (dict(domain_rule='across'), "'across' is about several source domains and there is one"),
+    (dict(neighbors_from='withn'), "did you mean 'within'"),
+    (dict(neighbors_from='across'), "'across' is about several source domains and there is one"),
     (dict(sampler='nowhere:Sampler'), 'nowhere:Sampler.* is not there'),
     (dict(track='wand'), "did you mean 'wandb'"),
     (dict(precision='half'), 'bf16'),
     (dict(clip='ViT-B-61', pretrained='openai'), 'ViT-B-16'),
     (dict(log_steps=0), 'log_steps is 0'),
     (dict(k=0), 'k is 0'),
-    (dict(random_share=2.), 'random_share is 2.0'),
-    (dict(random_share='adapt'), "or 'adaptive'"),
-    (dict(random_share='adaptive', sampler='gs'), 'is for the sampler dfgs, not gs'),
-    (dict(random_share='adaptive', order='published'), 'published order has no random batches'),
+    (dict(pk_ratio=2.), 'pk_ratio is 2.0'),
+    (dict(pk_ratio='adapt'), "or 'adaptive'"),
+    (dict(pk_ratio='adaptive', sampler='gs'), 'is for the sampler dfgs, not gs'),
+    (dict(pk_ratio='adaptive', order='published'), 'published order has no random batches'),
     (dict(adapt=Stage(steps=1, batch=16, norm='froze')), "did you mean 'frozen'"),
     (dict(temperature=0.), 'temperature is 0.0'),
     (dict(seed=2**63), 'below 2'),
@@ -121,18 +121,18 @@ def test_impossible_settings(world, tmp_path, change, words):
 
 
 @pytest.mark.parametrize('rule, k, skip, domains, words', [
-    ('within', 5, 0, [6, 9], None), ('within', 5, 1, [6, 9], 'needs 6 neighbours and somebody has 5'),
-    ('across', 6, 0, [6, 9], None), ('across', 7, 0, [6, 9], 'needs 7 neighbours and somebody has 6'),
-    ('balanced', 9, 0, [6, 9], None), ('balanced', 11, 0, [6, 9], 'needs 6 neighbours and somebody has 5')])
+    ('within', 5, 0, [6, 9], None), ('within', 5, 1, [6, 9], 'needs 6 neighbors and somebody has 5'),
+    ('across', 6, 0, [6, 9], None), ('across', 7, 0, [6, 9], 'needs 7 neighbors and somebody has 6'),
+    ('balanced', 9, 0, [6, 9], None), ('balanced', 11, 0, [6, 9], 'needs 6 neighbors and somebody has 5')])
 def test_a_rule_that_the_domains_cannot_keep_is_refused_at_once(rule, k, skip, domains, words):
-    told = replace(config(), domain_rule=rule, k=k, skip=skip)
+    told = replace(config(), neighbors_from=rule, k=k, skip=skip)
     features, domain = torch.randn(15, 2), np.repeat([0, 1], domains)
     if words is None:
         check_config(told, 15, domains=domains)
-        domain_neighbours(features, domain, k, rule, skip)                     # and it can be kept
+        nearest_across_domains(features, domain, k, rule, skip)                     # and it can be kept
         return
     with pytest.raises(ValueError, match=words): check_config(told, 15, domains=domains)
-    with pytest.raises(ValueError): domain_neighbours(features, domain, k, rule, skip)
+    with pytest.raises(ValueError): nearest_across_domains(features, domain, k, rule, skip)
 
 
 @pytest.mark.parametrize('change, words', [
@@ -149,9 +149,9 @@ def test_a_model_without_words(tmp_path, change, words):
 
 
 @pytest.mark.parametrize('change', [
-    dict(shuffle_neighbours='no'), dict(gather='false'), dict(compile=1), dict(k='5'), dict(k=5.), dict(seed=True),
-    dict(dual_weight='1'), dict(log_steps=None), dict(stage=dict(steps='5')), dict(stage=dict(lr='1e-4')),
-    dict(stage=dict(normalise='no')), dict(stage=dict(batch=16.))])
+    dict(shuffle_neighbors='no'), dict(gather='false'), dict(compile=1), dict(k='5'), dict(k=5.), dict(seed=True),
+    dict(graph_text_weight='1'), dict(log_steps=None), dict(stage=dict(steps='5')), dict(stage=dict(lr='1e-4')),
+    dict(stage=dict(normalize='no')), dict(stage=dict(batch=16.))])
 def test_words_in_place_of_numbers_and_of_yes_and_no_are_named(change):
     base = config()
     stage = change.get('stage')

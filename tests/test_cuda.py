@@ -44,7 +44,7 @@ def one_cache(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def exact_products():
+def full_precision_matmul():
     "Single precision is single precision in convolutions too, on a fresh device state."
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), on(DEVICE): yield
 
@@ -149,7 +149,7 @@ def test_workers_and_pinned_memory_give_equal_bytes():
 @needs_gpu
 @pytest.mark.parametrize('precision', ['no', 'bf16', 'fp16'])
 def test_three_stages_without_a_look_at_the_device(world, tmp_path, monkeypatch, precision):
-    "From its second step on, a stage that synchronises with the device raises an error."
+    "From its second step on, a stage that synchronizes with the device raises an error."
     step = trainer.training_step
     def strict(run, name, number, *args):
         torch.cuda.set_sync_debug_mode('error' if number else 'default')

@@ -60,7 +60,7 @@ class Numbers(torch.nn.Module):
 
 @pytest.mark.parametrize('batch', [1, 3, 64])
 def test_blocks_come_back_in_order(device, batch):
-    "Reading, copies and computing overlap; no block is read or handed over before its copy has ended."
+    "Reading, copies and autocast overlap; no block is read or handed over before its copy has ended."
     numbers = np.arange(256, dtype=np.uint8)
     painted = np.broadcast_to(numbers[:, None, None, None], (256, 4, 2, 3))
     assert embed_images(Numbers().to(device), painted, batch=batch)[:, 0].tolist() == numbers.tolist()
@@ -182,11 +182,11 @@ def test_copies_tie(device):
 
 
 def made_up(Q=120, G=1500, width=64, people=40):
-    "Features around one centre an identity, with identities and cameras."
+    "Features around one center an identity, with identities and cameras."
     rng = np.random.default_rng(1)
-    centres = rng.standard_normal((people, width))
+    centers = rng.standard_normal((people, width))
     ids = [rng.integers(0, people, n) for n in (Q, G)]
-    sides = [torch.from_numpy(centres[i] + 1.5*rng.standard_normal((len(i), width))).float() for i in ids]
+    sides = [torch.from_numpy(centers[i] + 1.5*rng.standard_normal((len(i), width))).float() for i in ids]
     return sides, ids + [rng.integers(0, 4, n) for n in (Q, G)]
 
 
@@ -199,7 +199,7 @@ def test_reranking_is_the_cpus(device, cpu_way, metric):
     cpu_way()
     want = k_reciprocal_distances(*sides, metric=metric)
     assert near.device.type == 'cpu'
-    assert ((near - want).abs() > 1e-4).float().mean() < 1e-3                  # rounding may swap two neighbours
+    assert ((near - want).abs() > 1e-4).float().mean() < 1e-3                  # rounding may swap two neighbors
     assert again.mAP == pytest.approx(evaluate(*sides, *labels, metric=metric, rerank=True).mAP, abs=1e-4)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from trees import cuhk03_people, make_tree, picture
 
 from clip_dfgs.data.datasets import EXPECTED, check_dataset, identity_splits, load_dataset, unreadable_images
-from clip_dfgs.utils.files import digest_order
+from clip_dfgs.utils.files import stable_shuffle
 from clip_dfgs.data.parsers import PARSERS
 from clip_dfgs.data.records import COLUMNS, SPLITS, check_records, hold_out, pool
 from clip_dfgs.utils.checks import DatasetError
@@ -236,7 +236,7 @@ def test_split_tables(tmp_path, name, tables):
 
 def test_splits_are_pinned_for_ever():
     people = dict(viper=632, prid=200, ilids=119)
-    drawn = {n: [digest_order(range(1, many + 1), n, i)[:4] for i in (0, 9)] for n, many in people.items()}
+    drawn = {n: [stable_shuffle(range(1, many + 1), n, i)[:4] for i in (0, 9)] for n, many in people.items()}
     assert drawn == dict(viper=[[55, 14, 371, 407], [122, 543, 197, 462]],
                          prid=[[104, 163, 169, 7], [147, 67, 137, 124]],
                          ilids=[[66, 86, 104, 96], [54, 89, 119, 96]])
@@ -407,7 +407,7 @@ def test_a_check_finds_copies_and_pictures_that_show_nothing(tmp_path):
     Image.new('RGB', (1, 1), 'white').save(tmp_path/'train'/'b'/'x.png')
     said = ' | '.join(check_dataset('folder', tmp_path, decode=True).warnings)
     assert '2 images are copies of one another and stand under several identities' in said
-    assert '1 images are nearly of one colour' in said and '1 images are less than 4 pixels' in said
+    assert '1 images are nearly of one color' in said and '1 images are less than 4 pixels' in said
 
 
 @pytest.mark.parametrize('options, words', [

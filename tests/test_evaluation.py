@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from clip_dfgs.evaluation.distances import distance_blocks
-from clip_dfgs.utils.tensors import exact_products
+from clip_dfgs.utils.tensors import full_precision_matmul
 from clip_dfgs.evaluation.metrics import _match_ranks
 from clip_dfgs.evaluation.metrics import evaluate
 from clip_dfgs.evaluation.metrics import nearest_gallery
@@ -606,7 +606,7 @@ def test_products_are_exact_whatever_the_caller_allows(caller, products):
 def test_an_error_inside_puts_the_switches_back(products):
     torch.set_float32_matmul_precision('high')
     with pytest.raises(RuntimeError):
-        with exact_products(): raise RuntimeError
+        with full_precision_matmul(): raise RuntimeError
     assert torch.get_float32_matmul_precision() == 'high'
 
 

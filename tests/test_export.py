@@ -27,7 +27,7 @@ onnxruntime = pytest.importorskip('onnxruntime')
 
 TOWERS = dict(
     vit=dict(clip='pedestrians', pretrained=None, num_ids=3, cameras=2),
-    overlapping=dict(clip='pedestrians', pretrained=None, normalisation='instance', stride=12),
+    overlapping=dict(clip='pedestrians', pretrained=None, normalization='instance', stride=12),
     resnet=dict(clip='timm:resnet18', pretrained=None, image_size=(64, 32)),
     timm_vit=dict(clip='timm:test_vit2', pretrained=None, image_size=(64, 32)))
 
@@ -253,7 +253,7 @@ def test_no_truncated_file_is_opened(exported, share):
 
 
 def test_the_trackers_lines_work_as_they_stand(exported, tmp_path, monkeypatch):
-    "The short block of the guide, with OpenCV's order of colours and a box that lies outside."
+    "The short block of the guide, with OpenCV's order of colors and a box that lies outside."
     guide = json.loads((Path(__file__).parents[1]/'nbs'/'guides'/'tracker.ipynb').read_text())
     text = '\n'.join(''.join(cell['source']) for cell in guide['cells'] if cell['cell_type'] == 'markdown')
     code = re.search(r'^```python\n(.*?)^```', text, re.M | re.S)[1]

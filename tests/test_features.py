@@ -14,9 +14,9 @@ from clip_dfgs import features
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.utils.checks import DatasetError
 from clip_dfgs.evaluation.metrics import evaluate
-from clip_dfgs.inference.embed import accelerator_for, choose_precision, embed_images, embed_together
+from clip_dfgs.inference.embed import make_accelerator, choose_precision, embed_images, embed_together
 from clip_dfgs.inference.evaluator import check_targets
-from clip_dfgs.data.leakage import known_cameras, target_notes
+from clip_dfgs.data.leakage import camera_rule, target_notes
 from clip_dfgs.inference.evaluator import evaluate_records, results_table
 from clip_dfgs.data.image_cache import cached_images
 from clip_dfgs.models.reid_model import ReIDModel
@@ -82,7 +82,7 @@ def test_embedding_leaves_the_model_as_it_was():
 def test_half_precision_is_near():
     model = ReIDModel.create('pedestrians', 'pedestrians')
     pixels = np.random.default_rng(0).integers(0, 256, (30, 128, 64, 3), dtype=np.uint8)
-    exact, loose = (embed_images(model, pixels, accelerator=accelerator_for(p), batch=16) for p in ('no', 'bf16'))
+    exact, loose = (embed_images(model, pixels, accelerator=make_accelerator(p), batch=16) for p in ('no', 'bf16'))
     assert torch.equal(exact, embed_images(model, pixels, batch=16)) and loose.dtype == torch.float32
     near = torch.nn.functional.cosine_similarity(exact, loose)
     assert near.min() > .998 and near.max() < 1 - 1e-7
@@ -123,8 +123,8 @@ def test_cameras_count_where_there_are_several():
     several = table([('query', 1, 0), ('gallery', 1, 1)])
     one = several.assign(camid=3)
     query, gallery = (several[several['split'] == s] for s in ('query', 'gallery'))
-    assert [c.tolist() for c in known_cameras(query, gallery)] == [[0], [1]]
-    assert known_cameras(*(one[one['split'] == s] for s in ('query', 'gallery'))) == (None, None)
+    assert [c.tolist() for c in camera_rule(query, gallery)] == [[0], [1]]
+    assert camera_rule(*(one[one['split'] == s] for s in ('query', 'gallery'))) == (None, None)
 
 
 @pytest.mark.parametrize('rows, words', [
@@ -310,7 +310,7 @@ def test_results_with_intervals():
     lambda x: x/255, lambda x: x.astype(np.float32), lambda x: x.transpose(0, 3, 1, 2), lambda x: x[0], list,
     lambda x: x.astype(int), lambda x: x[..., 0]])
 def test_pixels_of_another_kind_are_refused(spoil):
-    "Floats would be taken for normalised pictures."
+    "Floats would be taken for normalized pictures."
     with pytest.raises(ValueError, match=r'give uint8 \[n,H,W,3\]'): embed_images(Numbers(), spoil(painted(3).copy()))
 
 

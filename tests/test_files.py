@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clip_dfgs.utils.checks import choose, did_you_mean
-from clip_dfgs.utils.files import IMAGE_SUFFIXES, cache_folder, digest_order, hidden, image_files, left_out, replacing
+from clip_dfgs.utils.checks import check_choice, suggest
+from clip_dfgs.utils.files import IMAGE_SUFFIXES, cache_folder, stable_shuffle, hidden, image_files, left_out, atomic_write
 from clip_dfgs.utils.files import write_text
-from clip_dfgs.utils.tensors import occurrence
+from clip_dfgs.utils.tensors import cumcount
 
 
 @pytest.mark.parametrize('error', [OSError, KeyboardInterrupt, SystemExit])
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
     write_text('old', tmp_path/'note.txt')
-    with pytest.raises(error), replacing(tmp_path/'note.txt') as part:
+    with pytest.raises(error), atomic_write(tmp_path/'note.txt') as part:
         part.write_text('ne')
         raise error
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [('note.txt', 'old')]
@@ -27,7 +27,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
     write_text('old', tmp_path/'note.txt')
     code = ('import sys, time; from clip_dfgs.files import replacing\n'
-            'with replacing(sys.argv[1]) as part: part.write_text("ne"); print("half", flush=True); time.sleep(60)')
+            'with atomic_write(sys.argv[1]) as part: part.write_text("ne"); print("half", flush=True); time.sleep(60)')
     writer = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'note.txt')], stdout=subprocess.PIPE)
     assert writer.stdout.readline() == b'half\n'
     writer.send_signal(signal.SIGKILL)
@@ -38,7 +38,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
 def test_a_new_file_may_be_read_by_those_who_may_read_others(tmp_path):
     usual = tmp_path/'usual.txt'
     usual.touch()
-    with replacing(tmp_path/'new.bin') as part:
+    with atomic_write(tmp_path/'new.bin') as part:
         part.unlink()
         part.touch(0o600)
     assert (tmp_path/'new.bin').stat().st_mode == usual.stat().st_mode
@@ -47,12 +47,12 @@ def test_a_new_file_may_be_read_by_those_who_may_read_others(tmp_path):
 @pytest.mark.parametrize('typed, words', [('dfg', "did you mean 'dfgs'"), ('', 'choose one of pk, gs, dfgs'),
                                           (None, 'choose one of'), (3, 'choose one of')])
 def test_a_value_that_is_not_known(typed, words):
-    with pytest.raises(ValueError, match=words) as said: choose('sampler', typed, ('pk', 'gs', 'dfgs'))
+    with pytest.raises(ValueError, match=words) as said: check_choice('sampler', typed, ('pk', 'gs', 'dfgs'))
     assert 'unknown sampler' in str(said.value) and '\n' not in str(said.value)
 
 
 def test_two_suggestions():
-    assert did_you_mean('pk_', ['pk1', 'pk2', 'gs'], most=2).count(' or ') == 1
+    assert suggest('pk_', ['pk1', 'pk2', 'gs'], most=2).count(' or ') == 1
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):
@@ -113,10 +113,10 @@ def test_a_folder_called_like_a_picture_is_no_picture(tmp_path):
 
 @given(st.lists(st.integers(-3, 3)))
 def test_occurrence(values):
-    assert occurrence(values).tolist() == [values[:i].count(v) for i, v in enumerate(values)]
+    assert cumcount(values).tolist() == [values[:i].count(v) for i, v in enumerate(values)]
 
 
 @given(st.sets(st.integers(0, 99)), st.integers(0, 5))
 def test_the_order_of_digests_depends_on_values_and_key_alone(values, key):
-    found = digest_order(values, key)
-    assert sorted(found) == sorted(values) and found == digest_order(sorted(values), key)
+    found = stable_shuffle(values, key)
+    assert sorted(found) == sorted(values) and found == stable_shuffle(sorted(values), key)

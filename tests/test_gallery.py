@@ -140,7 +140,7 @@ NOT_PICTURES = { # what is passed, and what the message has to name
     'integers': (np.zeros((H, W, 3), int), r'array int64 \[128,64,3\].*uint8, or floats between 0 and 1'),
     'a mask': (np.zeros((H, W), bool), r'array bool \[128,64\]'),
     'floats up to 255': (torch.full((3, H, W), 200.), r'tensor float32 \[3,128,64\].*from 200 to 200'),
-    'normalised floats': (torch.linspace(-2, 2, 3 * H * W).view(3, H, W), 'between 0 and 1, these are from -2 to 2'),
+    'normalized floats': (torch.linspace(-2, 2, 3 * H * W).view(3, H, W), 'between 0 and 1, these are from -2 to 2'),
     'NaN': (np.full((H, W, 3), np.nan), 'from nan to nan'),
     'a table': (pd.DataFrame(dict(path=['a'])), 'give its column `path`'),
 }
@@ -232,7 +232,7 @@ ODD = { # how a picture is turned into one that is stored otherwise
     '16 bits': lambda x: Image.fromarray(x[..., 0].astype(np.uint16) * 257),
     'half transparent': lambda x: Image.fromarray(np.dstack([x, OPAQUE * (x[..., :1] > 127)])),
     'palette': lambda x: Image.fromarray(x).quantize(64),
-    'two colours': lambda x: Image.fromarray(x).convert('1'),
+    'two colors': lambda x: Image.fromarray(x).convert('1'),
 }
 
 
@@ -366,7 +366,7 @@ def saved(extract, tmp_path):
 
 def test_a_saved_gallery_comes_back(saved, extract):
     gallery, file = saved
-    for options in ({}, dict(normalise=False), dict(channels='bgr')):
+    for options in ({}, dict(normalize=False), dict(channels='bgr')):
         again = load_gallery(file, FeatureExtractor(extract.model, **options))
         assert again.paths == gallery.paths
         torch.testing.assert_close(again.features, gallery.features)
@@ -377,7 +377,7 @@ OTHERS = dict(
     weights=dict(clip='pedestrians', pretrained=None, seed=3),
     size=dict(clip='pedestrians', pretrained='pedestrians', image_size=(96, 48)),
     tower=dict(clip='timm:resnet18', pretrained=None, image_size=(64, 32)),
-    normalisation=dict(clip='pedestrians', pretrained='pedestrians', normalisation='instance'))
+    normalization=dict(clip='pedestrians', pretrained='pedestrians', normalization='instance'))
 
 
 @pytest.mark.parametrize('what', OTHERS)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from clip_dfgs.sampling.graph import _has_faiss
 from clip_dfgs.sampling.graph import choose_images
-from clip_dfgs.sampling.graph import domain_neighbours
+from clip_dfgs.sampling.graph import nearest_across_domains
 from clip_dfgs.sampling.graph import graph_recall
 from clip_dfgs.sampling.graph import identity_features
 from clip_dfgs.sampling.graph import load_graph
 from clip_dfgs.sampling.graph import nearest_identities
-from clip_dfgs.sampling.graph import neighbour_search
+from clip_dfgs.sampling.graph import neighbor_search
 from clip_dfgs.sampling.graph import save_graph
 
 
@@ -76,8 +76,8 @@ def test_dual_distance(metric):
 @pytest.mark.parametrize('second', [False, True])
 def test_faiss_candidates_get_the_exact_second_look(second):
     pytest.importorskip('faiss')
-    centre = cloud(60, 16, 3).repeat_interleave(50, 0)*4
-    x, t = centre + cloud(3000, 16, 4), cloud(3000, 8, 5)
+    center = cloud(60, 16, 3).repeat_interleave(50, 0)*4
+    x, t = center + cloud(3000, 16, 4), cloud(3000, 8, 5)
     options = dict(second=t, weight=0.1) if second else {}
     exact = nearest_identities(x, 10, method='exact', **options)
     found = nearest_identities(x, 10, method='faiss', recall=0.9, **options)
@@ -161,11 +161,11 @@ def test_identity_features_need_labels_from_zero(labels):
 
 def test_domains_may_have_names():
     x, domains = cloud(30, 4, 0), np.arange(30) % 3
-    want = domain_neighbours(x, domains, 4, 'across')
+    want = nearest_across_domains(x, domains, 4, 'across')
     for named in ([f'd{v}' for v in domains], torch.tensor(domains), pd.Series(domains), domains*7.):
-        assert torch.equal(domain_neighbours(x, named, 4, 'across'), want)
+        assert torch.equal(nearest_across_domains(x, named, 4, 'across'), want)
     for wrong in ([None, *domains[1:]], domains[1:], ['a', *domains[1:]]):
-        with pytest.raises(ValueError, match='domains'): domain_neighbours(x, wrong, 4)
+        with pytest.raises(ValueError, match='domains'): nearest_across_domains(x, wrong, 4)
 
 
 @pytest.mark.parametrize('how', ['within', 'across', 'balanced'])
@@ -173,7 +173,7 @@ def test_domains_may_have_names():
 def test_rules_about_domains_by_their_definition(how, metric):
     "Sort everybody who is allowed by the dual distance; balanced takes turns among the domains."
     x, words, domains = cloud(24, 4, 1), cloud(24, 3, 2), np.arange(24) % 3
-    got = domain_neighbours(x, domains, 4, how, skip=1, metric=metric, second=words, weight=.7)
+    got = nearest_across_domains(x, domains, 4, how, skip=1, metric=metric, second=words, weight=.7)
     def gap(x, i, j):
         a, b = (v.double() for v in (x[i], x[j]))
         if metric == 'euclidean': return float((a - b).norm())
@@ -189,9 +189,9 @@ def test_rules_about_domains_by_their_definition(how, metric):
 
 def test_a_search_follows_its_rule():
     x, domains = cloud(30, 4, 0), np.arange(30) % 3
-    assert torch.equal(neighbour_search()(x, k=4), nearest_identities(x, 4))
-    found = neighbour_search('within', domains)(x, k=4, skip=2)
-    assert torch.equal(found, domain_neighbours(x, domains, 4, 'within', 2))
+    assert torch.equal(neighbor_search()(x, k=4), nearest_identities(x, 4))
+    found = neighbor_search('within', domains)(x, k=4, skip=2)
+    assert torch.equal(found, nearest_across_domains(x, domains, 4, 'within', 2))
 
 
 def test_saved_graph_comes_back(tmp_path):

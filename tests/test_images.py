@@ -15,11 +15,11 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from clip_dfgs import image_cache
 from clip_dfgs.data.datasets import unreadable_images
-from clip_dfgs.utils.tensors import occurrence
+from clip_dfgs.utils.tensors import cumcount
 from clip_dfgs.data.image_cache import LazyImages, cached_images
 from clip_dfgs.data.loader import ImageDataset, make_loader
 from clip_dfgs.data.transforms import Augment, crop_and_flip, random_table
-from clip_dfgs.models.encoder import normalise
+from clip_dfgs.models.encoder import normalize
 from clip_dfgs.data.image_io import ImageError, load_image, picture_to_rgb
 from trees import picture
 
@@ -51,7 +51,7 @@ def test_resizing_is_pils_bicubic_height_first(paths):
 
 
 def person(size=(64, 128)):
-    "A picture whose four quarters have different colours."
+    "A picture whose four quarters have different colors."
     quarters = np.array([[[200, 30, 40], [20, 160, 60]], [[40, 60, 190], [220, 200, 90]]], np.uint8)
     return Image.fromarray(quarters).resize(size, Image.Resampling.NEAREST)
 
@@ -514,7 +514,7 @@ def test_crop_and_flip_is_pad_then_slice(pad, H, W, data):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 5), max_size=20))
 def test_occurrence_counts_earlier_equals(values):
-    assert occurrence(values).tolist() == [values[:i].count(v) for i, v in enumerate(values)]
+    assert cumcount(values).tolist() == [values[:i].count(v) for i, v in enumerate(values)]
 
 
 def test_random_numbers_are_pinned_and_uniform():
@@ -538,11 +538,11 @@ def test_random_numbers_are_pinned_and_uniform():
 
     table = random_table(0, 0, np.arange(5000), np.zeros(5000, int), 4)
     assert all(kstest(table[:, j], 'uniform').pvalue > 1e-3 for j in range(4))
-    neighbours = np.corrcoef(
+    neighbors = np.corrcoef(
         random_table(0, 0, np.arange(5000), np.zeros(5000, int), 1)[:, 0],
         random_table(0, 1, np.arange(5000), np.zeros(5000, int), 1)[:, 0],
     )[0, 1]
-    assert abs(neighbours) < 0.06
+    assert abs(neighbors) < 0.06
 
 
 def noise(n=40, H=24, W=12):
@@ -659,13 +659,13 @@ def test_without_a_sampler_all_images_come_in_order():
     assert (batches[0][0].permute(0, 2, 3, 1).numpy() == noise()[:16]).all() and batches[0][2].tolist() == [0] * 16
 
 
-def test_normalise_by_hand():
+def test_normalize_by_hand():
     x = torch.tensor([[[[0, 255]], [[51, 102]], [[255, 0]]]], dtype=torch.uint8)
     expected = torch.tensor([[[[0 - 0.1, 1 - 0.1]], [[0.2 - 0.2, 0.4 - 0.2]], [[1 - 0.3, 0 - 0.3]]]]) / torch.tensor(
         [0.5, 0.25, 1.0]
     ).view(3, 1, 1)
-    torch.testing.assert_close(normalise(x, (0.1, 0.2, 0.3), (0.5, 0.25, 1.0)), expected)
-    own = normalise(
+    torch.testing.assert_close(normalize(x, (0.1, 0.2, 0.3), (0.5, 0.25, 1.0)), expected)
+    own = normalize(
         torch.randint(0, 255, (2, 3, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)), None
     )
     torch.testing.assert_close(own.mean((2, 3)), torch.zeros(2, 3), atol=1e-5, rtol=0)
@@ -737,4 +737,4 @@ def test_pictures_that_show_nothing_are_counted(tmp_path):
         warnings.simplefilter('always')
         cached_images([*files, tmp_path/'white.png', tmp_path/'black.png', tmp_path/'dark.png'], (32, 16), tmp_path/'c')
         cached_images(files, (32, 16), tmp_path/'c')
-    assert [str(w.message) for w in said] == [f'3 of 6 images are nearly of one colour, first: {tmp_path/"white.png"}']
+    assert [str(w.message) for w in said] == [f'3 of 6 images are nearly of one color, first: {tmp_path/"white.png"}']

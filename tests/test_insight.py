@@ -15,7 +15,7 @@ from clip_dfgs import insight
 from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.models.encoder import ReIDEncoder
-from clip_dfgs.inference.attention import attention_rollout, look_maps, patch_features, patch_similarity
+from clip_dfgs.inference.attention import attention_rollout, attention_maps, patch_features, patch_similarity
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.training.trainer import fit
 from clip_dfgs.models.weights import new_clip
@@ -35,7 +35,7 @@ def model_of(size=(32, 32), **vision):
     cfg = dict(embed_dim=24, vision_cfg=dict(image_size=32, **vision), text_cfg=dict(width=32, heads=2, layers=1))
     if 'timm_model_name' in vision: cfg |= dict(custom_text=True)
     said = dict(format=2, clip='ViT-B-16', model_cfg=cfg, token_seed=None, image_size=list(size), stride=None,
-                cameras=0, num_ids=0, seed=0, normalisation=dict(mean=[.5]*3, std=[.5]*3))
+                cameras=0, num_ids=0, seed=0, normalization=dict(mean=[.5]*3, std=[.5]*3))
     return ReIDEncoder(new_clip(cfg), said).eval()
 
 
@@ -71,7 +71,7 @@ def test_rollout_of_timms_towers(name):
     trunk, seen, handles = model.clip.visual.trunk, [], []
     for block in trunk.blocks:
         handles.append(block.register_forward_pre_hook(lambda b, args: seen.append(attention_of(b, args[0]))))
-    found, kind = look_maps(model, pictures(2, 64, 32))
+    found, kind = attention_maps(model, pictures(2, 64, 32))
     for handle in handles: handle.remove()
     grid, ahead = trunk.patch_embed.grid_size, trunk.num_prefix_tokens
     flow = attention_rollout(seen)
@@ -89,8 +89,8 @@ def test_rollout_of_clips_tower():
         x = block.ln_1(args[0])
         weights.append(block.attn(x, x, x, need_weights=True, average_attn_weights=False)[1])
     for block in visual.transformer.resblocks: block.register_forward_pre_hook(keep)
-    with torch.no_grad(): visual(model.normalise(images))
-    found, kind = look_maps(model, pictures(3, 64, 32))
+    with torch.no_grad(): visual(model.normalize(images))
+    found, kind = attention_maps(model, pictures(3, 64, 32))
     close(found, attention_rollout(weights)[:, 0, 1:].reshape(3, 4, 2))
 
 
@@ -108,9 +108,9 @@ KINDS = [(dict(layers=1, width=64, head_width=32, patch_size=16), 'attention rol
 @pytest.mark.parametrize('vision, expected', KINDS, ids=['vit', 'resnet', 'mean', 'timm_vit', 'convnext'])
 def test_every_tower_has_a_map_and_places_among_words(vision, expected):
     model, pixels = model_of((64, 64), **vision), pictures(3, 64, 64)
-    maps, kind = look_maps(model, pixels)
+    maps, kind = attention_maps(model, pixels)
     assert kind == expected and maps.isfinite().all() and (maps >= 0).all() and maps.std() > 0
-    close(look_maps(model, pixels, batch=2)[0], maps)
+    close(attention_maps(model, pixels, batch=2)[0], maps)
     places, words = patch_features(model, pixels), model.encode_captions(['a man', 'a red coat'])
     agree = patch_similarity(places, words)
     assert agree.shape == (3, 2, *places.shape[1:3]) and agree.abs().max() <= 1 + 1e-5
@@ -122,14 +122,14 @@ def test_every_tower_has_a_map_and_places_among_words(vision, expected):
 def test_a_place_is_what_the_head_makes_of_it_alone():
     "A ResNet's attention pool over one place that is everywhere; the projected token of a ViT's patch."
     model, pixels = model_of((64, 64), **RESNET), pictures(2, 64, 64)
-    visual, images = model.clip.visual, model.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    visual, images = model.clip.visual, model.normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     with torch.no_grad():
         grid = visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(images)))))
         visual.attnpool.positional_embedding.zero_()
         alone = visual.attnpool(grid[:1, :, 1:2, :1].expand(1, -1, *grid.shape[2:]))
     close(patch_features(model, pixels)[0, 1, 0], alone[0])
     vit = model_of((64, 32), layers=2, width=64, head_width=32, patch_size=16)
-    images = vit.normalise(torch.from_numpy(pictures(2, 64, 32)).permute(0, 3, 1, 2))
+    images = vit.normalize(torch.from_numpy(pictures(2, 64, 32)).permute(0, 3, 1, 2))
     with torch.no_grad():
         tokens = vit.clip.visual.forward_intermediates(images, indices=1, normalize_intermediates=True,
                                                        intermediates_only=True, output_fmt='NLC')
@@ -139,9 +139,9 @@ def test_a_place_is_what_the_head_makes_of_it_alone():
 
 def test_an_activation_map_is_the_length_of_the_last_features():
     model, pixels = ReIDModel.create('timm:test_resnet', None, image_size=(64, 32)).eval(), pictures(2, 64, 32)
-    images = model.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    images = model.normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     with torch.no_grad(): last = model.clip.visual.trunk.forward_features(images)
-    close(look_maps(model, pixels)[0], (last**2).sum(1).sqrt())
+    close(attention_maps(model, pixels)[0], (last**2).sum(1).sqrt())
 
 
 def test_a_tower_that_shows_nothing_is_named():
@@ -149,13 +149,13 @@ def test_a_tower_that_shows_nothing_is_named():
     model = model_of((32, 32), layers=1, width=64, head_width=32, patch_size=16)
     model.clip.visual = Sealed()
     with pytest.raises(ValueError, match='Sealed shows neither attention nor a feature map'):
-        look_maps(model, pictures(1, 32, 32))
-    with pytest.raises(ValueError, match='no picture'): look_maps(model, pictures(0, 32, 32))
+        attention_maps(model, pictures(1, 32, 32))
+    with pytest.raises(ValueError, match='no picture'): attention_maps(model, pictures(0, 32, 32))
 
 
 def test_a_map_leaves_the_model_as_it_was():
     model = ReIDModel.create('pedestrians', None).train()
-    look_maps(model, pictures(1, 128, 64))
+    attention_maps(model, pictures(1, 128, 64))
     assert model.training and all(p.grad is None for p in model.parameters())
 
 
@@ -260,7 +260,7 @@ def test_damaged_checkpoints_are_left_out(run, tmp_path):
 
 
 def test_each_view_of_a_run_can_be_saved(run):
-    views = (insight.looks_figure, lambda r: insight.words_figure(r, ['a red coat']), insight.space_figure,
+    views = (insight.plot_attention, lambda r: insight.words_figure(r, ['a red coat']), insight.space_figure,
              insight.distances_figure, insight.prompt_figure)
     for view in views:
         for given_run in (run, run.out): view(given_run).savefig(io.BytesIO())
@@ -285,16 +285,16 @@ def test_a_run_without_text_or_targets_or_model_is_named(world, tmp_path):
     with pytest.raises(ValueError, match='has no text encoder'): insight.prompt_words(run)
     with pytest.raises(ValueError, match='has no text encoder'): insight.words_figure(run, ['a man'])
     with pytest.raises(ValueError, match='has no targets'): insight.distances_figure(run)
-    insight.looks_figure(run, people=2)
+    insight.plot_attention(run, people=2)
     insight.space_figure(run)
     (run.out/'model'/'model.safetensors').unlink()
-    with pytest.raises(ValueError, match='training has not ended'): insight.looks_figure(run)
-    with pytest.raises(ValueError, match='no run found'): insight.looks_figure(tmp_path)
+    with pytest.raises(ValueError, match='training has not ended'): insight.plot_attention(run)
+    with pytest.raises(ValueError, match='no run found'): insight.plot_attention(tmp_path)
 
 
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(__import__('sys').modules, 'sklearn.decomposition', None)
-    with pytest.raises(ValueError, match='need scikit-learn: pip install'): insight.in_the_plane(noise(9, 3))
+    with pytest.raises(ValueError, match='need scikit-learn: pip install'): insight.project_2d(noise(9, 3))
 
 
 def test_the_start_of_a_run_that_went_on_from_another(run, world, tmp_path):

@@ -70,7 +70,7 @@ def test_triplet_is_its_formula(seed, ids, instances, margin):
     f, y = batch(seed, ids, instances)
     assert batch_hard_triplet(f, y, margin).item() == pytest.approx(slow_triplet(f, y, margin), rel=1e-9, abs=1e-12)
     on_sphere = slow_triplet(f/f.norm(dim=1, keepdim=True), y, margin)
-    assert batch_hard_triplet(f, y, margin, normalise=True).item() == pytest.approx(on_sphere, rel=1e-9, abs=1e-12)
+    assert batch_hard_triplet(f, y, margin, normalize=True).item() == pytest.approx(on_sphere, rel=1e-9, abs=1e-12)
 
 
 @pytest.mark.parametrize('eps', [0., .1, .5])
@@ -90,7 +90,7 @@ OTHER, OTHER_LABELS = batch(11)
     lambda f, y: image_to_text_ce(f, OTHER[:5], y),
     lambda f, y: batch_hard_triplet(f, y),
     lambda f, y: batch_hard_triplet(f, y, None),
-    lambda f, y: batch_hard_triplet(f, y, normalise=True)])
+    lambda f, y: batch_hard_triplet(f, y, normalize=True)])
 def test_gradients(loss):
     f, y = batch(3)
     assert gradcheck(lambda x: loss(x, y), f.requires_grad_(), eps=1e-6, atol=1e-6)
@@ -102,7 +102,7 @@ def test_sharpness_lies_between_the_mean_and_the_hardest():
     assert losses == sorted(losses) and losses[-1] == pytest.approx(batch_hard_triplet(f, y, 5.).item())
 
 
-@pytest.mark.parametrize('kw', [{}, dict(margin=None), dict(sharpness=1.), dict(normalise=True)])
+@pytest.mark.parametrize('kw', [{}, dict(margin=None), dict(sharpness=1.), dict(normalize=True)])
 def test_repeated_images_and_lonely_anchors_keep_gradients_finite(kw):
     f = torch.tensor([[1., 2.], [1., 2.], [1., 2.], [3., 4.]]).requires_grad_()
     batch_hard_triplet(f, torch.tensor([0, 0, 1, 2]), **kw).backward()
@@ -130,12 +130,12 @@ def test_half_precision_and_bfloat16_give_finite_losses():
 
 def test_health_tells_a_collapse_from_life():
     draw, y = torch.Generator().manual_seed(0), torch.arange(8).repeat_interleave(4)
-    centre, noise = torch.randn(8, 16, generator=draw), torch.randn(32, 16, generator=draw)
-    alive, dead = triplet_health(centre[y] + .1 * noise, y), triplet_health(100 + .01 * noise, y)
-    assert alive['violated'] == 0 and alive['spread'] > .8
-    assert dead['violated'] > .5 and dead['spread'] < 1e-3
-    scaled = triplet_health(1000 * (centre[y] + .1 * noise), y)
-    assert scaled['spread'] == pytest.approx(alive['spread'], rel=1e-5)
+    center, noise = torch.randn(8, 16, generator=draw), torch.randn(32, 16, generator=draw)
+    alive, dead = triplet_health(center[y] + .1 * noise, y), triplet_health(100 + .01 * noise, y)
+    assert alive['violated_triplets'] == 0 and alive['embedding_std'] > .8
+    assert dead['violated_triplets'] > .5 and dead['embedding_std'] < 1e-3
+    scaled = triplet_health(1000 * (center[y] + .1 * noise), y)
+    assert scaled['embedding_std'] == pytest.approx(alive['embedding_std'], rel=1e-5)
 
 
 def test_errors_name_what_is_missing():

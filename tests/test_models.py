@@ -30,7 +30,7 @@ def full_size(tmp_path_factory):
     "ViT-B/16 with weights in OpenAI's layout, and the weights."
     path, state = tmp_path_factory.mktemp('weights')/'ViT-B-16.pt', openai_state()
     torch.save(state, path)
-    return ReIDModel.create('ViT-B-16', pretrained=path, num_ids=3, normalisation='half').eval(), state
+    return ReIDModel.create('ViT-B-16', pretrained=path, num_ids=3, normalization='half').eval(), state
 
 
 @torch.inference_mode()
@@ -205,7 +205,7 @@ def test_save_and_load_give_the_same_model_and_touch_no_global_state(tmp_path):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     model = ReIDModel.create('pedestrians', pretrained=None, num_ids=6, cameras=3, stride=12, image_size=(96, 48),
-                             normalisation='instance', seed=4).eval()
+                             normalization='instance', seed=4).eval()
     with torch.no_grad():
         model.neck_pooled.norm.running_mean += 1
         model.prompts.context += 1
@@ -237,8 +237,8 @@ def test_saved_model_loads_in_a_fresh_process(tmp_path):
 def test_folders_of_the_first_format_still_load(tmp_path):
     model = ReIDModel.create('pedestrians', pretrained=None, num_ids=2)
     model.save(tmp_path)
-    config = dict(model.config, format=1, pixels=model.config['normalisation'])
-    config.pop('normalisation')
+    config = dict(model.config, format=1, pixels=model.config['normalization'])
+    config.pop('normalization')
     (tmp_path/'config.json').write_text(json.dumps(config))
     assert ReIDModel.load(tmp_path).config == model.config
 
@@ -284,11 +284,11 @@ def test_what_is_no_model_folder_is_named(tmp_path):
 
 @pytest.mark.parametrize('wrong', [None, 'half', [], {}, dict(mean=None), dict(mean=[.5], std=[.5]),
                                    dict(mean=['a', 'b', 'c'], std=[1, 1, 1]), dict(mean=[.5]*3, std=[0, 1, 1])])
-def test_a_saved_model_whose_normalisation_is_damaged_is_one_line(tmp_path, wrong):
+def test_a_saved_model_whose_normalization_is_damaged_is_one_line(tmp_path, wrong):
     ReIDModel.create('pedestrians', None).save(tmp_path)
     config = json.loads((tmp_path/'config.json').read_text())
-    (tmp_path/'config.json').write_text(json.dumps(config | dict(normalisation=wrong)))
-    with pytest.raises(ValueError, match='the model is damaged .config.json: normalisation is') as said:
+    (tmp_path/'config.json').write_text(json.dumps(config | dict(normalization=wrong)))
+    with pytest.raises(ValueError, match='the model is damaged .config.json: normalization is') as said:
         ReIDModel.load(tmp_path)
     assert '\n' not in str(said.value)
 
@@ -296,20 +296,20 @@ def test_a_saved_model_whose_normalisation_is_damaged_is_one_line(tmp_path, wron
 @pytest.mark.parametrize('mean_std', [
     ([123.7, 116.3, 103.5], [58.4, 57.1, 57.4]), ([float('nan')]*3, [1.]*3), ([.5]*3, [float('inf')]*3),
     ([.5]*3, [0.]*3), ([-.1]*3, [.5]*3), ([.5]*2, [.5]*3), 3, 'imagenet', (.5, .5)])
-def test_a_normalisation_that_is_none(mean_std, tmp_path):
+def test_a_normalization_that_is_none(mean_std, tmp_path):
     "Means of 0 to 255 would make every picture black."
-    with pytest.raises(ValueError, match='normalisation'):
-        ReIDModel.create('pedestrians', None, normalisation=mean_std)
+    with pytest.raises(ValueError, match='normalization'):
+        ReIDModel.create('pedestrians', None, normalization=mean_std)
 
 
-def test_a_normalisation_of_any_type_and_a_saved_one_that_was_spoilt(tmp_path):
-    model = ReIDModel.create('pedestrians', None, normalisation=np.array([[.4, .4, .4], [.2, .2, .2]]))
-    assert model.config['normalisation'] == dict(mean=[.4]*3, std=[.2]*3)
+def test_a_normalization_of_any_type_and_a_saved_one_that_was_spoilt(tmp_path):
+    model = ReIDModel.create('pedestrians', None, normalization=np.array([[.4, .4, .4], [.2, .2, .2]]))
+    assert model.config['normalization'] == dict(mean=[.4]*3, std=[.2]*3)
     model.save(tmp_path)
     config = json.loads((tmp_path/'config.json').read_text())
     for spoilt in (dict(mean=[124., 116., 104.], std=[58.]*3), dict(mean=[float('nan')]*3, std=[1.]*3)):
-        (tmp_path/'config.json').write_text(json.dumps(config | dict(normalisation=spoilt)))
-        with pytest.raises(ValueError, match='normalisation'): ReIDModel.load(tmp_path)
+        (tmp_path/'config.json').write_text(json.dumps(config | dict(normalization=spoilt)))
+        with pytest.raises(ValueError, match='normalization'): ReIDModel.load(tmp_path)
 
 
 @pytest.mark.parametrize('texts', [{'a', 'b'}, dict(a=1), b'a'])

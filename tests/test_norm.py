@@ -70,7 +70,7 @@ def test_random_averages_are_those_of_random_pictures(world, tmp_path):
     after = run.model.state_dict()
     assert same(*({k: v for k, v in s.items() if k not in averages(s)} for s in (live, after)))
     trunk, pixels = run.model.clip.visual.trunk, torch.from_numpy(np.array(run.pixels)).permute(0, 3, 1, 2)
-    with torch.no_grad(): inputs = trunk.conv1(run.model.normalise(pixels))
+    with torch.no_grad(): inputs = trunk.conv1(run.model.normalize(pixels))
     assert torch.allclose(trunk.bn1.running_mean, inputs.mean((0, 2, 3)), atol=.02*inputs.std())
     assert torch.allclose(trunk.bn1.running_var, inputs.var((0, 2, 3)), rtol=.05)
     assert torch.equal(seen[0], trunk.bn1.running_mean)                        # `on_step` sees them at the last step

@@ -13,10 +13,10 @@ from torchvision.transforms.v2 import functional as f
 
 from clip_dfgs import trainer
 from clip_dfgs.training.config import Stage
-from clip_dfgs.inference.embed import accelerator_for, computing
+from clip_dfgs.inference.embed import make_accelerator, autocast
 from clip_dfgs.data.loader import ImageDataset
-from clip_dfgs.data.transforms import Augment, augmix, jitter_colours
-from clip_dfgs.models.encoder import normalise
+from clip_dfgs.data.transforms import Augment, augmix, jitter_colors
+from clip_dfgs.models.encoder import normalize
 from clip_dfgs.training.losses import batch_hard_triplet, image_text_contrastive
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.loader import _OPERATIONS, AUGMIX_DRAWS, FeatureDataset, HalfAugmented, _blended, _looked_up
@@ -25,7 +25,7 @@ from clip_dfgs.data.loader import augment_rest, augmix_batch, jitter_batch, trai
 from clip_dfgs.synthetic.domain import everyday_pictures
 from clip_dfgs.models.prompts import rows_of as table_rows
 from clip_dfgs.training.run import Run
-from clip_dfgs.training.step import _image_losses_of, _prompt_losses_of, _Trainee
+from clip_dfgs.training.step import image_losses_of, prompt_losses_of, Trainee
 from clip_dfgs.models.towers import encode_front, text_tower
 from clip_dfgs.training.trainer import fit
 
@@ -36,7 +36,7 @@ def without_numbers(**change):
     "A run whose model has no numbers."
     c = replace(config(), **change)
     model = ReIDModel.create('pedestrians', None, num_ids=12, cameras=3 if c.cameras else 0).to('meta')
-    return Run(None, c, None, model, None, accelerator_for('no'))
+    return Run(None, c, None, model, None, make_accelerator('no'))
 
 
 @pytest.mark.parametrize('change', [{}, dict(cameras=True), dict(sharpness=5.), dict(margin=None)])
@@ -44,10 +44,10 @@ def test_an_image_step_never_looks(change):
     stage = {k: v for k, v in change.items() if k in Stage.__dataclass_fields__}
     run = without_numbers(**{k: v for k, v in change.items() if k not in stage})
     run.config = replace(run.config, finetune=replace(run.config.finetune, **stage))
-    net, size = _Trainee(run.model, run.config), run.model.config['image_size']
+    net, size = Trainee(run.model, run.config), run.model.config['image_size']
     batch = [torch.zeros(16, 3, *size, dtype=torch.uint8), torch.arange(16)//4, torch.arange(16) % 3, torch.arange(16)]
     text = torch.zeros(12, run.model.widths.projected, device='meta')
-    parts, _ = _image_losses_of(run, 'finetune', text)(net, [t.to('meta') for t in batch])
+    parts, _ = image_losses_of(run, 'finetune', text)(net, [t.to('meta') for t in batch])
     assert set(parts) == {'id', 'triplet', 'image_to_text'}
     sum(parts.values()).backward()
     with pytest.raises(RuntimeError): sum(parts.values()).item()               # a look would be seen
@@ -56,10 +56,10 @@ def test_an_image_step_never_looks(change):
 @pytest.mark.parametrize('once_a_stage', [True, False])
 def test_a_prompt_step_never_looks(once_a_stage):
     run = without_numbers()
-    net = _Trainee(run.model, run.config)
+    net = Trainee(run.model, run.config)
     if once_a_stage: net.keep_front(run.accelerator)
     data = FeatureDataset(torch.zeros(40, run.model.widths.projected), np.arange(40) % 12, 'meta')
-    parts, _ = _prompt_losses_of(run)(net, data.__getitems__(range(16)))
+    parts, _ = prompt_losses_of(run)(net, data.__getitems__(range(16)))
     sum(parts.values()).backward()
     assert run.model.prompts.context.grad.shape == run.model.prompts.context.shape
 
@@ -106,13 +106,13 @@ def test_every_image_is_encoded_where_nobody_counts_identities():
 def test_the_beginning_of_prompts_computed_once_changes_nothing(precision):
     model, labels = ReIDModel.create('pedestrians', None, num_ids=12), torch.tensor([3, 5, 3, 0])
     model.trainable('prompts')
-    accelerator, net = accelerator_for(precision), None
+    accelerator, net = make_accelerator(precision), None
     found = []
     for once in (False, True):
-        net = _Trainee(model, config())
+        net = Trainee(model, config())
         if once: net.keep_front(accelerator)
         model.prompts.context.grad = None
-        with computing(accelerator): text = net(labels=labels)
+        with autocast(accelerator): text = net(labels=labels)
         text.float().square().sum().backward()
         found.append((text.detach(), model.prompts.context.grad))
     assert all(torch.equal(a, b) for a, b in zip(*found))
@@ -156,16 +156,16 @@ def test_a_tower_of_convolutions_lies_channels_last():
     images = torch.randint(0, 256, (2, 64, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     for clip, last in (('timm:resnet10t', True), ('pedestrians', False)):
         model = ReIDModel.create(clip, None, num_ids=4, image_size=(64, 32))
-        x = model.normalise(images)
+        x = model.normalize(images)
         assert x.is_contiguous(memory_format=torch.channels_last) == last == (not x.is_contiguous())
         wide = [p for p in model.clip.visual.parameters() if p.ndim == 4 and p.shape[2] > 1 and p.shape[1] > 1]
         assert all(p.is_contiguous(memory_format=torch.channels_last) == last for p in wide)
     for mean in (.4, (.5, .4, .3), None):
-        assert torch.equal(normalise(images, mean, channels_last=True), normalise(images, mean))
+        assert torch.equal(normalize(images, mean, channels_last=True), normalize(images, mean))
 
 
 def test_a_stopped_run_of_convolutions_ends_in_the_same_weights(world, tmp_path):
-    "An optimiser's moments come back in the order of their parameters, which fused kernels take for granted."
+    "An optimizer's moments come back in the order of their parameters, which fused kernels take for granted."
     c = only(config(clip='timm:resnet10t', image_size=(64, 32), checkpoint_steps=2), adapt=5)
     fit(rows_of(world), c, tmp_path/'straight')
     def stop(done):
@@ -208,7 +208,7 @@ def test_jitter_is_torchvision_s_to_two_levels(people):
     draw = np.random.default_rng(0)
     amounts = (2*draw.random((6, 4)) - 1)*(.25, .25, .2, .1)
     ours = jitter_batch(channels_first(people), torch.from_numpy(amounts))
-    theirs = channels_first(np.stack([jitter_colours(image, a) for image, a in zip(people, amounts)]))
+    theirs = channels_first(np.stack([jitter_colors(image, a) for image, a in zip(people, amounts)]))
     apart = (ours.int() - theirs.int()).abs()
     assert apart.max() <= 2 and (apart > 0).float().mean() < .02
     unchanged = jitter_batch(channels_first(people), torch.zeros(6, 4)).int() - channels_first(people).int()
@@ -229,7 +229,7 @@ def by_torchvision(x, name, step, sign):
         rotate=lambda: f.rotate(x, turn, **bilinear),
         posterize=lambda: f.posterize(x, [4, 4, 3][step]), solarize=lambda: f.solarize(x, 255*(1 - step/9)),
         autocontrast=lambda: f.autocontrast(x), equalize=lambda: f.equalize(x),
-        brightness=lambda: f.adjust_brightness(x, factor), colour=lambda: f.adjust_saturation(x, factor),
+        brightness=lambda: f.adjust_brightness(x, factor), color=lambda: f.adjust_saturation(x, factor),
         contrast=lambda: f.adjust_contrast(x, factor), sharpness=lambda: f.adjust_sharpness(x, factor),
     )[name]()
 

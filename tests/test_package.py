@@ -41,12 +41,12 @@ def test_every_name_at_the_top_is_there():
 
 @pytest.mark.parametrize('module, names', [
     ('datasets', 'pool check_records hold_out DatasetError cache_folder image_files load_dataset identity_splits'),
-    ('samplers', 'epoch_report hardness meetings depth_first_batches camera_tuplets occurrence refresh_neighbours'),
+    ('samplers', 'epoch_statistics hardness pair_repetition depth_first_batches camera_tuplets cumcount update_graph'),
     ('trainer', 'TrainConfig Stage Run TrainError fit embed_images evaluate_records results_table config_dict'),
     ('models', 'ReIDModel ImageFeatures load_clip read_weights text_tower encode_tokens load_small_clip tokenizer_of'),
     ('evaluation', 'evaluate compare k_reciprocal_distances distance_blocks verification RetrievalResult'),
     ('protocols', 'RECIPES PROTOCOLS plan_protocol run_protocol protocol_table train_matrix'),
-    ('images', 'load_image cached_images Augment ImageDataset make_loader normalise')])
+    ('images', 'load_image cached_images Augment ImageDataset make_loader normalize')])
 def test_names_that_moved_are_where_they_were(module, names):
     import importlib
     for name in names.split(): assert hasattr(importlib.import_module(f'clip_dfgs.{module}'), name), name

@@ -139,7 +139,7 @@ def late_shares(variant):
     "Violated anchors in the second half of a run's steps, a row a seed, in percent."
     history = pd.read_csv(PAPER/'short'/'study_history.csv').replace({'DFGS image fair': 'k=10 m=0'})
     rows = history[(history['variant'] == variant) & (history['step'] > history['step'].max()/2)]
-    return {seed: 100*part['violated'].mean() for seed, part in rows.groupby('seed') if seed < 3}
+    return {seed: 100*part['violated_triplets'].mean() for seed, part in rows.groupby('seed') if seed < 3}
 
 
 @pytest.mark.parametrize('notebook', ['samplers_compared', 'figure5_parameters', 'ablation'])

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from layouts import KINDS, grouped, layouts, make, small
 from torch.utils.data import DataLoader, Dataset
 
-from clip_dfgs.sampling.diagnostics import epoch_report
+from clip_dfgs.sampling.diagnostics import epoch_statistics
 from clip_dfgs.sampling.graph import load_graph, nearest_identities, save_graph
-from clip_dfgs.sampling.stateful import PlannedEpochs
+from clip_dfgs.sampling.stateful import StatefulBatchSampler
 from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler
 
 kinds = pytest.mark.parametrize('kind', KINDS, ids=lambda kind: kind.__name__)
@@ -48,7 +48,7 @@ LOOKS = dict(
     first=lambda sampler, batches: next(iter(batches)),
     three=lambda sampler, batches: list(itertools.islice(sampler, 3)),
     whole=lambda sampler, batches: list(sampler),
-    report=lambda sampler, batches: epoch_report(sampler, sampler.labels),
+    report=lambda sampler, batches: epoch_statistics(sampler, sampler.labels),
     plan=lambda sampler, batches: sampler.plan(),
     length=lambda sampler, batches: len(batches),
     state=lambda sampler, batches: sampler.state_dict(),
@@ -94,7 +94,7 @@ def test_a_pass_keeps_to_the_epoch_it_was_begun_in(kind):
     whole, running = list(small(kind)), iter(s)
     first = next(running)
     s.set_epoch(1)
-    if kind is not PKSampler: s.neighbours = None
+    if kind is not PKSampler: s.neighbors = None
     assert [first, *running] == whole
     assert s.position == 0 and list(s) != whole
 
@@ -186,16 +186,16 @@ def test_pointers_move_once_an_epoch_however_often_it_is_looked_at():
 @pytest.mark.parametrize('kind', KINDS[1:])
 @pytest.mark.parametrize('width', [np.int32, np.int16, np.uint8, np.uint64, torch.int32, list])
 def test_state_survives_another_integer_width(kind, width, tmp_path):
-    graph = small(kind).neighbours
+    graph = small(kind).neighbors
     if width is list: given = graph.tolist()
     else: given = graph.to(width) if width is torch.int32 else graph.numpy().astype(width)
-    s, whole = small(kind, neighbours=given), list(small(kind))
+    s, whole = small(kind, neighbors=given), list(small(kind))
     iterator = iter(s)
     next(iterator)
-    save_graph(tmp_path/'graph.npz', s.neighbours)
-    again = small(kind, neighbours=load_graph(tmp_path/'graph.npz')[0])
+    save_graph(tmp_path/'graph.npz', s.neighbors)
+    again = small(kind, neighbors=load_graph(tmp_path/'graph.npz')[0])
     again.load_state_dict(iterator.state_dict())
-    assert list(again) == whole[1:] and s.neighbours.dtype == torch.int64
+    assert list(again) == whole[1:] and s.neighbors.dtype == torch.int64
 
 
 def test_a_state_of_another_epoch_is_refused():
@@ -203,12 +203,12 @@ def test_a_state_of_another_epoch_is_refused():
     labels, group, features = grouped(4, 5, 7)
     graph = nearest_identities(features, 3)
     state = DepthFirstGraphSampler(labels, None, graph, batch=16).state_dict(position=3)
-    for options, words in [(dict(neighbours=nearest_identities(features, 4)), 'another graph'),
-                           (dict(neighbours=None), 'another graph'),
+    for options, words in [(dict(neighbors=nearest_identities(features, 4)), 'another graph'),
+                           (dict(neighbors=None), 'another graph'),
                            (dict(order='paper'), 'another epoch'), (dict(batch=8), 'another epoch'),
                            (dict(instances=2), 'another epoch'),
                            (dict(cameras=labels % 3), 'another epoch'), (dict(batch=80), 'batch 3|another epoch')]:
-        other = DepthFirstGraphSampler(labels, **dict(neighbours=graph, batch=16) | options)
+        other = DepthFirstGraphSampler(labels, **dict(neighbors=graph, batch=16) | options)
         other.load_state_dict(state)
         with pytest.raises(ValueError, match=words): list(other)
     s = DepthFirstGraphSampler(labels, None, graph, batch=16)
@@ -226,10 +226,10 @@ def test_a_state_of_another_epoch_is_refused():
 def test_the_state_is_of_the_graph_that_was_planned():
     "A new graph, assigned while a pass is running, does not change what the pass says of itself."
     s, whole = small(DepthFirstGraphSampler), list(small(DepthFirstGraphSampler))
-    graph = s.neighbours
+    graph = s.neighbors
     iterator = iter(s)
     next(iterator)
-    s.neighbours = graph.flip(0)
+    s.neighbors = graph.flip(0)
     again = small(DepthFirstGraphSampler)
     again.load_state_dict(s.state_dict())
     assert list(again) == whole[1:]
@@ -279,7 +279,7 @@ def test_wrong_epochs_are_named(kind, epoch):
 
 
 def test_a_sampler_of_your_own():
-    class Pairs(PlannedEpochs):
+    class Pairs(StatefulBatchSampler):
         def plan(self): return np.random.default_rng([self.seed, self.epoch]).permutation(10).reshape(5, 2)
     whole = list(Pairs())
     assert len(Pairs()) == 5 and sorted(i for rows in whole for i in rows) == list(range(10))

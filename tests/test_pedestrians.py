@@ -4,7 +4,7 @@ import pytest
 
 from clip_dfgs import pedestrians
 from clip_dfgs.synthetic.camera import street_camera
-from clip_dfgs.synthetic.domain import domain_cast, make_domain, render
+from clip_dfgs.synthetic.domain import domain_cast, render_domain, render
 from clip_dfgs.synthetic.people import caption, random_person
 
 
@@ -15,21 +15,21 @@ def files(folder):
 
 def test_rendering_does_not_depend_on_processes(tmp_path):
     for name, workers in (('a', 1), ('b', 2)):
-        make_domain(tmp_path/name, seed=3, identities=9, cameras=2, workers=workers, progress=False)
+        render_domain(tmp_path/name, seed=3, identities=9, cameras=2, workers=workers, progress=False)
     assert files(tmp_path/'a') == files(tmp_path/'b')
 
 
 @pytest.mark.parametrize('wrong', [dict(identities=0), dict(cameras=0), dict(test_share=2.), dict(look_alikes=0)])
 def test_impossible_domains(tmp_path, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        make_domain(tmp_path/'x', seed=0, progress=False, **wrong)
+        render_domain(tmp_path/'x', seed=0, progress=False, **wrong)
     assert not (tmp_path/'x').exists()
 
 
 def test_interrupted_rendering_leaves_nothing(tmp_path, monkeypatch):
     def broken(*args): raise KeyboardInterrupt
     monkeypatch.setattr(pedestrians, '_each', broken)
-    with pytest.raises(KeyboardInterrupt): make_domain(tmp_path/'x', seed=0, identities=4, progress=False)
+    with pytest.raises(KeyboardInterrupt): render_domain(tmp_path/'x', seed=0, identities=4, progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -37,8 +37,8 @@ def test_look_alikes_share_their_words_and_nothing_else():
     people, _ = domain_cast(seed=5, identities=12, cameras=1, look_alikes=4)
     captions = [caption(p) for p in people]
     assert [captions[i:i + 4].count(captions[i]) for i in (0, 4, 8)] == [4, 4, 4]
-    colours = [tuple(p.detail['upper_colour']) for p in people]
-    assert len(set(colours)) == 12
+    colors = [tuple(p.detail['upper_color']) for p in people]
+    assert len(set(colors)) == 12
 
 
 def test_a_picture_is_decided_by_person_camera_and_seed():

@@ -159,17 +159,17 @@ def test_batch_columns_are_identities_in_order():
     for image, row in zip(ax.images, batch): assert (image.get_array() == plots._tile(pixels[row])).all()
 
 
-def test_batches_shape_is_identity_and_colour_is_batch():
+def test_batches_shape_is_identity_and_color_is_batch():
     labels, points = np.array([0, 0, 1, 1, 2]), np.arange(10.).reshape(5, 2)
     ax = plots.plot_batches(points, labels, [[0, 1, 2], [2, 3]]).axes[0]
     drawn = {}
     for dots in ax.collections:
-        colour = (dots.get_facecolor() if len(dots.get_facecolor()) else dots.get_edgecolor())[0] # a ring has no face
+        color = (dots.get_facecolor() if len(dots.get_facecolor()) else dots.get_edgecolor())[0] # a ring has no face
         shape = len(dots.get_paths()[0])
-        drawn.setdefault(tuple(dots.get_offsets()[0]), []).append((shape, to_hex(colour)))
+        drawn.setdefault(tuple(dots.get_offsets()[0]), []).append((shape, to_hex(color)))
     blue, orange = (c.lower() for c in charts.PALETTE[:2])
     assert [c for _, c in drawn[0., 1.]] == [blue] and [c for _, c in drawn[6., 7.]] == [orange]
-    assert [c for _, c in drawn[4., 5.]] == [blue, orange] # in both batches: a ring in the second colour
+    assert [c for _, c in drawn[4., 5.]] == [blue, orange] # in both batches: a ring in the second color
     assert drawn[8., 9.][0][1] not in (blue, orange) # in none: grey
     assert drawn[0., 1.][0][0] == drawn[2., 3.][0][0] != drawn[6., 7.][0][0]
 
@@ -181,14 +181,14 @@ def test_epoch_curve_counts_distinct_images():
     np.testing.assert_allclose(fig.axes[1].lines[0].get_ydata(), [2, 5])
     labels = np.repeat(np.arange(30), 4)
     ring = torch.stack([(torch.arange(30) + s) % 30 for s in (1, 2)], 1)
-    sampler = DepthFirstGraphSampler(labels, neighbours=ring, batch=16)
+    sampler = DepthFirstGraphSampler(labels, neighbors=ring, batch=16)
     assert plots.plot_epoch(sampler, labels).axes[0].lines[0].get_ydata()[-1] == 1
 
 
 def test_history_ignores_empty_parts_and_hides_empty_panels():
     history = pd.DataFrame(dict(stage=['a'] * 3 + ['b'] * 3, step=[1, 2, 3] * 2, loss=1.))
     history['i2t'] = [1.] * 3 + [np.nan] * 3
-    history['violated'] = [np.nan] * 3 + [.5] * 3
+    history['violated_triplets'] = [np.nan] * 3 + [.5] * 3
     fig = charts.plot_history(history, smooth=1)
     top, bottom = fig.axes[:2], fig.axes[2:]
     assert [[line.get_label() for line in ax.lines] for ax in top] == [['loss', 'i2t'], ['loss']]
@@ -198,13 +198,13 @@ def test_history_ignores_empty_parts_and_hides_empty_panels():
     with pytest.raises(ValueError, match='history is empty'): charts.plot_history(history[:0])
 
 
-def test_a_part_of_the_loss_has_one_colour_in_all_stages():
+def test_a_part_of_the_loss_has_one_color_in_all_stages():
     history = pd.DataFrame(dict(stage=['a', 'b'], step=1, loss=1., i2t=[1., np.nan], id=[np.nan, 2.], triplet=3.))
-    colours = {}
+    colors = {}
     for ax in charts.plot_history(history).axes:
-        for line in ax.lines: colours.setdefault(line.get_label(), set()).add(line.get_color())
-    assert all(len(found) == 1 for found in colours.values())
-    assert len(set.union(*colours.values())) == len(colours) == 4
+        for line in ax.lines: colors.setdefault(line.get_label(), set()).add(line.get_color())
+    assert all(len(found) == 1 for found in colors.values())
+    assert len(set.union(*colors.values())) == len(colors) == 4
 
 
 def test_running_mean_is_the_mean_of_the_last_rows():

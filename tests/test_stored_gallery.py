@@ -19,7 +19,7 @@ from clip_dfgs.inference.extractor import FeatureExtractor
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.gallery.index import build_cells, nearest_in_cells, nearest_rows, open_cells
 from clip_dfgs.gallery.search import extractor_of, search_gallery, search_sheet
-from clip_dfgs.gallery.store import _alone, _read_table, _write_table, embed_gallery, found_pictures, open_gallery
+from clip_dfgs.gallery.store import _alone, _read_table, _write_table, embed_gallery, find_images, open_gallery
 from clip_dfgs.gallery.store import shown
 from clip_dfgs.synthetic.captions import whole_captions, words_in
 from test_cli import noted, said
@@ -45,7 +45,7 @@ def embed(root, out, **more):
     "Embed a folder with the small CLIP."
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # of names without a camera
-        pictures = found_pictures([root], camera=r'_c(\d)')
+        pictures = find_images([root], camera=r'_c(\d)')
     return embed_gallery(pictures, 'pedestrians', out, progress=False, **more)
 
 
@@ -100,8 +100,8 @@ def test_a_number_that_is_none_is_an_error():
 def test_cells_find_most_and_score_exactly(tmp_path):
     pytest.importorskip('faiss')
     draw = np.random.default_rng(1)
-    centres = draw.normal(size=(60, 24))
-    table = (centres[draw.integers(0, 60, 6000)] + .6*draw.normal(size=(6000, 24))).astype(np.float16)
+    centers = draw.normal(size=(60, 24))
+    table = (centers[draw.integers(0, 60, 6000)] + .6*draw.normal(size=(6000, 24))).astype(np.float16)
     facts = build_cells(table, tmp_path/'cells')
     index = open_cells(tmp_path/'cells', table.shape)
     assert facts['recall'] >= .95 and facts['visited'] < facts['cells']
@@ -194,7 +194,7 @@ def test_a_picture_that_changes_while_it_is_read_is_left_out(home, monkeypatch):
 
 
 REFUSED = { # what differs, and what is said of it
-    'model': (lambda home: embed_gallery(found_pictures([home/'shots']), home/'other', home/'gallery', progress=False),
+    'model': (lambda home: embed_gallery(find_images([home/'shots']), home/'other', home/'gallery', progress=False),
               'was made by another model'),
     'numbers': (lambda home: embed(home/'shots', home/'gallery', dtype='float32'), 'holds float16'),
     'source': (lambda home: embed(folder_of(home/'others', 2, 90), home/'gallery'), 'is of .*shots'),
@@ -216,7 +216,7 @@ def test_overwriting_uses_what_is_still_true(home, extract):
     done = embed(home/'elsewhere', home/'gallery', overwrite=True)
     assert done.embedded == 0 and done.pictures == 6 # the pictures were only moved
     ReIDModel.create('pedestrians', None, seed=4).save(home/'other')
-    pictures = found_pictures([home/'elsewhere'])
+    pictures = find_images([home/'elsewhere'])
     assert embed_gallery(pictures, home/'other', home/'gallery', overwrite=True, progress=False).embedded == 6
     gallery = open_gallery(home/'gallery')
     with pytest.raises(ValueError, match='made by another model'): extractor_of(gallery, 'pedestrians')
@@ -388,7 +388,7 @@ def test_cameras_and_domains(home):
                         (('--text', ''), 'a sentence is empty')):
         code, _, err = said('search', home/'gallery', home/'shots'/'000_c1.png', *words)
         assert code == 2 and line in err and err.count('\n') == 1, err
-    embed_gallery(found_pictures([home/'shots']), 'pedestrians', home/'plain', progress=False)
+    embed_gallery(find_images([home/'shots']), 'pedestrians', home/'plain', progress=False)
     code, _, err = said('search', home/'plain', '--text', 'a man', '--camera', '1')
     assert code == 2 and 'no camera is known' in err
 
@@ -490,9 +490,9 @@ def test_one_folder_needs_no_list_and_an_empty_table_is_said(tmp_path):
     "A name alone would be read letter by letter, beginning with the root of the disk."
     (tmp_path/'a').mkdir()
     Image.new('RGB', (8, 16)).save(tmp_path/'a'/'x.png')
-    found = found_pictures(str(tmp_path/'a'))
-    assert len(found) == len(found_pictures(tmp_path/'a')) == 1
+    found = find_images(str(tmp_path/'a'))
+    assert len(found) == len(find_images(tmp_path/'a')) == 1
     for camera, words in (('c1', 'needs a group'), ('(', 'no regular expression')):
-        with pytest.raises(ValueError, match=words): found_pictures([tmp_path/'a'], camera=camera)
+        with pytest.raises(ValueError, match=words): find_images([tmp_path/'a'], camera=camera)
     with pytest.raises(ValueError, match='no pictures to embed'):
         embed_gallery(found[:0], 'pedestrians', tmp_path/'g', progress=False)

@@ -11,7 +11,7 @@ from scipy.stats import ttest_rel
 
 from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.evaluation.bootstrap import t_interval
-from clip_dfgs.synthetic.domain import make_domain
+from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.data.records import pool
 from clip_dfgs.experiments.studies import Study, compare_variants
 
@@ -30,7 +30,7 @@ def tables(tmp_path_factory):
     "Training rows, and two targets."
     folder = tmp_path_factory.mktemp('study')
     def domain(name, seed, share):
-        return make_domain(folder/name, seed, 16, cameras=2, test_share=share, progress=False)
+        return render_domain(folder/name, seed, 16, cameras=2, test_share=share, progress=False)
     targets = pd.concat([domain('t1', 801, 1.), domain('t2', 802, 1.)], ignore_index=True)
     return pool([domain('s', 800, 0.)]), targets
 

@@ -26,7 +26,7 @@ from clip_dfgs.data.loader import make_loader
 from clip_dfgs.data.transforms import Augment
 from clip_dfgs.data.image_io import ImageError
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.synthetic.domain import make_domain
+from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.training.history import read_history
 from clip_dfgs.sampling.samplers import planned_from
 from clip_dfgs.training.step import image_losses
@@ -45,7 +45,7 @@ def whole(world, tmp_path_factory):
 
 def test_each_stage_learns_what_it_is_for(tmp_path):
     "Sixty rendered people, half of them unseen: adapting helps, prompts fit their people, fine-tuning loses nothing."
-    records = make_domain(tmp_path/'town', seed=7, identities=60, cameras=4, progress=False)
+    records = render_domain(tmp_path/'town', seed=7, identities=60, cameras=4, progress=False)
     cache = tmp_path/'cache'
     def percent(model): return 100*evaluate_records(model, records, cache=cache)['town'].mAP
     c = TrainConfig(precision='no', cache=str(cache))
@@ -104,8 +104,8 @@ def usual(world, tmp_path_factory):
 
 
 @pytest.mark.parametrize('change', [
-    dict(order='paper'), dict(order='published'), dict(shuffle_neighbours=False), dict(metric='cosine'),
-    dict(curriculum=(2, 3)), dict(random_share=.5)])
+    dict(order='paper'), dict(order='published'), dict(shuffle_neighbors=False), dict(metric='cosine'),
+    dict(curriculum=(2, 3)), dict(pk_ratio=.5)])
 def test_settings_reach_the_sampler(world, usual, tmp_path, change):
     "The plan is another one than that of the defaults."
     told, plan = usual
@@ -116,13 +116,13 @@ def test_settings_reach_the_sampler(world, usual, tmp_path, change):
 @pytest.mark.parametrize('graph, rule', [('image', 'within'), ('text', 'across'), ('dual', 'within')])
 def test_a_rule_about_source_domains_reaches_every_graph(world, tmp_path, monkeypatch, graph, rule):
     tables = [load_dataset('market1501', world, domain='a')]
-    tables.append(make_domain(tmp_path/'b', seed=5, identities=8, cameras=2, test_share=0., progress=False))
+    tables.append(render_domain(tmp_path/'b', seed=5, identities=8, cameras=2, test_share=0., progress=False))
     graphs = []
     def kept(sampler, share):
-        graphs.append(sampler.neighbours)
+        graphs.append(sampler.neighbors)
         return planned_from(sampler, share)
     monkeypatch.setattr(trainer, 'planned_from', kept)
-    told = only(config(graph=graph, domain_rule=rule, k=4), prompts=1, finetune=2)
+    told = only(config(graph=graph, neighbors_from=rule, k=4), prompts=1, finetune=2)
     records = fit(tables, told, tmp_path/'run').records
     domain = records.groupby('label')['domain'].first().to_numpy()
     assert graphs and (graphs[0].numpy() != -1).all() and set(domain) == {'a', 'b'}
@@ -195,7 +195,7 @@ def test_a_saved_model_of_other_people_is_refused(world, saved, tmp_path, change
 
 def test_other_people_of_the_same_numbers_are_refused(world, saved, tmp_path):
     "Another rendered domain under the same name: the same numbers, cameras and names of files."
-    make_domain(tmp_path/'town', seed=401, identities=24, cameras=3, progress=False)
+    render_domain(tmp_path/'town', seed=401, identities=24, cameras=3, progress=False)
     others = rows_of(tmp_path/'town')
     assert others.drop(columns='path').equals(rows_of(world).drop(columns='path'))
     with pytest.raises(ValueError, match='other pictures'):
@@ -285,7 +285,7 @@ def test_killed_run_ends_in_the_same_weights(world, whole, tmp_path, moment):
     assert p.exitcode == -signal.SIGKILL and not (out/'model').exists()
     fit(rows_of(world), config(), out, resume=True)
     assert same(weights(out), weights(whole)) and not any(out.rglob('.*'))
-    columns = ['stage', 'epoch', 'step', 'loss', 'spread']
+    columns = ['stage', 'epoch', 'step', 'loss', 'embedding_std']
     a, b = (pd.read_csv(folder/'history.csv')[columns] for folder in (out, whole))
     pd.testing.assert_frame_equal(a, b)
 
@@ -402,7 +402,7 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(world, tmp_pat
     fit(rows_of(world), one, tmp_path/'one')
     a, b = (pd.read_csv(tmp_path/name/'history.csv') for name in ('one', 'two'))
     assert len(a) == len(b) == 6
-    assert np.allclose(a[['loss', 'spread']], b[['loss', 'spread']], atol=1e-3, equal_nan=True)
+    assert np.allclose(a[['loss', 'embedding_std']], b[['loss', 'embedding_std']], atol=1e-3, equal_nan=True)
     a, b = weights(tmp_path/'one'), weights(out)
     assert all(torch.allclose(a[k].float(), b[k].float(), atol=2e-3) for k in a if 'neck' not in k)
     assert pd.read_csv(out/'sampler.csv').images.eq(1).all() and not any(out.rglob('.*'))
@@ -462,7 +462,7 @@ def command(args, err, env):
 
 def test_two_processes_refused_by_a_command(tmp_path):
     "The main process refuses; the other one must not wait for it."
-    make_domain(tmp_path/'city', 5, identities=40, cameras=2, images_per_camera=1, progress=False)
+    render_domain(tmp_path/'city', 5, identities=40, cameras=2, images_per_camera=1, progress=False)
     mine = tmp_path/'m'/'market1501'/'mine'
     mine.parent.mkdir(parents=True)
     mine.write_text('precious')

@@ -10,7 +10,7 @@ from layouts import layouts
 
 from clip_dfgs.sampling.graph import nearest_identities
 from clip_dfgs.sampling.depth_first import depth_first_batches
-from clip_dfgs.sampling.tuplets import batch_count, camera_tuplets, tuplet_table
+from clip_dfgs.sampling.tuplets import min_batches, camera_tuplets, tuplet_table
 
 
 @settings(max_examples=60, deadline=None)
@@ -92,7 +92,7 @@ def literal_walk(graph, tuplets, p, start, rng, fair):
     "The complete walk in the words of the chapter, one list for the stack."
     n, left, stack, plan, batch = len(tuplets), list(tuplets), [start], [], []
     fans = [sorted((u for u in range(n) if v in graph[u]), key=lambda u: graph[u].index(v)) for v in range(n)]
-    by_chance, total = rng.permutation(n).tolist(), batch_count(tuplets, p)
+    by_chance, total = rng.permutation(n).tolist(), min_batches(tuplets, p)
 
     def take(v):
         left[v] = max(0, left[v] - 1)
@@ -143,8 +143,8 @@ def test_plan_is_complete_distinct_and_as_short_as_can_be(tuplets, p, k, order, 
     n, rng = len(tuplets), np.random.default_rng(seed)
     if sum(tuplets) == 0: tuplets[0] = 1
     p = min(p, n)
-    graph = rng.integers(0, n, (n, k))                          # any graph, own neighbours and repeated ones too
-    plan = depth_first_batches(graph, tuplets, p, rng=rng, order=order, random_share=share)
+    graph = rng.integers(0, n, (n, k))                          # any graph, own neighbors and repeated ones too
+    plan = depth_first_batches(graph, tuplets, p, rng=rng, order=order, pk_ratio=share)
     assert plan.shape == (max(-(-sum(tuplets) // p), max(tuplets)), p)
     assert all(len(set(row)) == p for row in plan.tolist())
     assert (np.bincount(plan.ravel(), minlength=n) >= tuplets).all()
@@ -184,19 +184,19 @@ one, ring = np.ones(7, int), np.stack([np.roll(np.arange(7), -i)[1:4] for i in r
     (dict(order='papers'), "unknown order 'papers'; did you mean 'paper'"), (dict(order=True), 'unknown order True'),
     (dict(order='paper', fair=True), 'say order alone'), (dict(order='fair', published=True), 'say order alone'),
     (dict(order='published', published=False), 'say order alone'), (dict(order='fair', fair=False), 'say order alone'),
-    (dict(random_share=1.5), 'random_share=1.5'), (dict(pk_share=-1), 'pk_share=-1'),
+    (dict(pk_ratio=1.5), 'pk_ratio=1.5'), (dict(pk_share=-1), 'pk_share=-1'),
     (dict(pk_share='x'), "pk_share='x'"),
-    (dict(random_share=float('nan')), 'random_share=nan'), (dict(random_share=.1, pk_share=.2), 'are one thing'),
-    (dict(order='published', random_share=.5), 'no random batches'), (dict(start=7), 'start=7'),
+    (dict(pk_ratio=float('nan')), 'pk_ratio=nan'), (dict(pk_ratio=.1, pk_share=.2), 'are one thing'),
+    (dict(order='published', pk_ratio=.5), 'no random batches'), (dict(start=7), 'start=7'),
     (dict(start=-1), 'start=-1'),
     (dict(start=1.5), 'start=1.5'), (dict(ids_per_batch=8), 'batch of 8 identities'),
     (dict(ids_per_batch=3.), 'ids_per_batch=3.0'),
     (dict(tuplets=one / 2), 'tuplets'), (dict(tuplets=one * 0), 'not all 0'), (dict(tuplets=-one), 'with -7 tuplets'),
-    (dict(neighbours=ring + 1), 'run from 1 to 7'), (dict(neighbours=ring / 1), 'whole numbers'),
-    (dict(neighbours=ring[:5]), 'needed for 7'), (dict(neighbours=[[1], [2, 3]]), 'rows of equal length')])
+    (dict(neighbors=ring + 1), 'run from 1 to 7'), (dict(neighbors=ring / 1), 'whole numbers'),
+    (dict(neighbors=ring[:5]), 'needed for 7'), (dict(neighbors=[[1], [2, 3]]), 'rows of equal length')])
 def test_what_does_not_fit_is_named(options, words):
     with pytest.raises(ValueError, match=words):
-        depth_first_batches(**dict(neighbours=ring, tuplets=one, ids_per_batch=3) | options)
+        depth_first_batches(**dict(neighbors=ring, tuplets=one, ids_per_batch=3) | options)
 
 
 def test_other_kinds_of_arguments_give_the_same_plan():
@@ -210,5 +210,5 @@ def test_other_kinds_of_arguments_give_the_same_plan():
                        (dict(published=True, fair=False), 'published'), (dict(published=False), 'fair')]:
         same = depth_first_batches(ring, one * 2, 3, start=2, order=order).tolist()
         assert depth_first_batches(ring, one * 2, 3, start=2, **old).tolist() == same
-    shared = [depth_first_batches(ring, one * 2, 3, **{name: .5}).tolist() for name in ('random_share', 'pk_share')]
+    shared = [depth_first_batches(ring, one * 2, 3, **{name: .5}).tolist() for name in ('pk_ratio', 'pk_share')]
     assert shared[0] == shared[1]

@@ -82,7 +82,7 @@ def test_a_config_beside_the_file_decides(home, quick):
     by_folder = ReIDModel.create(f'local-dir:{folder}', image_size=(64, 32))
     for model in (by_file, by_folder):
         check_features(model, openai_state(**SMALL, half=False), quick)
-        assert model.config['normalisation'] == dict(mean=[.4]*3, std=[.2]*3)
+        assert model.config['normalization'] == dict(mean=[.4]*3, std=[.2]*3)
     with pytest.raises(ValueError, match='was trained with'):
         create(folder/'open_clip_model.safetensors', quick_gelu=not quick)
 
@@ -194,7 +194,7 @@ def whole_safetensors(tmp_path):
     ('w.pt', lambda d: b'some text', 'neither torch.save nor safetensors wrote it'),
     ('w.pt', lambda d: b'<!DOCTYPE html><html>403</html>', 'it is a web page'),
     ('w.bin', lambda d: b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'it is a Git LFS pointer'),
-    ('w.gguf', lambda d: b'GGUF\x03\0\0\0', 'quantised'),
+    ('w.gguf', lambda d: b'GGUF\x03\0\0\0', 'quantized'),
     ('w-00001-of-00002.safetensors', whole_safetensors, 'one part of weights in several files'),
     ('model.safetensors.index.json', lambda d: b'{"weight_map": {}}', 'one part of weights in several files')])
 @pytest.mark.parametrize('clip', ['ViT-S-32-alt', 'timm:resnet18'])
@@ -228,8 +228,8 @@ def test_a_checkpoint_without_tensors_is_refused(tmp_path):
     (lambda s: s.pop('visual.proj'), '1 missing, first visual.proj'),
     (lambda s: s.update({'visual.more': torch.zeros(1)}), '1 unknown, first visual.more'),
     (lambda s: s.update({'ln_final.weight': torch.zeros(9)}), '1 misshapen, first ln_final.weight'),
-    (lambda s: s.update({'ln_final.weight': torch.zeros(64, dtype=torch.int8)}), '1 quantised, first ln_final.weight'),
-    (lambda s: s.update({'ln_final.weight': torch.zeros(64).to(torch.float8_e4m3fn)}), '1 quantised, first ln_final'),
+    (lambda s: s.update({'ln_final.weight': torch.zeros(64, dtype=torch.int8)}), '1 quantized, first ln_final.weight'),
+    (lambda s: s.update({'ln_final.weight': torch.zeros(64).to(torch.float8_e4m3fn)}), '1 quantized, first ln_final'),
     (lambda s: s.update({'ln_final.weight': torch.full((64,), torch.nan)}), '1 unfinite, first ln_final.weight')])
 def test_weights_that_do_not_fit_say_so(home, damage, message):
     state = openai_state(**SMALL)
@@ -284,8 +284,8 @@ def test_filling_does_not_change_the_callers_dictionary():
     (dict(clip='roberta-ViT-B-32', pretrained=None), 'roberta-base'),
     (dict(clip='pedestrians', pretrained=None, image_size=(8, 8)), 'does not suit patches of 16'),
     (dict(clip='pedestrians', pretrained=None, stride=17), 'stride 17'),
-    (dict(clip='pedestrians', pretrained=None, normalisation='imagenet'), 'unknown normalisation'),
-    (dict(clip='pedestrians', pretrained=None, normalisation=([.5]*3, [0.]*3)), 'std above 0'),
+    (dict(clip='pedestrians', pretrained=None, normalization='imagenet'), 'unknown normalization'),
+    (dict(clip='pedestrians', pretrained=None, normalization=([.5]*3, [0.]*3)), 'std above 0'),
     (dict(clip='timm:resnet18', pretrained=None, stride=12), 'stride can be chosen'),
     (dict(clip='timm:resnet18', pretrained=None, cameras=2), 'camera embedding needs')])
 def test_mistakes_are_named(call, message):
@@ -327,13 +327,13 @@ def test_tags_and_hub_models_go_through_open_clips_own_download(home, monkeypatc
     monkeypatch.setattr(open_clip, 'download_pretrained', lambda r: {id(record): str(weights)}[id(r)])
     model = create('mine')
     assert model.config['model_cfg']['quick_gelu']
-    assert model.config['normalisation'] == dict(mean=[.1, .2, .3], std=[.4, .5, .6])
+    assert model.config['normalization'] == dict(mean=[.1, .2, .3], std=[.4, .5, .6])
 
     (folder/'open_clip_config.json').write_text(json.dumps(dict(model_cfg=CONFIG, preprocess_cfg=dict(mean=[.4]*3))))
     monkeypatch.setattr(open_clip.pretrained, 'download_pretrained_from_hf',
                         lambda repo, filename='open_clip_model.safetensors': str(folder/filename))
     hub = ReIDModel.create('hf-hub:x/y', image_size=(64, 32))
-    assert hub.config['model_cfg'].get('quick_gelu') is False and hub.config['normalisation']['mean'] == [.4]*3
+    assert hub.config['model_cfg'].get('quick_gelu') is False and hub.config['normalization']['mean'] == [.4]*3
     assert torch.equal(hub.clip.visual.proj, model.clip.visual.proj)
 
 

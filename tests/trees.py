@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def picture(path, pid=0, size=(16, 32)):
-    "A small noisy picture whose two colours belong to an identity; the suffix decides the format."
+    "A small noisy picture whose two colors belong to an identity; the suffix decides the format."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     top, bottom = np.random.default_rng([7, pid]).integers(20, 235, (2, 3))
@@ -139,7 +139,7 @@ def cuhk03(root, ids=8, form='np'):
 
 
 def cuhk_sysu(root, ids=8, form='jpg'):
-    "Crops in either naming, with unlabelled boxes."
+    "Crops in either naming, with unlabeled boxes."
     home = Path(root)/'CUHK-SYSU'/'cropped_images'
     for i in range(ids):
         for s in range(3):

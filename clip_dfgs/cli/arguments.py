@@ -17,7 +17,7 @@ import textwrap
 import warnings
 from pathlib import Path
 
-from ..utils.checks import choose, did_you_mean
+from ..utils.checks import check_choice, suggest
 
 # %% ../../nbs/cli/02_arguments.ipynb #d5584f33
 def _comments(f)->dict: # parameter, or field of a dataclass -> the comment behind it
@@ -61,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
         flags = [flag for action in self._actions for flag in action.option_strings]
         for word in (w.partition('=')[0] for w in words):
             if word.startswith('--') and word != '--' and word not in flags:
-                near = did_you_mean(word, flags)
+                near = suggest(word, flags)
                 raise ValueError(f'{self.prog} has no option {word}{near or ";"} see {self.prog} --help')
         several = any(action.nargs in ('*', '+') and not action.option_strings for action in self._actions)
         given, more = (self.parse_known_intermixed_args if several else self.parse_known_args)(words)
@@ -138,7 +138,7 @@ class Commands:
         name:str, # of a command
     )->argparse.ArgumentParser:
         "The arguments of one command; ValueError for an unknown one."
-        f, _, example = self.known[choose('command', name, tuple(self.known))]
+        f, _, example = self.known[check_choice('command', name, tuple(self.known))]
         return _parser(f'{self.prog} {name}', f, example)
 
     def completion(
@@ -147,7 +147,7 @@ class Commands:
     )->str: # a script for it
         "What makes a shell complete commands, options and paths; ValueError for a shell that shtab does not know."
         import shtab
-        choose('shell', shell, shtab.SUPPORTED_SHELLS)
+        check_choice('shell', shell, shtab.SUPPORTED_SHELLS)
         whole = argparse.ArgumentParser(self.prog)
         whole.add_argument('--version', action='store_true', help='print the version')
         whole.add_argument('--completion', choices=shtab.SUPPORTED_SHELLS, help='print a script that completes words')
@@ -168,7 +168,7 @@ class Commands:
             print(self.overview())
             return
         if words[0].startswith('-'):
-            near = did_you_mean(words[0], ('--help', '--version', '--completion'))
+            near = suggest(words[0], ('--help', '--version', '--completion'))
             raise ValueError(f'{self.prog} has no option {words[0]}{near or ";"} see {self.prog} --help')
         given = self.parser(words[0]).read(words[1:])
         _call(self.known[words[0]][0], given)

@@ -16,7 +16,7 @@ class Meaning:
     camera:str=None # for folder and csv: regular expression whose group is the camera in a file's name; '' = unknown
     domain:tuple=() # what to call the data sets in tables, one name each in order; else by the sets' own names
     distractors:bool=None # people numbered 0 and -1 are distractors and junk, as usual; or (--no-) people like others
-    detected:bool=False # for cuhk03: detected boxes instead of labelled ones
+    detected:bool=False # for cuhk03: detected boxes instead of labeled ones
 
     def options(self)->dict: # option of a parser -> value, None where it is not given
         camera, detected = _camera_rule(self.camera), self.detected or None

@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 from .data_options import Meaning
-from ..utils.checks import did_you_mean
+from ..utils.checks import suggest
 
 # %% ../../nbs/cli/05_gallery.ipynb #c5eb6a8e
 def _embed(
@@ -27,13 +27,13 @@ def _embed(
 ):
     "Embed pictures into a gallery: new and changed ones, removed ones drop out."
     from clip_dfgs.data.specs import check_options
-    from clip_dfgs.gallery.store import embed_gallery, found_pictures, shown
+    from clip_dfgs.gallery.store import embed_gallery, find_images, shown
     folders, options = [w for w in data if ':' not in w or Path(w).expanduser().is_dir()], meaning.options()
     named = [w for w in data if w not in folders]
     check_options(named, {k: v for k, v in options.items() if k != 'camera' or not folders})
     for k in ('distractors', 'detected'):
         if not named and options[k] is not None: raise ValueError(f'--{k} would change nothing in a plain folder')
-    pictures = found_pictures(data, domains=meaning.domain, **options)
+    pictures = find_images(data, domains=meaning.domain, **options)
     done = embed_gallery(pictures, _model(model), out, dtype, overwrite, batch, block)
     for path, why in [*done.problems.items()][:3]:
         warnings.warn(f'left out: {shown(path)}: {shown(why)}', stacklevel=2)
@@ -44,7 +44,7 @@ def _embed(
 def _model(word:str)->str:
     "The place of a model; ValueError that says what can be named."
     if word == 'pedestrians' or Path(word).expanduser().exists(): return word
-    near = did_you_mean(word, ['pedestrians'])
+    near = suggest(word, ['pedestrians'])
     raise ValueError(f'--model {word} is not there{near or ";"} name a run, a saved model, or pedestrians')
 
 # %% ../../nbs/cli/05_gallery.ipynb #c5c0317c
@@ -63,7 +63,7 @@ def _search(
     as_is:bool=False, # ask the small CLIP with the sentence itself, not with whole captions that say it
 ):
     "Rank a gallery for pictures and sentences."
-    from clip_dfgs.utils.files import replacing
+    from clip_dfgs.utils.files import atomic_write
     from clip_dfgs.gallery.search import extractor_of, heard, rows_of, search_gallery, search_sheet
     from clip_dfgs.gallery.store import open_gallery, shown
     if picture and picture.suffix.lower() != '.png':
@@ -84,9 +84,9 @@ def _search(
         if how: warnings.warn(f'{shown(sentence)[:60]!r} is {how}', stacklevel=2)
     _print(found)
     if csv:
-        with replacing(csv) as part: found.drop(columns='row').to_csv(part, index=False, errors='surrogateescape')
+        with atomic_write(csv) as part: found.drop(columns='row').to_csv(part, index=False, errors='surrogateescape')
     if picture:
-        with replacing(picture) as part: search_sheet(found, images, text, top).save(part, format='PNG')
+        with atomic_write(picture) as part: search_sheet(found, images, text, top).save(part, format='PNG')
         print(f'sheet: {picture}')
 
 # %% ../../nbs/cli/05_gallery.ipynb #eae474bf

@@ -18,7 +18,7 @@ from .gallery import _embed, _search, _serve
 from .overrides import changed, Changes, recipe_with
 
 # %% ../../nbs/cli/01_main.ipynb #6aa18fd6
-COMMANDS = Commands('clip-dfgs', 'CLIP-DFGS: recognise people on cameras that were never seen in training.')
+COMMANDS = Commands('clip-dfgs', 'CLIP-DFGS: recognize people on cameras that were never seen in training.')
 
 # %% ../../nbs/cli/01_main.ipynb #82980aa4
 def load_named(specs, camera=None, needed=None, **more): # see `sources.load_named`
@@ -58,8 +58,8 @@ def _render(
     test_share:float=.5, # share of identities for query and gallery
 ):
     "Render a domain of pedestrians in Market-1501 layout."
-    from clip_dfgs.synthetic.domain import make_domain
-    rows = make_domain(out, seed, identities, cameras, images_per_camera, look_alikes, test_share=test_share)
+    from clip_dfgs.synthetic.domain import render_domain
+    rows = render_domain(out, seed, identities, cameras, images_per_camera, look_alikes, test_share=test_share)
     splits = ', '.join(f'{n:,} {s}' for s, n in rows['split'].value_counts().items())
     print(f'{out}: {len(rows):,} images of {rows["pid"].nunique():,} identities, {splits}')
 
@@ -75,7 +75,7 @@ def _check_data(
 ):
     "Say what a data set holds, and where its papers say otherwise."
     from clip_dfgs.data.datasets import check_dataset
-    from clip_dfgs.utils.files import replacing
+    from clip_dfgs.utils.files import atomic_write
     from clip_dfgs.data.image_io import contact_sheet
     from clip_dfgs.data.specs import check_options, options_for
     if sheet and sheet.suffix.lower() != '.png':
@@ -88,7 +88,7 @@ def _check_data(
     records, = _read(meaning.domain, meaning.options(), source=[f'{name}:{folder}'])
     if os.path.abspath(sheet) in {os.path.abspath(path) for path in records[0]['path']}:
         raise ValueError(f'--sheet {sheet} is a picture of the data; choose another name')
-    with replacing(sheet) as part: contact_sheet(records[0]).save(part, format='PNG')
+    with atomic_write(sheet) as part: contact_sheet(records[0]).save(part, format='PNG')
     print(f'sample images: {sheet}')
 
 # %% ../../nbs/cli/01_main.ipynb #747654e2
@@ -257,7 +257,7 @@ def _trained_on(model:Path)->list: # paths of pictures, [] where it is not known
     return []
 
 def _tested(
-    models, # places of `open_model`
+    models, # places of `load_model`
     target, # words
     meaning:_Meaning, # of the data
     precision:str, # auto, no, bf16 or fp16
@@ -265,16 +265,16 @@ def _tested(
 )->list: # of dicts, domain -> RetrievalResult, one a model; empty in all processes but the main one
     "Results of saved models on the same images."
     import pandas as pd
-    from clip_dfgs.inference.embed import accelerator_for
+    from clip_dfgs.inference.embed import make_accelerator
     from clip_dfgs.inference.evaluator import check_targets, evaluate_records
-    from clip_dfgs.inference.extractor import open_model
+    from clip_dfgs.inference.extractor import load_model
     from clip_dfgs.data.specs import as_trained
     tables, = _read(meaning.domain, as_trained(models, target, meaning.options()), target=target)
-    opened = [open_model(place, 'cpu') for place in models]
+    opened = [load_model(place, 'cpu') for place in models]
     records = pd.concat(tables, ignore_index=True)
     check_targets(records)
     _warn(records, [path for m in models for path in _trained_on(m)])
-    accelerator = accelerator_for(precision)
+    accelerator = make_accelerator(precision)
     results = [evaluate_records(m.to(accelerator.device), records, accelerator, **options) for m in opened]
     return results if accelerator.is_main_process else []
 
@@ -285,7 +285,7 @@ def _test(
     *,
     target:tuple, # data sets to test on, each name:folder
     meaning:_Meaning=_Meaning(), # of the data
-    rerank:bool=False, # re-rank by k-reciprocal neighbours
+    rerank:bool=False, # re-rank by k-reciprocal neighbors
     precision:str='auto', # auto, no, bf16 or fp16
     bootstrap:int=0, # resamples for 95 % intervals, such as 1000; 0 = none
 ):
@@ -310,7 +310,7 @@ def _compare(
     *,
     target:tuple, # data sets to test on, each name:folder
     meaning:_Meaning=_Meaning(), # of the data
-    rerank:bool=False, # re-rank by k-reciprocal neighbours
+    rerank:bool=False, # re-rank by k-reciprocal neighbors
     precision:str='auto', # auto, no, bf16 or fp16
     bootstrap:int=1000, # resamples for the 95 % intervals
 ):
@@ -350,10 +350,10 @@ def _export(
 ):
     "Write a model as an ONNX file, checked against torch."
     from clip_dfgs.inference.onnx import export_onnx
-    from clip_dfgs.inference.extractor import open_model
+    from clip_dfgs.inference.extractor import load_model
     from clip_dfgs.gallery.store import shown
     if to.suffix != '.onnx': raise ValueError(f'{to}: ONNX is written; name the file {to.stem or "features"}.onnx')
-    distance = export_onnx(open_model(model, 'cpu'), to, tolerance=tolerance, precision=precision)
+    distance = export_onnx(load_model(model, 'cpu'), to, tolerance=tolerance, precision=precision)
     print(f'{shown(to)}: {to.stat().st_size / 1e6:.1f} MB, {precision}, at most {distance:.1e} from torch')
 
 # %% ../../nbs/cli/01_main.ipynb #afac4898

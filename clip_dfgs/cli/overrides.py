@@ -14,14 +14,14 @@ class Changes:
     "what replaces settings of the recipe; the others stay as they are there"
     sampler:str=None # of the last stage: pk, gs, dfgs or package.module:Class
     graph:str=None # who looks like whom, for all samplers but pk, by: image, text or dual
-    neighbours:int=None # k, how many neighbours an identity has in the graph
+    neighbors:int=None # k, how many neighbors an identity has in the graph
     skip:int=None # m, how many of the nearest identities are left out
     metric:str=None # distance between identities in the graph: euclidean or cosine
-    domain_rule:str=None # where a person's neighbours come from: any, within, across or balanced over source domains
+    neighbors_from:str=None # where a person's neighbors come from: any, within, across or balanced over source domains
     order:str=None # of the walk of dfgs: fair, paper or published
-    shuffle_neighbours:bool=None # walk a person's neighbours in another order each epoch
-    curriculum:tuple=None # two numbers, k and epochs: k neighbours at a time, from far to near
-    random_share:str=None # share of random batches among those of dfgs, 0 to 1, or adaptive
+    shuffle_neighbors:bool=None # walk a person's neighbors in another order each epoch
+    curriculum:tuple=None # two numbers, k and epochs: k neighbors at a time, from far to near
+    pk_ratio:str=None # share of random batches among those of dfgs, 0 to 1, or adaptive
     clip:str=None # open_clip model, timm:NAME, or pedestrians
     pretrained:str=None # tag or file of its weights; none = random, true = timm's own
     quick_gelu:bool=None # the activation that the weights were trained with; else it is found out
@@ -81,9 +81,9 @@ def changed(
     given = asdict(changes)
     last, first, second, batch, lr, norm, sharpness = (
         given.pop(k) for k in ('steps', 'adapt_steps', 'prompt_steps', 'batch', 'lr', 'norm', 'sharpness'))
-    given['random_share'] = _share_of(given['random_share'])
+    given['pk_ratio'] = _share_of(given['pk_ratio'])
     given['curriculum'] = _two_numbers(given['curriculum'])
-    config = recipe_with(recipe, seed, k=given.pop('neighbours'), **given)
+    config = recipe_with(recipe, seed, k=given.pop('neighbors'), **given)
     lengths = dict(adapt=first, prompts=second, finetune=last)
     settings = dict(adapt=dict(batch=batch, sharpness=sharpness), prompts={},
                     finetune=dict(batch=batch, sharpness=sharpness, lr=lr, norm=norm))
@@ -112,8 +112,8 @@ def _check_changes(config, changes:Changes):
     "`ValueError` for a change that the rest of the settings makes idle."
     given = {field.name for field in fields(changes) if getattr(changes, field.name) is not field.default}
     idle = {}
-    walk = ('order', 'shuffle_neighbours', 'curriculum', 'random_share')
-    graph = ('graph', 'neighbours', 'skip', 'metric', 'domain_rule')
+    walk = ('order', 'shuffle_neighbors', 'curriculum', 'pk_ratio')
+    graph = ('graph', 'neighbors', 'skip', 'metric', 'neighbors_from')
     last = ('sampler', *graph, *walk, 'lr', 'norm', 'select')
     if not config.finetune: idle |= dict.fromkeys(last, '--steps 0 leaves the last stage out')
     if config.finetune and config.sampler == 'pk':

@@ -18,12 +18,12 @@ import pandas as pd
 from tqdm import tqdm
 
 from .folders import find_root, plain
-from .image_io import ImageError, load_image, nearly_one_colour
-from .leakage import double_people, found_again
+from .image_io import ImageError, load_image, nearly_one_color
+from .leakage import double_people, found_in_gallery
 from .parsers import MARKET_FOLDERS, MARKET_NAMES, PARSERS, read_mat
 from .records import check_records, COLUMNS, SPLITS
-from ..utils.checks import DatasetError, did_you_mean
-from ..utils.files import digest_order
+from ..utils.checks import DatasetError, suggest
+from ..utils.files import stable_shuffle
 
 # %% ../../nbs/data/04_datasets.ipynb #b6e67b8b
 def load_dataset(
@@ -48,13 +48,13 @@ def load_dataset(
 def _parser(name:str, options:dict):
     "The parser of a name, if it takes these options."
     if name not in list(PARSERS):
-        near = did_you_mean(plain(name), PARSERS)
+        near = suggest(plain(name), PARSERS)
         raise DatasetError(f'unknown data set {name!r}{near} (known: {", ".join(PARSERS)})')
     known = dict([*inspect.signature(PARSERS[name]).parameters.items()][1:])
     for option, value in options.items():
         if option not in known:
             takes = f'it takes {", ".join(known)}' if known else 'it takes none'
-            raise DatasetError(f'{name} has no option {option!r}{did_you_mean(option, known)} ({takes})')
+            raise DatasetError(f'{name} has no option {option!r}{suggest(option, known)} ({takes})')
         if isinstance(known[option].default, bool) and not isinstance(value, bool):
             raise DatasetError(f'{name}: the option {option} is {value!r}; it is True or False')
     return PARSERS[name]
@@ -72,7 +72,7 @@ def _own_name(name:str, root)->str:
 def _test_half(records, name, partition):
     "The drawn half (rounded up) of the identities in `train`, as a set."
     people = sorted(set(records.loc[records['split'] == 'train', 'pid']))
-    return set(digest_order(people, name, partition)[:(len(people) + 1)//2])
+    return set(stable_shuffle(people, name, partition)[:(len(people) + 1)//2])
 
 # %% ../../nbs/data/04_datasets.ipynb #73f12538
 def _grid_partitions(records):
@@ -127,7 +127,7 @@ def identity_splits(
 def _ilids_partition(records, i):
     "Two images of each drawn identity, chosen by digest: one asks as camera 0, one answers as camera 1."
     test, base = _test_half(records, 'ilids', i), records['path'].map(os.path.basename)
-    pairs = [digest_order(sorted(base[records['pid'] == p]), 'ilids', i)[:2] for p in sorted(test)]
+    pairs = [stable_shuffle(sorted(base[records['pid'] == p]), 'ilids', i)[:2] for p in sorted(test)]
     ask, answer = (base.isin([p[j] for p in pairs if len(p) == 2]) for j in (0, 1))
     return _drawn(records.assign(camid=answer.astype(int)), test, ask, answer, i)
 
@@ -215,7 +215,7 @@ def _look_at(path)->tuple: # why it cannot be read, what is odd; None for neithe
     try: pixels = load_image(path, None)
     except ImageError as problem: return str(problem).removeprefix(f'image {path} '), None
     if min(pixels.shape[:2]) < 4: return None, 'less than 4 pixels wide or high'
-    return None, 'nearly of one colour' if nearly_one_colour(pixels) else None
+    return None, 'nearly of one color' if nearly_one_color(pixels) else None
 
 def _odd_warnings(looked:list)->list: # of sentences
     "How many pictures show nothing."
@@ -241,7 +241,7 @@ def _match_warnings(tables)->list: # of sentences
     for table in tables:
         for _, rows in table.groupby('domain', sort=False): alone |= _alone(rows)
         query = table[table['split'] == 'query']
-        themselves |= set(query['path'][found_again(table, content=True).to_numpy()])
+        themselves |= set(query['path'][found_in_gallery(table, content=True).to_numpy()])
     if alone: said.append(f'{len(alone):,} queries have no match in the gallery, first: {min(alone)}')
     if themselves:
         said.append(f'{len(themselves):,} queries find themselves: the same picture is in the gallery, and no camera '

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .records import COLUMNS, number_cameras, number_names, number_people, say_junk, SPLITS
+from .records import COLUMNS, encode_cameras, encode_identities, encode_names, say_junk, SPLITS
 from .records import without_junk
 from ..utils.checks import DatasetError
 from ..utils.files import hidden, image_files, left_out
@@ -169,7 +169,7 @@ def _cameras(
         found = expression.search(Path(file).name)
         if not found or not found[1]: raise DatasetError(f'camera={camera!r} finds no camera in {file}')
         names.append(found[1])
-    return number_names(number_cameras(names, f'camera={camera!r}'), 0)
+    return encode_names(encode_cameras(names, f'camera={camera!r}'), 0)
 
 def camera_rule(
     camera, # regular expression with a group
@@ -196,10 +196,10 @@ def from_csv(
         if column in table and value is not None:
             raise DatasetError(f'csv: {file} has a column {column}; leave {option}={value!r} out, or the column')
     table['path'] = [str(_beside(file, path)) for path in table['path']]
-    if 'camid' in table: table['camid'] = number_cameras(table['camid'], f'csv: {file}: camid')
+    if 'camid' in table: table['camid'] = encode_cameras(table['camid'], f'csv: {file}: camid')
     else: table['camid'] = _cameras(camera, table['path'])
     if 'split' not in table: table['split'] = split or 'train'
-    table['pid'] = number_people(table['pid'], f'csv: {file}: pid', distractors)
+    table['pid'] = encode_identities(table['pid'], f'csv: {file}: pid', distractors)
     say_junk(f'csv: {file}', table['path'], table['pid'], table['split'])
     return table[table['pid'] >= 0]
 

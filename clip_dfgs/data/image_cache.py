@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from .image_io import ImageError, load_image, nearly_one_colour
+from .image_io import ImageError, load_image, nearly_one_color
 from ..utils.files import cache_folder, write_text
 
 # %% ../../nbs/data/07_image_cache.ipynb #df7eea2a
@@ -86,7 +86,7 @@ def _decode_all(
     empty = []
     def decode(i):
         out[i] = load_image(paths[i], out.shape[1:3])
-        if nearly_one_colour(out[i]): empty.append(i)
+        if nearly_one_color(out[i]): empty.append(i)
     bar = dict(total=len(paths), desc='decoding', unit='img', delay=2, disable=not progress)
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as threads:
         jobs = threads.map(decode, range(len(paths)))
@@ -95,7 +95,7 @@ def _decode_all(
         except BaseException:
             threads.shutdown(wait=True, cancel_futures=True)
             raise
-    if empty: warnings.warn(f'{len(empty):,} of {len(paths):,} images are nearly of one colour, '
+    if empty: warnings.warn(f'{len(empty):,} of {len(paths):,} images are nearly of one color, '
                             f'first: {paths[min(empty)]}', stacklevel=2)
 
 # %% ../../nbs/data/07_image_cache.ipynb #e8ee5beb

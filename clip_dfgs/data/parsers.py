@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from .folders import as_table, find_root, from_csv, from_folder, need, parse_names, wrong_layout
-from .records import number_names, SPLITS, without_junk
+from .records import encode_names, SPLITS, without_junk
 from ..utils.checks import DatasetError
 from ..utils.files import cache_folder, hidden, image_files
 
@@ -31,7 +31,7 @@ _NOT_USED = ('gt_bbox', 'gt_query', 'multi-query') # folders of the release
 def _market_rows(
     name:str, # of the data set, for messages
     folder:Path, # with the three folders, or some of them
-    distractors:bool=True, # see `number_people`
+    distractors:bool=True, # see `encode_identities`
 )->list: # of dicts
     "Rows of a folder in Market-1501 layout, without junk."
     pattern, rows = r'(?P<pid>-?\d+)_c(?P<cam>\d+)', []
@@ -100,7 +100,7 @@ def msmt17(
             rows += _read_list('msmt17', folder/f'{f}.txt', images, split)
         else: warnings.warn(f'msmt17: {folder}/{f}.txt is not there: its pictures are lost', stacklevel=2)
     records = as_table('msmt17', rows, folder)
-    return records.assign(pid=number_names(records['pid']))
+    return records.assign(pid=encode_names(records['pid']))
 
 # %% ../../nbs/data/03_parsers.ipynb #6085559f
 def cuhk02(
@@ -115,7 +115,7 @@ def cuhk02(
             for r in parse_names('cuhk02', folder/f'P{pair}'/f'cam{cam}', r'(?P<pid>\d+)_'):
                 rows.append({**r, 'pid': (pair, r['pid']), 'camid': 2*(pair - 1) + cam - 1})
     records = as_table('cuhk02', rows, folder)
-    return records.assign(pid=number_names(records['pid']))
+    return records.assign(pid=encode_names(records['pid']))
 
 # %% ../../nbs/data/03_parsers.ipynb #6d2d21fb
 def read_mat(name, file):
@@ -186,7 +186,7 @@ def _cuhk03_images(
 # %% ../../nbs/data/03_parsers.ipynb #f628864a
 def cuhk03(
     root, # one of the three packages
-    detected:bool=False, # boxes of the detector instead of the labelled ones
+    detected:bool=False, # boxes of the detector instead of the labeled ones
     cache=None, # folder for images extracted from `cuhk-03.mat`
 )->pd.DataFrame: # records without a domain
     "CUHK03 with the new protocol (767 / 700 identities), from any of its three packages."
@@ -214,7 +214,7 @@ def cuhk_sysu(
         folder = next(folder/n for n in names if (folder/n).is_dir())
     rows = parse_names('cuhk_sysu', folder, pattern)
     records = as_table('cuhk_sysu', (r for r in rows if r['pid'] >= 0), folder)
-    return records.assign(pid=number_names(records['pid']))
+    return records.assign(pid=encode_names(records['pid']))
 
 # %% ../../nbs/data/03_parsers.ipynb #a728394c
 def prid(

@@ -12,8 +12,8 @@ from typing import Iterator
 import numpy as np
 import torch
 
-from ..utils.checks import choose, _whole_number
-from ..utils.tensors import exact_products
+from ..utils.checks import check_choice, _whole_number
+from ..utils.tensors import full_precision_matmul
 
 # %% ../../nbs/evaluation/01_distances.ipynb #d97dc198
 def _table(x, name:str)->torch.Tensor:
@@ -40,7 +40,7 @@ def _features(x, name:str)->torch.Tensor:
     raise ValueError(f'{name} features are {what} in {len(bad):,} of {len(x):,} rows, first row {bad[0]}')
 
 # %% ../../nbs/evaluation/01_distances.ipynb #1e8f2810
-def _feature_pair(query, gallery)->tuple[torch.Tensor, torch.Tensor]:
+def feature_pair(query, gallery)->tuple[torch.Tensor, torch.Tensor]:
     "Query and gallery features in one precision, on the gallery's device."
     query, gallery = _features(query, 'query'), _features(gallery, 'gallery')
     if query.shape[1] != gallery.shape[1]:
@@ -105,24 +105,24 @@ def _euclidean(
     return fill
 
 # %% ../../nbs/evaluation/01_distances.ipynb #d21e5130
-def _blocks(
+def row_blocks(
     query,               # as in `distance_blocks`
     gallery,             # likewise
     metric:str='cosine', # likewise
     block:int=512,       # likewise
 )->Iterator[tuple[int, torch.Tensor]]: # first query of the block, distances [<=block, G] on the gallery's device
     "Distances in blocks of queries, each of which overwrites the one before."
-    choose('metric', metric, ('cosine', 'euclidean'))
-    query, gallery = _feature_pair(query, gallery)
+    check_choice('metric', metric, ('cosine', 'euclidean'))
+    query, gallery = feature_pair(query, gallery)
     block = min(_whole_number('block', block), max(1, 2**26//len(gallery)))  # 256 MB in single precision at most
     buffer = gallery.new_empty(min(block, len(query)), len(gallery))
     later, first = (torch.tensor(rows, dtype=torch.long, device=gallery.device) for rows in _exact_copies(gallery))
     if metric == 'cosine': query = torch.nn.functional.normalize(query, dim=1)
-    with exact_products(): fill = dict(cosine=_cosine, euclidean=_euclidean)[metric](gallery)
+    with full_precision_matmul(): fill = dict(cosine=_cosine, euclidean=_euclidean)[metric](gallery)
     for start in range(0, len(query), block):
         asked = query[start:start + block]
         out = buffer[:len(asked)]
-        with exact_products(): fill(asked, out)
+        with full_precision_matmul(): fill(asked, out)
         if len(later): out[:, later] = out[:, first]
         yield start, out
 
@@ -134,4 +134,4 @@ def distance_blocks(
     block:int=512,       # queries per block
 )->Iterator[tuple[int, np.ndarray]]: # first query of the block, distances [<=block, G]
     "Distances in blocks of queries; each block overwrites the one before. ValueError for what cannot be compared."
-    for start, rows in _blocks(query, gallery, metric, block): yield start, rows.cpu().numpy()
+    for start, rows in row_blocks(query, gallery, metric, block): yield start, rows.cpu().numpy()

@@ -13,13 +13,13 @@ import warnings
 import numpy as np
 import torch
 
-from ..utils.checks import _KINDS, _missing_rows, _read_labels
-from ..utils.tensors import _ranges
+from ..utils.checks import KINDS, missing_rows, read_labels
+from ..utils.tensors import ranges_of
 
 # %% ../../nbs/evaluation/02_matching.ipynb #f410a095
 def _same_kind(query:np.ndarray, gallery:np.ndarray, what:str):
     "ValueError where labels of the two sides cannot be equal, a warning where only their spelling differs."
-    first, other = _KINDS[type(query[0].item())], _KINDS[type(gallery[0].item())]
+    first, other = KINDS[type(query[0].item())], KINDS[type(gallery[0].item())]
     if first != other:
         raise ValueError(f'query_{what} are {first} (row 0: {query[0].item()!r}), gallery_{what} are {other} '
                          f'(row 0: {gallery[0].item()!r}): write both one way')
@@ -46,8 +46,8 @@ def _identities(query, gallery, Q:int, G:int)->tuple[np.ndarray, np.ndarray]:
     "Identities of both sides; ValueError when one is missing or they do not compare."
     sides = []
     for name, labels, n in (('query_ids', query, Q), ('gallery_ids', gallery, G)):
-        labels = _read_labels(labels, name, n)
-        missing = _missing_rows(labels)
+        labels = read_labels(labels, name, n)
+        missing = missing_rows(labels)
         if len(missing):
             raise ValueError(f'{name}: {len(missing):,} of {n:,} identities are missing (None, NaN, empty or -1), '
                              f'first row {missing[0]}: leave these images out; strangers in a gallery need an '
@@ -64,8 +64,8 @@ def _cameras(query, gallery, Q:int, G:int)->tuple:
     if query is None: return None, None
     sides = []
     for name, labels, n in (('query_cams', query, Q), ('gallery_cams', gallery, G)):
-        labels = _read_labels(labels, name, n)
-        missing = _missing_rows(labels)
+        labels = read_labels(labels, name, n)
+        missing = missing_rows(labels)
         if 0 < len(missing) < n:
             raise ValueError(f'{name}: {len(missing):,} of {n:,} cameras are unknown, first row {missing[0]}: '
                              'the rule of the camera needs all of them; give none to switch it off')
@@ -86,7 +86,7 @@ def _pairs(query_ids, gallery_ids, query_cams=None, gallery_cams=None)->tuple[np
     order = np.argsort(gallery_ids, kind='stable')
     low, high = (np.searchsorted(gallery_ids[order], query_ids, side=side) for side in ('left', 'right'))
     query = np.repeat(np.arange(len(query_ids)), high - low)
-    pairs = np.stack([query, order[_ranges(low, high - low)]])
+    pairs = np.stack([query, order[ranges_of(low, high - low)]])
     if query_cams is None: return pairs, pairs[:, :0]
     junk = query_cams[pairs[0]] == gallery_cams[pairs[1]]
     return pairs[:, ~junk], pairs[:, junk]
@@ -104,7 +104,7 @@ def matches_and_junk(
     return _pairs(*identities, *_cameras(query_cams, gallery_cams, Q, G))
 
 # %% ../../nbs/evaluation/02_matching.ipynb #1a7f30a0
-def _in_block(
+def in_block(
     pairs:np.ndarray, # (query, gallery position), ordered by query, shape [2, n]
     start:int,        # first query of the block
     stop:int,         # the query behind its last
@@ -114,7 +114,7 @@ def _in_block(
     return here, (pairs[0, here] - start, pairs[1, here])
 
 # %% ../../nbs/evaluation/02_matching.ipynb #0df2c5e3
-def _no_match(query_ids, gallery_ids, query_cams, gallery_cams)->ValueError:
+def no_match(query_ids, gallery_ids, query_cams, gallery_cams)->ValueError:
     "The error for a query set without one match: which ids and cameras met."
     def some(labels):
         found = np.unique(np.asarray(labels)).tolist()
@@ -149,7 +149,7 @@ def _self_matches(
     return many
 
 # %% ../../nbs/evaluation/02_matching.ipynb #0a8c81df
-def _warn_of_nothing(
+def warn_of_nothing(
     query:torch.Tensor,   # features, shape [Q, D]
     gallery:torch.Tensor, # features, shape [G, D]
 ):

@@ -14,11 +14,11 @@ import pandas as pd
 import torch
 
 from .bootstrap import bootstrap_intervals
-from .distances import _blocks, _feature_pair
-from .matching import _cameras, _digest, _identities, _in_block, _no_match, _pairs, _self_matches
-from .matching import _warn_of_nothing
-from .reranking import _reranked
-from ..utils.checks import choose, _checked_ranks, _checked_resamples, _whole_number
+from .distances import feature_pair, row_blocks
+from .matching import in_block, no_match, warn_of_nothing, _cameras, _digest, _identities, _pairs
+from .matching import _self_matches
+from .reranking import reranked
+from ..utils.checks import check_choice, checked_ranks, checked_resamples, _whole_number
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #bc332942
 _MANY = 256 # matches of one query above which an argsort is cheaper than counting for each
@@ -55,8 +55,8 @@ def _rank_matches(
     ranks, at = np.zeros(matches.shape[1], int), np.zeros(matches.shape[1])
     wrong, wrong_at = np.full(Q, -1), np.full(Q, np.nan)
     for start, d in blocks:
-        here, cells = _in_block(matches, start, start + len(d))
-        d[_in_block(junk, start, start + len(d))[1]] = np.inf
+        here, cells = in_block(matches, start, start + len(d))
+        d[in_block(junk, start, start + len(d))[1]] = np.inf
         ranks[here], at[here] = _match_ranks(d, *cells), d[cells]
         d[cells] = np.inf
         best = d.argmin(1)
@@ -83,12 +83,12 @@ def _match_ranks_at_once(
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #2b0f4699
 def _cells_of(
-    pairs:np.ndarray, # as in `_in_block`
+    pairs:np.ndarray, # as in `in_block`
     start:int,        # first query of the block
     d:torch.Tensor,   # distances of the block, shape [b, G]
 )->tuple[torch.Tensor, torch.Tensor]: # rows and columns, on the block's device
     "The pairs of one block of queries."
-    return tuple(torch.from_numpy(side).to(d.device) for side in _in_block(pairs, start, start + len(d))[1])
+    return tuple(torch.from_numpy(side).to(d.device) for side in in_block(pairs, start, start + len(d))[1])
 
 def _rank_on_device(
     blocks:Iterator[tuple[int, torch.Tensor]], # distances on their device
@@ -190,7 +190,7 @@ def _rerank_settings(rerank)->dict|None: # of `reranked_blocks`; None: no re-ran
     "What `rerank` asks for; ValueError for a setting that there is not."
     if rerank is None or isinstance(rerank, (bool, np.bool_)): return {} if rerank else None
     if not isinstance(rerank, dict): raise ValueError(f'rerank={rerank!r}: give True, False or a dict of settings')
-    for name in rerank: choose('setting of rerank', name, ('k1', 'k2', 'lambda_value'))
+    for name in rerank: check_choice('setting of rerank', name, ('k1', 'k2', 'lambda_value'))
     return rerank
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #4c734344
@@ -223,16 +223,16 @@ def evaluate(
     seed:int=0,             # of the bootstrap
 )->RetrievalResult:         # averages as fractions 0..1 and the per-query table
     "Exact CMC, mAP and mINP without interpolation; ValueError for what cannot be compared, a warning for self matches."
-    ranks, bootstrap, settings = _checked_ranks(ranks), _checked_resamples(bootstrap), _rerank_settings(rerank)
-    query, gallery = _feature_pair(query, gallery)
+    ranks, bootstrap, settings = checked_ranks(ranks), checked_resamples(bootstrap), _rerank_settings(rerank)
+    query, gallery = feature_pair(query, gallery)
     Q, G = len(query), len(gallery)
     query_ids, gallery_ids = _identities(query_ids, gallery_ids, Q, G)
     query_cams, gallery_cams = _cameras(query_cams, gallery_cams, Q, G)
     matches, junk = _pairs(query_ids, gallery_ids, query_cams, gallery_cams)
-    if not matches.size: raise _no_match(query_ids, gallery_ids, query_cams, gallery_cams)
-    _warn_of_nothing(query, gallery)
-    if settings is None: blocks = _blocks(query, gallery, metric, block)
-    else: blocks = _reranked(query, gallery, metric=metric, block=block, **settings)
+    if not matches.size: raise no_match(query_ids, gallery_ids, query_cams, gallery_cams)
+    warn_of_nothing(query, gallery)
+    if settings is None: blocks = row_blocks(query, gallery, metric, block)
+    else: blocks = reranked(query, gallery, metric=metric, block=block, **settings)
     table = _query_table(query_ids, matches, *_ranks(gallery.device, blocks, matches, junk, Q))
     if metric == 'euclidean' and settings is None:
         table.update(table[['match_distance', 'wrong_distance']].clip(lower=0)**.5)
@@ -291,12 +291,12 @@ def nearest_gallery(
     block:int=512,      # queries per block
 )->np.ndarray:          # gallery positions, nearest first, shape [Q, k]; -1 where fewer are left
     "The k nearest gallery images of each query that count."
-    query, gallery = _feature_pair(query, gallery)
+    query, gallery = feature_pair(query, gallery)
     Q, G = len(query), len(gallery)
     junk = _junk(query_ids, gallery_ids, query_cams, gallery_cams, Q, G)
     out, k = np.full((Q, _whole_number('k', k)), -1), min(k, G)
     first = _first_on_device if _ranks_there(gallery.device) else _first_columns
-    for start, rows in _blocks(query, gallery, metric, block):
+    for start, rows in row_blocks(query, gallery, metric, block):
         rows[_cells_of(junk, start, rows)] = torch.inf
         out[start:start + len(rows), :k] = first(rows, k)
     return out

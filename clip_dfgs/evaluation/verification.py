@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .distances import distance_blocks, _feature_pair
-from .matching import matches_and_junk, _in_block
+from .distances import distance_blocks, feature_pair
+from .matching import in_block, matches_and_junk
 
 # %% ../../nbs/evaluation/05_verification.ipynb #3cd37990
 @dataclass(eq=False, repr=False)
@@ -42,7 +42,7 @@ def _count_others(
     "How many other pairs lie below each distance of a same-person pair."
     below, upto, others = np.zeros(len(same), int), np.zeros(len(same), int), 0
     for start, rows in blocks:
-        for some in pairs: rows[_in_block(some, start, start + len(rows))[1]] = np.inf
+        for some in pairs: rows[in_block(some, start, start + len(rows))[1]] = np.inf
         wrong = np.sort(rows, axis=None)
         wrong = wrong[:wrong.searchsorted(np.inf)]
         below += wrong.searchsorted(same)
@@ -62,10 +62,10 @@ def verification(
     block:int=512,      # queries per block
 )->VerificationResult:
     "Exact ROC over all query-gallery pairs, a block of distances at a time; ValueError without pairs of both kinds."
-    query, gallery = _feature_pair(query, gallery)
+    query, gallery = feature_pair(query, gallery)
     pairs = matches, _ = matches_and_junk(query_ids, gallery_ids, query_cams, gallery_cams)
     def blocks(): return distance_blocks(query, gallery, metric, block)
-    same = [rows[_in_block(matches, start, start + len(rows))[1]] for start, rows in blocks()]
+    same = [rows[in_block(matches, start, start + len(rows))[1]] for start, rows in blocks()]
     same = np.sort(np.concatenate(same))
     below, upto, others = _count_others(blocks(), pairs, same)
     if not len(same) or not others:

@@ -16,7 +16,7 @@ import torch
 
 from ..data.image_cache import LazyImages
 from ..data.loader import training_images, workers_for
-from ..inference.embed import accelerator_for, embed_images
+from ..inference.embed import embed_images, make_accelerator
 from ..training.config import STAGES, TrainConfig
 from ..training.run import Run
 from ..training.trainer import make_sampler, new_model, one_step
@@ -27,7 +27,7 @@ def _time_stage(
     name:str, # adapt, prompts or finetune
     steps:int=10, # measured, after two that warm up
 )->float: # seconds a step
-    "Time of a step of one stage, backward pass and optimiser included."
+    "Time of a step of one stage, backward pass and optimizer included."
     step, device = one_step(run, name), run.accelerator.device
     for _ in range(2): step()
     begun = _now(device)
@@ -70,7 +70,7 @@ def measure(
     steps:int=10, # measured in each stage
 )->dict: # seconds: by stage from step to step, `decode`, `load` and `embed` an image; `memory`, GB; `image_bytes`
     "What one run costs, by piece."
-    a = accelerator_for(config.precision)
+    a = make_accelerator(config.precision)
     model = new_model(rows, config).to(a.device)
     size = model.config['image_size']
     run = Run(None, config, rows, model, LazyImages(rows['path'].tolist(), size), a)
@@ -100,8 +100,8 @@ def count_steps(
     rows:pd.DataFrame, # pooled training rows
     config:TrainConfig, # with its stages
 )->dict: # stage -> (steps, epochs)
-    "Optimiser steps of every stage on one process; GS has one batch an identity, so its epochs are its own."
-    found, run = {}, Run(None, config, rows, None, None, accelerator_for('no'))
+    "Optimizer steps of every stage on one process; GS has one batch an identity, so its epochs are its own."
+    found, run = {}, Run(None, config, rows, None, None, make_accelerator('no'))
     for name in STAGES:
         stage = getattr(config, name)
         if stage is None: continue

@@ -24,10 +24,10 @@ from .studies import compare_variants, Study
 from ..inference.embed import embed_images
 from ..inference.evaluator import evaluate_records
 from ..models.reid_model import ReIDModel
-from ..sampling.diagnostics import epoch_report
+from ..sampling.diagnostics import epoch_statistics
 from ..sampling.graph import identity_features, nearest_identities
 from ..sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler
-from ..synthetic.domain import make_domain
+from ..synthetic.domain import render_domain
 from ..training.config import TrainConfig
 from ..utils.files import write_csv
 from ..viz.report import write_report
@@ -46,7 +46,7 @@ def demo_world(
         source = name in SOURCES
         people = identities if source else max(4, identities*4//5)
         if not (folder/name).exists():
-            make_domain(folder/name, 1000*(seed + 1) + i, people, test_share=0. if source else 1.)
+            render_domain(folder/name, 1000*(seed + 1) + i, people, test_share=0. if source else 1.)
         tables[name] = load_dataset('market1501', folder/name, domain=name)
     return pool([tables[n] for n in SOURCES]), pd.concat([tables[n] for n in TARGETS], ignore_index=True)
 
@@ -75,7 +75,7 @@ def epochs_compared(
     for name, sampler in samplers.items():
         batches = list(sampler)
         if not batches: continue # the published order can end before its first batch is full
-        held = epoch_report(batches, labels, cameras, features)
+        held = epoch_statistics(batches, labels, cameras, features)
         lines[name] = {'% of pictures': 100*held['images'], '% of people': 100*held['identities'],
                        'hardness': held['hardness'], 'batches': len(batches)}
     return pd.DataFrame(lines).T.rename_axis('sampler')

@@ -23,15 +23,15 @@ from ..data.leakage import leaks
 from ..data.records import pool
 from ..data.specs import options_for
 from .cost import estimate, measure
-from ..inference.embed import accelerator_for, embed_together
-from ..inference.evaluator import check_targets, _from_main, _ranked
+from ..inference.embed import embed_together, make_accelerator
+from ..inference.evaluator import check_targets, from_main, _ranked
 from ..models.reid_model import ReIDModel
 from ..training.checkpoints import on_main
 from ..training.config import check_config, STAGES, TrainConfig
 from ..training.recipes import RECIPES
 from ..training.run import check_folder
 from ..training.trainer import fit
-from ..utils.checks import choose, DatasetError
+from ..utils.checks import check_choice, DatasetError
 from ..utils.files import write_csv
 
 # %% ../../nbs/experiments/01_protocols.ipynb #86adb2ac
@@ -86,7 +86,7 @@ def protocol_sets(
     name:str, # p1, p2, p3
 )->list: # names of data sets, in the order of their first use
     "Every data set that a protocol needs; `ValueError` for an unknown protocol."
-    settings = PROTOCOLS[choose('protocol', name, tuple(PROTOCOLS))]
+    settings = PROTOCOLS[check_choice('protocol', name, tuple(PROTOCOLS))]
     return list(dict.fromkeys(n for s in settings for n in s.sources + s.targets))
 
 def _run_name(name:str, setting:Setting)->str: return f'{name}_to_{"_".join(setting.targets)}'
@@ -127,7 +127,7 @@ def evaluate_partitions(
             partition = int(t['partition'].iloc[0]) if 'partition' in t else 0
             rows.append(dict(split=partition, **100*r.summary(), queries=r.queries, unmatched=r.unmatched))
         return pd.DataFrame(rows)
-    return _from_main(rank, accelerator).groupby('split', as_index=False).mean()
+    return from_main(rank, accelerator).groupby('split', as_index=False).mean()
 
 # %% ../../nbs/experiments/01_protocols.ipynb #b737c563
 def with_spread(
@@ -216,7 +216,7 @@ def _check_jobs(
     "`ValueError` for what cannot work, before the first of several runs has begun."
     for rows in jobs.values():
         check_config(config, rows['label'].nunique(), domains=rows.groupby('domain')['label'].nunique())
-    on_main(accelerator_for(config.precision), lambda: [check_folder(out/n, config, resume, overwrite) for n in jobs])
+    on_main(make_accelerator(config.precision), lambda: [check_folder(out/n, config, resume, overwrite) for n in jobs])
 
 # %% ../../nbs/experiments/01_protocols.ipynb #a390c71c
 def run_setting(
@@ -333,6 +333,6 @@ def plot_matrix(
         ax.set_xticks(range(columns), t.columns, fontsize=8)
         ax.set_yticks(range(rows), t.index, fontsize=8)
         for i, j in itertools.product(range(rows), range(columns)):
-            colour = 'black' if t.iloc[i, j] > 55 else 'white'
-            ax.text(j, i, f'{t.iloc[i, j]:.1f}', ha='center', va='center', fontsize=9, color=colour)
+            color = 'black' if t.iloc[i, j] > 55 else 'white'
+            ax.text(j, i, f'{t.iloc[i, j]:.1f}', ha='center', va='center', fontsize=9, color=color)
     return fig

@@ -21,7 +21,7 @@ from ..evaluation.bootstrap import t_interval
 from ..inference.evaluator import evaluate_records
 from ..training.config import config_dict, TrainConfig
 from ..training.trainer import fit
-from ..utils.checks import choose
+from ..utils.checks import check_choice
 from ..utils.files import write_text
 
 # %% ../../nbs/experiments/03_studies.ipynb #b4db18c8
@@ -50,7 +50,7 @@ class Study:
         *domains:str, # of the table
     )->'Study':
         "The same study on some of its domains; ValueError where one is not there."
-        for name in domains: choose('domain', name, self.table['domain'].unique())
+        for name in domains: check_choice('domain', name, self.table['domain'].unique())
         def part(rows): return None if rows is None else rows[rows['domain'].isin(domains)]
         return replace(self, table=part(self.table), queries=part(self.queries))
 

@@ -19,8 +19,8 @@ import threading
 
 from PIL import Image
 
-from ..data.image_io import ImageError, to_pixels, _why
-from .search import heard, search_gallery, _natural
+from ..data.image_io import ImageError, to_pixels, why_unreadable
+from .search import heard, natural, search_gallery
 from .store import shown, StoredGallery
 from ..inference.extractor import FeatureExtractor
 
@@ -33,7 +33,7 @@ def _decoded(
         image = Image.open(io.BytesIO(data))
         image.load()
     except Exception as e: # whatever a decoder makes of hostile bytes
-        why = shown(_why(e)).split('<')[0].strip(' :')[:100] # no addresses of objects
+        why = shown(why_unreadable(e)).split('<')[0].strip(' :')[:100] # no addresses of objects
         raise ImageError(f'the upload cannot be read ({why})') from None
     return image
 
@@ -121,7 +121,7 @@ def make_page(
 ): # gradio's `Blocks`
     "The page: questions and filters on the left, results on the right."
     gr, alone = _gradio(), threading.Lock() # one search at a time
-    cameras, domains = (sorted(set(gallery.records[c]) - {''}, key=_natural) for c in ('camera', 'domain'))
+    cameras, domains = (sorted(set(gallery.records[c]) - {''}, key=natural) for c in ('camera', 'domain'))
     same = gr.skip()
 
     def ask(data, text, like, k, some_cameras, some_domains): # one of the first three

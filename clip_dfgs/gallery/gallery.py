@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data.image_io import ImageError
-from ..inference.extractor import FeatureExtractor, _check_finite, _embed
-from ..utils.checks import choose, _at_least_one
-from ..utils.files import image_files, IMAGE_SUFFIXES, left_out, replacing
+from ..inference.extractor import check_finite, FeatureExtractor, _embed
+from ..utils.checks import at_least_one, check_choice
+from ..utils.files import atomic_write, image_files, IMAGE_SUFFIXES, left_out
 
 # %% ../../nbs/gallery/03_gallery.ipynb #8af5e5a8
 def _best(
@@ -31,7 +31,7 @@ def _best(
     k:int, # answers to each
 )->pd.DataFrame: # query, rank, path, score
     "The k nearest paths to each query, block by block of queries."
-    k = min(_at_least_one('k', k, 'ask for at least one answer'), len(features))
+    k = min(at_least_one('k', k, 'ask for at least one answer'), len(features))
     best = [(block @ features.T).topk(k) for block in query.split(256)]
     where = torch.cat([b.indices for b in best]).flatten().tolist()
     table = dict(query=np.repeat(np.arange(len(query)), k), rank=np.tile(np.arange(1, k + 1), len(query)))
@@ -50,7 +50,7 @@ class Gallery:
     ):
         if len(paths) != len(features): raise ValueError(f'{len(paths):,} paths for {len(features):,} features')
         features = torch.as_tensor(features)
-        _check_finite(features, 'of the gallery')
+        check_finite(features, 'of the gallery')
         if features.shape[1:] != (extractor.model.width,):
             raise ValueError(f'features have shape {list(features.shape)}, those of the extractor are '
                              f'{extractor.model.width} wide')
@@ -69,7 +69,7 @@ class Gallery:
         broken:str='raise', # 'skip': leave out files that cannot be read, and count them in a warning
     )->'Gallery':
         "Embed every picture below a folder, in the order of their names; ValueError if there is none."
-        choose('broken', broken, ('raise', 'skip'))
+        check_choice('broken', broken, ('raise', 'skip'))
         if not Path(folder).is_dir(): raise ValueError(f'{folder} is not a folder')
         paths, missed = image_files(folder, deep=True), left_out(folder, deep=True)
         if not paths: raise ValueError(f'{folder}: no pictures there ({", ".join(IMAGE_SUFFIXES)}). {missed}'.strip())
@@ -115,7 +115,7 @@ def save_gallery(
 ):
     "Write paths and features to one file, whole or not at all."
     content = dict(features=gallery.features.contiguous(), mark=_mark(gallery.extractor))
-    with replacing(file) as part: save_file(content, part, metadata=dict(paths=json.dumps(gallery.paths)))
+    with atomic_write(file) as part: save_file(content, part, metadata=dict(paths=json.dumps(gallery.paths)))
 
 # %% ../../nbs/gallery/03_gallery.ipynb #ec454b20
 def load_gallery(

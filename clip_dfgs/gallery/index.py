@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..utils.files import replacing
-from ..utils.tensors import exact_products
+from ..utils.files import atomic_write
+from ..utils.tensors import full_precision_matmul
 
 # %% ../../nbs/gallery/01_index.ipynb #f355b51d
 def _unit(
@@ -50,7 +50,7 @@ def _rough(
     "Cosines of a block in single precision; ValueError where one is no number."
     block = torch.from_numpy(np.require(x, requirements='CW')).float()
     lengths = torch.linalg.vector_norm(block, dim=1).clamp_min(1e-12)
-    with exact_products(): scores = (query @ block.T)/lengths
+    with full_precision_matmul(): scores = (query @ block.T)/lengths
     if not scores.isfinite().all(): raise ValueError('a feature of the table is not a number')
     return scores.numpy()
 
@@ -116,7 +116,7 @@ def build_cells(
     seed:int=0, # of the sample
     block:int=65_536, # rows at a time
 )->dict: # cells, cells that are looked at, recall that was measured
-    "Make an index of cells and write it; the recall is that of ten neighbours of a sample of 64 rows."
+    "Make an index of cells and write it; the recall is that of ten neighbors of a sample of 64 rows."
     faiss, draw = _faiss(), np.random.default_rng(seed)
     n, width = table.shape
     cells = max(1, min(4096, int(2*n**.5), n//39))
@@ -129,7 +129,7 @@ def build_cells(
     true, index.nprobe = nearest_rows(table[sample], table, 10)[0], 1
     while (got := _found(index, table, sample, true)) < recall and index.nprobe < cells:
         index.nprobe = min(2*index.nprobe, cells)
-    with replacing(file) as part: faiss.write_index(index, str(part))
+    with atomic_write(file) as part: faiss.write_index(index, str(part))
     return dict(cells=cells, visited=index.nprobe, recall=got)
 
 def _single(x)->np.ndarray: # float32, contiguous
@@ -138,7 +138,7 @@ def _single(x)->np.ndarray: # float32, contiguous
     return torch.nn.functional.normalize(x, dim=1).numpy()
 
 def _found(index, table, sample:np.ndarray, true:np.ndarray)->float:
-    "Share of the true neighbours of a sample that the index finds."
+    "Share of the true neighbors of a sample that the index finds."
     found, _ = _from_cells(index, _unit(table[sample]), table, true.shape[1], None)
     return float(np.mean([len(set(a) & set(b))/len(b) for a, b in zip(found.tolist(), true.tolist())]))
 

@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.image_io import _in_their_places, _listed, _read_block
-from ..utils.checks import choose, _at_least_one
-from ..utils.files import replacing
+from ..data.image_io import in_their_places, listed, read_block
+from ..utils.checks import at_least_one, check_choice
+from ..utils.files import atomic_write
 
 # %% ../../nbs/inference/05_onnx.ipynb #07e8d3e3
 PRECISIONS = dict(float32=1e-3, float16=1e-2, int8=.1) # -> largest distance from torch, a share of a feature's length
 
 # %% ../../nbs/inference/05_onnx.ipynb #77f15a3c
 def export_onnx(
-    model, # a `ReIDModel`, which is not changed, or a place of `gallery.open_model`: RUN, RUN/model, 'pedestrians'
+    model, # a `ReIDModel`, which is not changed, or a place of `gallery.load_model`: RUN, RUN/model, 'pedestrians'
     path, # file to write
     unit:bool=True, # features of unit length
     tolerance:float=None, # largest distance from torch that is accepted, a share of the feature's length
@@ -32,15 +32,15 @@ def export_onnx(
 )->float: # the largest distance that was seen
     "Write an ONNX file, uint8 [B,3,H,W] to float32 [B,D]; ValueError if it cannot be made or differs from torch."
     _need_packages()
-    from clip_dfgs.inference.extractor import Embedder, open_model
+    from clip_dfgs.inference.extractor import Embedder, load_model
     from clip_dfgs.models.reid_model import ReIDModel
-    usual = PRECISIONS[choose('precision', precision, PRECISIONS)]
+    usual = PRECISIONS[check_choice('precision', precision, PRECISIONS)]
     tolerance = usual if tolerance is None else tolerance
-    if not isinstance(model, ReIDModel): model = open_model(model, 'cpu')
+    if not isinstance(model, ReIDModel): model = load_model(model, 'cpu')
     embedder, (h, w) = Embedder(model, unit).cpu(), model.config['image_size']
     rng = np.random.default_rng(0)
     two, one, five = (rng.integers(0, 256, (n, 3, h, w), dtype=np.uint8) for n in (2, 1, 5))
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         _trace(embedder, part, two)
         _convert(part, precision)
         session = _session(part)
@@ -205,7 +205,7 @@ class OnnxExtractor:
         except Exception as problem: # onnxruntime's own classes, which differ between its versions
             raise ValueError(f'{file} is not an ONNX file, or is damaged ({_first_line(problem)})') from None
         self.facts, self.file = _read_facts(self.session, file), file
-        self.batch, self.channels = _at_least_one('batch', batch), choose('channels', channels, ('rgb', 'bgr'))
+        self.batch, self.channels = at_least_one('batch', batch), check_choice('channels', channels, ('rgb', 'bgr'))
 
     def __repr__(self):
         return f'OnnxExtractor({self.facts["clip"]}, {self.facts["width"]} columns, {self.facts["precision"]})'
@@ -217,17 +217,17 @@ class OnnxExtractor:
         bad:str='raise', # 'none': None in the place of an empty or unreadable picture
     )->np.ndarray: # float32 [B,D]; with bad='none' a list of [D] and None
         "Features of every picture; one alone gives [1,D], none [0,D]; ValueError names the picture that is wrong."
-        choose('bad', bad, ('raise', 'none'))
-        channels = choose('channels', channels or self.channels, ('rgb', 'bgr'))
-        images, problems = _listed(images), {}
+        check_choice('bad', bad, ('raise', 'none'))
+        channels = check_choice('channels', channels or self.channels, ('rgb', 'bgr'))
+        images, problems = listed(images), {}
         out = [np.zeros((0, self.facts['width']), np.float32)]
         for start in range(0, len(images), self.batch):
             size, leave_out = self.facts['image_size'], bad == 'none'
-            pixels, wrong = _read_block(images, start, self.batch, size, channels, leave_out)
+            pixels, wrong = read_block(images, start, self.batch, size, channels, leave_out)
             problems |= wrong
             if len(pixels): out.append(_run(self.session, pixels))
         features = np.concatenate(out)
-        return features if bad == 'raise' else _in_their_places(features, problems, len(images))
+        return features if bad == 'raise' else in_their_places(features, problems, len(images))
 
 # %% ../../nbs/inference/05_onnx.ipynb #cb956ab2
 def __getattr__(

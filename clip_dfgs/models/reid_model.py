@@ -13,14 +13,14 @@ import numpy as np
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .encoder import ReIDEncoder, _need_prompts
-from .small_clip import EYES, load_small_clip, new_small_clip, PEDESTRIANS, WEIGHTS, _pack_tokens
-from .small_clip import _unpack_tokens
+from .encoder import need_prompts, ReIDEncoder
+from .small_clip import EYES, load_small_clip, new_small_clip, pack_tokens, PEDESTRIANS, unpack_tokens
+from .small_clip import WEIGHTS
 from .timm_towers import load_timm
-from .weights import fill_weights, load_clip, new_clip, OPENAI_NORMALISATION, tokenizer_of
-from .weights import _not_weights
+from .weights import fill_weights, load_clip, new_clip, not_weights, OPENAI_NORMALISATION
+from .weights import tokenizer_of
 from ..utils.checks import _first_line
-from ..utils.files import replacing, write_text
+from ..utils.files import atomic_write, write_text
 
 # %% ../../nbs/models/06_reid_model.ipynb #13c86410
 class ReIDModel(ReIDEncoder):
@@ -34,7 +34,7 @@ class ReIDModel(ReIDEncoder):
         image_size:tuple|None=None, # (height, width); None: 256x128, or what the small CLIP was trained at
         stride:int|None=None, # of the patches; smaller than the patch: they overlap
         cameras:int=0, # of the camera embedding; 0: none
-        normalisation=None, # of pixels: "clip", "half", "instance", (mean, std); None: the weights' own
+        normalization=None, # of pixels: "clip", "half", "instance", (mean, std); None: the weights' own
         quick_gelu:bool|None=None, # the activation; None: find out
         seed:int=0, # of everything random
     )->'ReIDModel':
@@ -43,8 +43,8 @@ class ReIDModel(ReIDEncoder):
         if num_ids and not clip.startswith('timm:'): tokenizer_of(clip)  # fail before weights are fetched
         module, found = _find_towers(clip, pretrained, quick_gelu, asked['seed'])
         if image_size is None: asked['image_size'] = list(found['image_size'])
-        mean_std = _normalisation(normalisation, found['normalisation'])
-        return cls(module, dict(format=2, clip=clip) | found | asked | dict(normalisation=mean_std))
+        mean_std = _normalization(normalization, found['normalization'])
+        return cls(module, dict(format=2, clip=clip) | found | asked | dict(normalization=mean_std))
 
     def __repr__(self)->str: return _described(self)
 
@@ -55,7 +55,7 @@ class ReIDModel(ReIDEncoder):
 
     def save(self, folder):
         "Write `model.safetensors` and `config.json`, each whole or not at all."
-        with replacing(Path(folder)/'model.safetensors') as part: save_file(_stored(self), part)
+        with atomic_write(Path(folder)/'model.safetensors') as part: save_file(_stored(self), part)
         write_text(json.dumps(self.config, indent=1), Path(folder)/'config.json')
 
     @classmethod
@@ -106,7 +106,7 @@ def _find_towers(
         if quick_gelu is not None: raise ValueError(f'{clip}: only a CLIP has the choice of quick_gelu; leave it out')
         module, cfg, mean_std = load_timm(clip[5:], pretrained, seed)
     else: module, cfg, mean_std = load_clip(clip, pretrained, quick_gelu, seed)
-    return module, dict(model_cfg=cfg, token_seed=None, image_size=(256, 128), normalisation=mean_std)
+    return module, dict(model_cfg=cfg, token_seed=None, image_size=(256, 128), normalization=mean_std)
 
 # %% ../../nbs/models/06_reid_model.ipynb #dd64ebe0
 def _small_towers(
@@ -129,29 +129,29 @@ def _small_towers(
         raise ValueError('pedestrians: was trained with GELU, not QuickGELU; leave quick_gelu out')
     size, mean_std = config['model_cfg']['vision_cfg']['image_size'], (config['mean'], config['std'])
     found = dict(model_cfg=config['model_cfg'], token_seed=config['token_seed'])
-    return module, found | dict(image_size=size, normalisation=mean_std)
+    return module, found | dict(image_size=size, normalization=mean_std)
 
 # %% ../../nbs/models/06_reid_model.ipynb #d3c9022a
-def _normalisation(
+def _normalization(
     asked, # None: the weights' own; "half", "clip", "instance", or (mean, std)
     own:tuple, # (mean, std) that the weights were trained with
 )->dict:
-    "Normalisation as it is stored: mean and std, three numbers each, or None for those of each image."
+    "Normalization as it is stored: mean and std, three numbers each, or None for those of each image."
     mean_std = asked
     named = dict(clip=OPENAI_NORMALISATION, half=([.5]*3, [.5]*3), instance=(None, None))
     if asked is None: mean_std = own
     elif isinstance(asked, str):
         if asked not in named:
-            raise ValueError(f'unknown normalisation {asked!r}; use clip, half, instance or a pair (mean, std)')
+            raise ValueError(f'unknown normalization {asked!r}; use clip, half, instance or a pair (mean, std)')
         mean_std = named[asked]
     try:
         if all(values is None for values in mean_std): return dict(mean=None, std=None)
         mean, std = ([float(v) for v in values] for values in mean_std)
     except (TypeError, ValueError): mean, std = [], []
     if len(mean) != 3 or len(std) != 3 or not np.isfinite(mean + std).all() or min(std) <= 0:
-        raise ValueError(f'normalisation {asked!r} is no pair (mean, std) of three numbers each, std above 0')
+        raise ValueError(f'normalization {asked!r} is no pair (mean, std) of three numbers each, std above 0')
     if min(mean) < 0 or max(mean) > 1:
-        raise ValueError(f'normalisation {asked!r}: pixels and their means are between 0 and 1; divide by 255')
+        raise ValueError(f'normalization {asked!r}: pixels and their means are between 0 and 1; divide by 255')
     return dict(mean=mean, std=std)
 
 # %% ../../nbs/models/06_reid_model.ipynb #2ca7809f
@@ -173,7 +173,7 @@ def _set_trainable(model:ReIDModel, stage:str):
     "Set which parameters get gradients; ValueError for an unknown stage."
     stages = 'adapt', 'prompts', 'finetune'
     if stage not in stages: raise ValueError(f'unknown stage {stage!r}; use adapt, prompts or finetune')
-    if stage == 'prompts': _need_prompts(model)
+    if stage == 'prompts': need_prompts(model)
     trained = ('prompts.',) if stage == 'prompts' else ('clip.visual.', 'neck_', 'camera')
     for name, p in model.named_parameters():
         shift = name.startswith('neck_') and name.endswith('norm.bias')  # stays zero [BoT]
@@ -188,7 +188,7 @@ def _stored(model:ReIDModel)->dict:
     "A model's weights as they are stored."
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     seed = model.config['token_seed']
-    return state if seed is None else _pack_tokens(state, _token_key(model), seed)
+    return state if seed is None else pack_tokens(state, _token_key(model), seed)
 
 def _restored(
     model:ReIDModel, # takes the weights
@@ -198,7 +198,7 @@ def _restored(
     "The inverse of `_stored`; ValueError where the token rows are not there."
     seed, key = model.config['token_seed'], _token_key(model)
     if seed is None or key in state: return state
-    try: return _unpack_tokens(state, key, model.state_dict()[key].shape, seed)
+    try: return unpack_tokens(state, key, model.state_dict()[key].shape, seed)
     except Exception as e: raise ValueError(f'{what}: the model is damaged ({_first_line(e)})') from None
 
 # %% ../../nbs/models/06_reid_model.ipynb #fb98c902
@@ -210,7 +210,7 @@ def _read_folder(
     if (folder/'model'/'config.json').is_file(): holds += f', as {folder/"model"} does'
     for file in (folder/'config.json', folder/'model.safetensors'):
         if not file.is_file(): raise ValueError(f'{file}: no such file; {holds}')
-        if reason := _not_weights(file): raise ValueError(f'{folder}: the model is damaged ({file.name}: {reason})')
+        if reason := not_weights(file): raise ValueError(f'{folder}: the model is damaged ({file.name}: {reason})')
     try: config, state = json.loads((folder/'config.json').read_text('utf-8')), load_file(folder/'model.safetensors')
     except Exception as e:
         raise ValueError(f'{folder}: the model is damaged ({type(e).__name__}: {_first_line(e)})') from None
@@ -222,14 +222,14 @@ def _current_config(config:dict, folder:Path)->dict:
     if config.get('format') not in (1, 2):
         raise ValueError(f"{folder}: model format {config.get('format')!r} is unknown to this version")
     if 'pixels' in config:  # format 1
-        config = {'normalisation' if k == 'pixels' else k: v for k, v in config.items()} | dict(format=2)
-    entries = 'clip model_cfg image_size stride cameras num_ids normalisation token_seed seed'.split()
+        config = {'normalization' if k == 'pixels' else k: v for k, v in config.items()} | dict(format=2)
+    entries = 'clip model_cfg image_size stride cameras num_ids normalization token_seed seed'.split()
     lost = [name for name in entries if name not in config]
     if lost: raise ValueError(f'{folder}: the model is damaged (config.json lacks {", ".join(lost)})')
-    pixels = config['normalisation']
-    try: known = _normalisation((pixels['mean'], pixels['std']), None)
+    pixels = config['normalization']
+    try: known = _normalization((pixels['mean'], pixels['std']), None)
     except (TypeError, KeyError, ValueError): known = None
-    if known is None: raise ValueError(f'{folder}: the model is damaged (config.json: normalisation is {pixels!r})')
+    if known is None: raise ValueError(f'{folder}: the model is damaged (config.json: normalization is {pixels!r})')
     return config
 
 def _empty_towers(config:dict)->nn.Module:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from torch import nn
 
-from .weights import fill_weights, read_weights, _given_file, _seeded
-from ..utils.checks import did_you_mean, _first_line
+from .weights import fill_weights, given_file, read_weights, seeded
+from ..utils.checks import suggest, _first_line
 
 # %% ../../nbs/models/03_timm_towers.ipynb #6269dfc1
 class TimmTower(nn.Module):
@@ -27,10 +27,10 @@ class TimmTower(nn.Module):
         super().__init__()
         import timm
         if not timm.is_model(name):
-            near = did_you_mean(name.split('.')[0], timm.list_models(), most=3)
+            near = suggest(name.split('.')[0], timm.list_models(), most=3)
             raise ValueError(f'unknown timm model {name!r}{near}')
         try:
-            with _seeded(seed): self.trunk = timm.create_model(name, pretrained=weights, num_classes=0)
+            with seeded(seed): self.trunk = timm.create_model(name, pretrained=weights, num_classes=0)
         except Exception as e:
             what = f'timm:{name}: {_first_line(e, 160)}'
             raise ValueError(f'{what}; pretrained takes True, a tag, a file or None') from None
@@ -77,7 +77,7 @@ def load_timm(
     seed:int=0, # of random weights
 )->tuple[nn.Module,dict,tuple]: # module with `.visual`, {}, (mean, std)
     "An image-only backbone in the same form as `load_clip`."
-    file = _given_file(pretrained)
+    file = given_file(pretrained)
     tagged = isinstance(pretrained, str) and not file
     model = nn.Module()
     model.visual = TimmTower(f'{name}.{pretrained}' if tagged else name, seed, bool(pretrained) and not file)

@@ -22,11 +22,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn, Tensor
 
-from ..utils.checks import did_you_mean, _first_line
+from ..utils.checks import suggest, _first_line
 
 # %% ../../nbs/models/01_weights.ipynb #ee47ef06
 @contextlib.contextmanager
-def _seeded(seed:int):
+def seeded(seed:int):
     "Run with torch's CPU generator at `seed`, and leave the generator as it was."
     state = torch.random.get_rng_state()
     torch.default_generator.manual_seed(seed)
@@ -48,7 +48,7 @@ def new_clip(
         name = cfg['text_cfg']['hf_model_name']
         raise ValueError(f"the text tower {name} is not open_clip's, no prompts can be learned through it; {advice}")
     cfg['vision_cfg']['timm_model_pretrained'] = False  # weights come from one place only
-    with _seeded(seed): return (open_clip.model.CustomTextCLIP if custom else open_clip.CLIP)(**cfg)
+    with seeded(seed): return (open_clip.model.CustomTextCLIP if custom else open_clip.CLIP)(**cfg)
 
 # %% ../../nbs/models/01_weights.ipynb #0dff3c88
 def _bundle(
@@ -82,11 +82,11 @@ def _architecture(
     if ':' in name: return _read_config(_bundle(name)/'open_clip_config.json')['model_cfg']
     cfg = open_clip.get_model_config(name.replace('/', '-'))
     if cfg is not None: return cfg
-    near = did_you_mean(name, ['pedestrians', *open_clip.list_models()], most=3)
+    near = suggest(name, ['pedestrians', *open_clip.list_models()], most=3)
     raise ValueError(f'unknown model {name!r}' + (near or '; see open_clip.list_models()'))
 
 # %% ../../nbs/models/01_weights.ipynb #de18ed33
-def _not_weights(
+def not_weights(
     path:Path,
 )->str: # "" if nothing speaks against it
     "What a path holds, where that is plainly no file of weights."
@@ -100,7 +100,7 @@ def _not_weights(
     if not begin: return 'it is empty; was its download interrupted?'
     if begin.startswith(b'version https://git-lfs'): return 'it is a Git LFS pointer; fetch the file with git lfs pull'
     if begin.lstrip().startswith(b'<'): return 'it is a web page; was its download refused?'
-    if begin.startswith(b'GGUF'): return 'its weights are quantised'
+    if begin.startswith(b'GGUF'): return 'its weights are quantized'
     return ''
 
 # %% ../../nbs/models/01_weights.ipynb #76ebf6dd
@@ -189,7 +189,7 @@ def read_weights(
 )->tuple[dict,str]: # tensors by name, and their origin: "openai", "bare", "checkpoint" or "open_clip"
     "Read CLIP weights without unpickling code; ValueError if the file is none of the known kinds."
     path = Path(path).expanduser()
-    if reason := _not_weights(path): raise ValueError(f'{path}: not a weight file; {reason}')
+    if reason := not_weights(path): raise ValueError(f'{path}: not a weight file; {reason}')
     try: found, archive = _opened(path)
     except Exception as e: raise ValueError(f'{path}: not a weight file this package reads; {_trouble(e)}') from None
     state, held = _unwrapped(found, path)
@@ -232,7 +232,7 @@ def _misfits(
     floats = {k for k in both if own[k].is_floating_point()}
     coarse = {k for k in floats if not state[k].is_floating_point() or state[k].element_size() == 1}
     return dict(missing=own.keys() - state.keys(), unknown=state.keys() - own.keys(),
-                misshapen=(own.keys() & state.keys()) - both, quantised=coarse,
+                misshapen=(own.keys() & state.keys()) - both, quantized=coarse,
                 unfinite={k for k in floats - coarse if not state[k].isfinite().all()})
 
 # %% ../../nbs/models/01_weights.ipynb #75ccb1c1
@@ -253,7 +253,7 @@ def fill_weights(
     return model
 
 # %% ../../nbs/models/01_weights.ipynb #90174d58
-def _given_file(
+def given_file(
     pretrained, # as the caller wrote it
 )->Path|None: # None: not a file
     "The file that `pretrained` names; ValueError for a path without a file and for what is neither tag nor file."
@@ -263,7 +263,7 @@ def _given_file(
     path = Path(pretrained).expanduser()
     if path.is_file(): return path
     named = isinstance(pretrained, os.PathLike) or len(path.parts) > 1
-    if named: raise ValueError(f'{path}: not a weight file; {_not_weights(path)}')
+    if named: raise ValueError(f'{path}: not a weight file; {not_weights(path)}')
     return None
 
 # %% ../../nbs/models/01_weights.ipynb #0020837b
@@ -272,7 +272,7 @@ def _weight_file(
     pretrained, # tag, file, True or None
 )->Path|None: # None for tags and random weights
     "The file that `pretrained` names, or the one in the folder of a model that brings its own."
-    file = _given_file(pretrained)
+    file = given_file(pretrained)
     if file or pretrained is None or ':' not in name: return file
     if pretrained is not True:
         raise ValueError(f'{name} brings its own weights, not {pretrained!r}; pretrained takes True or "default" for '
@@ -327,9 +327,9 @@ def _from_file(
     state = open_clip.convert.convert_state_dict(model, state)
     if hasattr(model, 'text') and 'positional_embedding' in state:
         state = open_clip.model.convert_to_custom_text_state_dict(state)
-    return fill_weights(model, state, str(file)), _normalisation_of(said.get('preprocess_cfg', {}))
+    return fill_weights(model, state, str(file)), _normalization_of(said.get('preprocess_cfg', {}))
 
-def _normalisation_of(
+def _normalization_of(
     said:dict, # a tag's record or the preprocessing of a config
 )->tuple: # (mean, std)
     "Mean and standard deviation of the pixels; OpenAI's where nothing is said."
@@ -347,8 +347,8 @@ def load_clip(
     file = _weight_file(name, pretrained)
     if file:
         by_name = True if plain.endswith('-quickgelu') else cfg.get('quick_gelu')
-        model, normalisation = _from_file(cfg, file, by_name, quick_gelu, seed)
-        return model, cfg, normalisation
+        model, normalization = _from_file(cfg, file, by_name, quick_gelu, seed)
+        return model, cfg, normalization
     tag = open_clip.get_pretrained_cfg(plain, 'openai') if pretrained is None else _tag(plain, pretrained)
     said = tag.get('quick_gelu', False) if tag else cfg.get('quick_gelu')
     if pretrained is None and quick_gelu is not None: said = None  # random weights follow the caller
@@ -356,7 +356,7 @@ def load_clip(
     cfg['quick_gelu'] = _choose_quick_gelu('tag', quick_gelu, said, what)
     model = new_clip(cfg, seed)
     if pretrained: fill_weights(model, _fetch(model, plain, pretrained, tag), what)
-    return model, cfg, _normalisation_of(tag)
+    return model, cfg, _normalization_of(tag)
 
 # %% ../../nbs/models/01_weights.ipynb #851b55af
 def tokenizer_of(

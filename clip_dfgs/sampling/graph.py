@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['choose_images', 'identity_features', 'graph_recall', 'nearest_identities', 'save_graph', 'load_graph',
-           'domain_neighbours', 'neighbour_search', 'reversed_edges']
+           'nearest_across_domains', 'neighbor_search', 'reversed_edges']
 
 # %% ../../nbs/sampling/01_graph.ipynb #bb63e169
 import numpy as np
 import torch
 
-from ..utils.checks import _camera_groups, _numbered
+from ..utils.checks import camera_groups, _numbered
 
 # %% ../../nbs/sampling/01_graph.ipynb #ba325806
 import functools
@@ -22,10 +22,10 @@ import numpy as np
 import torch
 
 from ..utils.checks import _whole_number
-from ..utils.tensors import exact_products
-from ..utils.checks import choose
-from ..utils.files import replacing
-from ..utils.checks import _read_labels
+from ..utils.tensors import full_precision_matmul
+from ..utils.checks import check_choice
+from ..utils.files import atomic_write
+from ..utils.checks import read_labels
 
 _log = logging.getLogger(__name__)
 
@@ -37,12 +37,12 @@ def choose_images(
     rng:np.random.Generator=None, # decides which; None: always the same choice
 )->np.ndarray:                    # rows of the chosen images, sorted by identity
     "Row numbers of the images that stand for each identity; ValueError for missing labels."
-    choose('how', how, ('camera', 'random', 'all'))
+    check_choice('how', how, ('camera', 'random', 'all'))
     n = len(labels)
     labels = _numbered(labels, 'labels', n)
     if how == 'all': return np.argsort(labels, kind='stable')
     rng = np.random.default_rng(0) if rng is None else rng
-    group = _camera_groups(None if how == 'random' else cameras, n)
+    group = camera_groups(None if how == 'random' else cameras, n)
     mixed = rng.permutation(n)
     order = mixed[np.lexsort((group[mixed], labels[mixed]))]
     first = np.ones(n, bool)
@@ -59,9 +59,9 @@ def identity_features(
     rng:np.random.Generator=None, # which images, for 'camera' and 'random'
 )->torch.Tensor:                  # [N, D], of the features' dtype
     "One feature for each identity; ValueError if an identity has no image."
-    choose('reduce', reduce, ('mean', 'camera', 'random'))
+    check_choice('reduce', reduce, ('mean', 'camera', 'random'))
     features = torch.as_tensor(features)
-    labels = _read_labels(labels, 'labels', len(features))
+    labels = read_labels(labels, 'labels', len(features))
     if labels.dtype.kind != 'i' or (labels < 0).any():
         raise ValueError('identity_features: labels have to be whole numbers 0..N-1')
     rows = torch.as_tensor(choose_images(labels, cameras, 'all' if reduce == 'mean' else reduce, rng))
@@ -89,7 +89,7 @@ def _view(x, metric:str)->torch.Tensor:
 # %% ../../nbs/sampling/01_graph.ipynb #fee8b27e
 def _views(features, metric:str, second=None, weight:float=1.)->list[tuple]: # of features [N, D] and their weight
     "One view or two; ValueError when they have not the same identities."
-    choose('metric', metric, ('euclidean', 'cosine'))
+    check_choice('metric', metric, ('euclidean', 'cosine'))
     views = [(_view(features, metric), 1.)]
     if second is None: return views
     first, other = views[0][0], _view(second, metric)
@@ -108,7 +108,7 @@ def _block(views, rows, cols, metric:str)->torch.Tensor: # [rows, cols]
     total = 0
     for x, weight in views:
         a, b = x[rows], x[cols]
-        with exact_products(): product = torch.addmm(b.square().sum(1)[None], a, b.T, alpha=-2)
+        with full_precision_matmul(): product = torch.addmm(b.square().sum(1)[None], a, b.T, alpha=-2)
         squared = product.add_(a.square().sum(1)[:, None])
         total = total + weight*_gap(squared, metric)
     return total
@@ -155,12 +155,12 @@ def _sample(n:int, sample:int, seed:int)->torch.Tensor: # row numbers, [min(samp
 
 # %% ../../nbs/sampling/01_graph.ipynb #015eccfc
 def _recall(true:torch.Tensor, found:torch.Tensor)->float: # 0..1
-    "Share of true neighbours [n, k] that were found."
+    "Share of true neighbors [n, k] that were found."
     return float((true[:, :, None] == found[:, None]).any(2).float().mean())
 
 # %% ../../nbs/sampling/01_graph.ipynb #2915547e
 def graph_recall(
-    neighbours,             # the graph to be judged, [N, k]
+    neighbors,             # the graph to be judged, [N, k]
     features,               # [N, D], with the remaining arguments as in `nearest_identities`
     skip:int=0,             # how many of the very nearest were left out
     metric:str='euclidean', # or 'cosine'
@@ -168,13 +168,13 @@ def graph_recall(
     weight:float=1.,        # lambda of the dual distance
     sample:int=256,         # how many identities are looked up exactly
     seed:int=0,             # which ones
-)->float:                   # share of the true neighbours that are in the graph, 0..1
+)->float:                   # share of the true neighbors that are in the graph, 0..1
     "Recall of an approximate graph, measured on a sample against the exact one."
     views = _views(torch.as_tensor(features).cpu(), metric, second, weight)
-    n, k = neighbours.shape
+    n, k = neighbors.shape
     rows = _sample(n, sample, seed)
     true = _nearest(views, rows, torch.arange(n), k + skip, metric, block=64)[:, skip:]
-    return _recall(true, neighbours[rows])
+    return _recall(true, neighbors[rows])
 
 # %% ../../nbs/sampling/01_graph.ipynb #763ed425
 def _joined(views, metric:str)->np.ndarray: # float32, contiguous, for faiss
@@ -226,7 +226,7 @@ def _has_faiss()->bool:
 # %% ../../nbs/sampling/01_graph.ipynb #b17a6a48
 def nearest_identities(
     features,               # one feature for each identity, shape [N, D]
-    k:int,                  # neighbours kept; cut to N-1-skip
+    k:int,                  # neighbors kept; cut to N-1-skip
     skip:int=0,             # how many of the very nearest are left out: m of [DFGS] eq. 12
     metric:str='euclidean', # or 'cosine'
     method:str='auto',      # 'exact', 'faiss', or 'auto': exact up to 50,000 identities
@@ -237,7 +237,7 @@ def nearest_identities(
 )->torch.Tensor:            # LongTensor [N, k], nearest first, never the identity itself
     "The identities ranked skip+1 .. skip+k by distance from each identity; ties by index ([DFGS] eq. 12)."
     k, skip, block = _whole_number('k', k, 0), _whole_number('skip', skip, 0), _whole_number('block', block)
-    choose('method', method, ('auto', 'exact', 'faiss'))
+    check_choice('method', method, ('auto', 'exact', 'faiss'))
     with torch.no_grad(): views = _views(features, metric, second, weight)
     device, n = views[0][0].device, len(views[0][0])
     count = min(skip + k, n - 1)
@@ -250,12 +250,12 @@ def nearest_identities(
 # %% ../../nbs/sampling/01_graph.ipynb #22666ddc
 def save_graph(
     path,         # of the .npz file
-    neighbours,   # graph [N, k]
+    neighbors,   # graph [N, k]
     **parameters, # JSON values
 ):
     "Write a graph and the parameters it was made with to an .npz file, whole or not at all."
-    with replacing(path) as part, open(part, 'wb') as file:
-        np.savez_compressed(file, neighbours=np.asarray(neighbours), parameters=np.array(json.dumps(parameters)))
+    with atomic_write(path) as part, open(part, 'wb') as file:
+        np.savez_compressed(file, neighbors=np.asarray(neighbors), parameters=np.array(json.dumps(parameters)))
 
 # %% ../../nbs/sampling/01_graph.ipynb #1086da2b
 def load_graph(
@@ -264,23 +264,23 @@ def load_graph(
     "Read what `save_graph` wrote; ValueError if it is something else."
     try:
         with np.load(path, allow_pickle=False) as file:
-            return torch.as_tensor(file['neighbours']).long(), json.loads(str(file['parameters']))
+            return torch.as_tensor(file['neighbors']).long(), json.loads(str(file['parameters']))
     except FileNotFoundError: raise
     except (KeyError, ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as why:
         raise ValueError(f'{path}: not a graph written by save_graph ({why})') from None
 
 # %% ../../nbs/sampling/01_graph.ipynb #f2737b3a
 def _pools(domains:torch.Tensor, domain:int, how:str)->list[torch.Tensor]: # bool [N] each
-    "Who may be a neighbour of a domain's identities, pool by pool."
+    "Who may be a neighbor of a domain's identities, pool by pool."
     if how == 'within': return [domains == domain]
     if how == 'across': return [domains != domain]
     return [domains == other for other in range(int(domains.max()) + 1)]
 
 # %% ../../nbs/sampling/01_graph.ipynb #39731cdc
-def domain_neighbours(
+def nearest_across_domains(
     features,               # one feature for each identity, shape [N, D]
     domains,                # domain of each identity, shape [N]
-    k:int,                  # neighbours kept
+    k:int,                  # neighbors kept
     how:str='balanced',     # 'within' the domain, 'across' to other domains, 'balanced' over all domains
     skip:int=0,             # how many of the very nearest are left out in each pool's ranking
     metric:str='euclidean', # or 'cosine'
@@ -289,7 +289,7 @@ def domain_neighbours(
     weight:float=1.,        # lambda of the dual distance
 )->torch.Tensor:            # LongTensor [N, k]
     "Nearest identities under a rule about domains; exact. ValueError if a domain is too small for k."
-    choose('how', how, ('within', 'across', 'balanced'))
+    check_choice('how', how, ('within', 'across', 'balanced'))
     k, skip = _whole_number('k', k, 0), _whole_number('skip', skip, 0)
     with torch.no_grad(): views = [(x.cpu(), w) for x, w in _views(features, metric, second, weight)]
     domains = torch.as_tensor(np.unique(_numbered(domains, 'domains', len(views[0][0])), return_inverse=True)[1])
@@ -299,26 +299,26 @@ def domain_neighbours(
         each = skip + -(-k//len(pools))
         for pool in pools:
             free = int(pool.sum()) - int(pool[rows[0]])
-            if free < each: raise ValueError(f'domain_neighbours: {each} {how} neighbours asked for, {free} are there')
+            if free < each: raise ValueError(f'nearest_across_domains: {each} {how} neighbors asked for, {free} are there')
             parts.append(_nearest(views, rows, pool.nonzero()[:, 0], each, metric, block)[:, skip:])
         found[rows] = torch.stack(parts, 2).flatten(1)[:, :k]
     return found
 
 # %% ../../nbs/sampling/01_graph.ipynb #d3d85212
-def neighbour_search(
-    rule:str='any', # 'any', or `how` of `domain_neighbours`
+def neighbor_search(
+    rule:str='any', # 'any', or `how` of `nearest_across_domains`
     domains=None,   # domain of each identity, shape [N]; not needed for 'any'
 ): # callable: features [N, D], k, and options -> LongTensor [N, k]
-    "The search for neighbours under a rule about domains."
+    "The search for neighbors under a rule about domains."
     if rule == 'any': return nearest_identities
-    return functools.partial(domain_neighbours, domains=domains, how=rule)
+    return functools.partial(nearest_across_domains, domains=domains, how=rule)
 
 # %% ../../nbs/sampling/01_graph.ipynb #4a246a66
 def reversed_edges(
-    neighbours, # graph [N, k], nearest first
+    neighbors, # graph [N, k], nearest first
 )->list[list[int]]: # N lists
-    "For each identity those that have it among their neighbours, in the order of the rank at which they have it."
-    graph = np.asarray(neighbours)
+    "For each identity those that have it among their neighbors, in the order of the rank at which they have it."
+    graph = np.asarray(neighbors)
     n, k = graph.shape
     by_rank = graph.T.ravel()
     source = (np.argsort(by_rank, kind='stable') % n).tolist() if k else []

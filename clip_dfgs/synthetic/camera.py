@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageFilter
 
-from .drawing import _street
+from .drawing import draw_street
 
 # %% ../../nbs/synthetic/03_camera.ipynb #712052c9
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Camera:
     pitch:float=.1           # how far it looks down, radians
     light:tuple=(.4, .7, .6) # direction of the light in the camera's frame
     ambient:float=.6         # share of light that has no direction
-    gain:tuple=(1., 1., 1.)  # exposure and colour cast
+    gain:tuple=(1., 1., 1.)  # exposure and color cast
     gamma:float=1.           # contrast curve
     saturation:float=1.      # 0 = grey
     blur:float=0.            # Gaussian, pixels
@@ -37,12 +37,12 @@ class Camera:
 def street_camera(
     rng:np.random.Generator, # decides everything
     tint:np.ndarray=None, # of the domain's streets [2, 3]
-    harsh:float=1.0, # how far light, colour and sharpness leave the ordinary; 0 = clean
+    harsh:float=1.0, # how far light, color and sharpness leave the ordinary; 0 = clean
 )->Camera: # one surveillance camera
     "A surveillance camera: high, fixed, and not very good."
     cast = 1 + harsh*rng.uniform(-.09, .09, 3)
     return Camera(
-        _street(rng, tint),
+        draw_street(rng, tint),
         yaw=rng.uniform(-np.pi, np.pi), spread=rng.uniform(.2, .6), pitch=rng.uniform(.05, .2 + .35*harsh),
         light=tuple(rng.normal((0, .7, .4), .4)), ambient=rng.uniform(.45, .8),
         gain=tuple(cast*(1 + harsh*rng.uniform(-.3, .22))), gamma=1 + harsh*rng.uniform(-.2, .3),
@@ -55,14 +55,14 @@ def everyday_camera(
     rng:np.random.Generator, # decides everything
 )->Camera: # an ordinary photograph's camera; used for one picture only
     "An everyday photograph: eye level, any direction, no cast, blur or noise."
-    return Camera(_street(rng), yaw=rng.uniform(-np.pi, np.pi), spread=1.5, pitch=rng.uniform(0, .12),
+    return Camera(draw_street(rng), yaw=rng.uniform(-np.pi, np.pi), spread=1.5, pitch=rng.uniform(0, .12),
                   light=tuple(rng.normal((0, .7, .5), .4)), ambient=rng.uniform(.5, .8),
                   gain=(rng.uniform(.85, 1.12),)*3)
 
 # %% ../../nbs/synthetic/03_camera.ipynb #61ee4a22
-def _shadow(
+def cast_shadow(
     back:np.ndarray, # background [H, W, 3], float, changed in place
-    raster:dict, # from `_rasterise`
+    raster:dict, # from `rasterize`
 ):
     "Darken the ground around the feet."
     H, W = back.shape[:2]
@@ -73,12 +73,12 @@ def _shadow(
     back *= (1 - .45*np.exp(-(x/(W*.26))**2 - (y/(H*.028))**2))[..., None]
 
 # %% ../../nbs/synthetic/03_camera.ipynb #627e37cb
-def _degrade(
+def degrade(
     picture:np.ndarray, # picture [H, W, 3], float 0..255
     camera:Camera, # what to do to it
     rng:np.random.Generator, # decides the noise
 )->np.ndarray: # uint8 [H, W, 3]
-    "Exposure, colour, sharpness and noise of one camera."
+    "Exposure, color, sharpness and noise of one camera."
     grey = picture.mean(2, keepdims=True)
     picture = (grey + (picture - grey)*camera.saturation)*np.asarray(camera.gain)
     if camera.gamma != 1: picture = 255*np.power((picture/255).clip(0, 1), camera.gamma)

@@ -10,8 +10,8 @@ import re
 
 import numpy as np
 
-from .people import caption, Person, random_person, wardrobe, _BAGS, _COLOURS, _HATS, _LOWER
-from .people import _PATTERNS, _UPPER
+from .people import BAGS, caption, COLORS, HATS, LOWER, PATTERNS, Person, random_person, UPPER
+from .people import wardrobe
 
 # %% ../../nbs/synthetic/05_captions.ipynb #4da3b155
 _SAME = dict(male='man', boy='man', guy='man', female='woman', girl='woman', lady='woman', gray='grey', blond='blonde',
@@ -20,9 +20,9 @@ _SAME = dict(male='man', boy='man', guy='man', female='woman', girl='woman', lad
 _SILENT = set('a an the and or in of who is that has having dressed photo picture image person somebody someone '
               'pedestrian people one on his her their'.split())
 _ENDS = set('with wears wearing carrying carries holding top clothes outfit , ;'.split()) # of what came before
-_THINGS = dict.fromkeys(_UPPER, 'upper') | dict.fromkeys(_LOWER, 'lower') | dict.fromkeys(_BAGS[1:], 'bag') | \
-    dict.fromkeys(_HATS[1:], 'hat') | dict(shoes='shoes', hair='hair', man='sex', woman='sex')
-_HAIR_COLOURS = 'black', 'brown', 'blonde', 'grey', 'red'
+_THINGS = dict.fromkeys(UPPER, 'upper') | dict.fromkeys(LOWER, 'lower') | dict.fromkeys(BAGS[1:], 'bag') | \
+    dict.fromkeys(HATS[1:], 'hat') | dict(shoes='shoes', hair='hair', man='sex', woman='sex')
+_HAIR_COLORS = 'black', 'brown', 'blonde', 'grey', 'red'
 
 def words_in(
     text:str, # a sentence
@@ -32,11 +32,11 @@ def words_in(
     tokens = [_SAME.get(t, t).replace('_', ' ') for t in re.findall(r'[\w-]+|[,;]', text)] + [',']
     look, waiting, unknown = {}, [], []
     for token in tokens:
-        if token in _COLOURS or token in ('blonde', 'long', 'short', *_PATTERNS): waiting.append(token)
+        if token in COLORS or token in ('blonde', 'long', 'short', *PATTERNS): waiting.append(token)
         elif token in _THINGS:
             look |= _of(token, waiting)
             waiting = []
-        elif token in _ENDS and {*waiting} & {*_COLOURS, *_PATTERNS}:
+        elif token in _ENDS and {*waiting} & {*COLORS, *PATTERNS}:
             look |= _of('', waiting)
             waiting = []
         elif token not in _SILENT | _ENDS: unknown.append(token)
@@ -44,21 +44,21 @@ def words_in(
 
 def _of(
     thing:str, # or '' for what is worn above
-    waiting:list, # colours, patterns and lengths before it
+    waiting:list, # colors, patterns and lengths before it
 )->dict: # attribute -> word
     "What is said of one thing."
-    kind, colours = _THINGS.get(thing, 'upper'), [w for w in waiting if w in _COLOURS or w == 'blonde']
-    patterns = [w for w in waiting if w in _PATTERNS]
+    kind, colors = _THINGS.get(thing, 'upper'), [w for w in waiting if w in COLORS or w == 'blonde']
+    patterns = [w for w in waiting if w in PATTERNS]
     if kind == 'sex': return dict(sex=thing)
     if kind == 'hair':
         said = {'hair_length': w for w in waiting if w in ('long', 'short')}
-        return said | {'hair': c for c in colours if c in _HAIR_COLOURS}
-    if kind == 'shoes': return {'shoes': c for c in colours[-1:]}
+        return said | {'hair': c for c in colors if c in _HAIR_COLORS}
+    if kind == 'shoes': return {'shoes': c for c in colors[-1:]}
     said = {kind: thing} if thing else {}
-    if colours: said[f'{kind}_colour'] = colours[0 if kind == 'upper' else -1]
+    if colors: said[f'{kind}_color'] = colors[0 if kind == 'upper' else -1]
     if kind != 'upper': return said
-    if len(colours) > 1: said['second_colour'] = colours[1]
-    if patterns or colours: said['pattern'] = patterns[0] if patterns else 'plain'
+    if len(colors) > 1: said['second_color'] = colors[1]
+    if patterns or colors: said['pattern'] = patterns[0] if patterns else 'plain'
     return said
 
 # %% ../../nbs/synthetic/05_captions.ipynb #db0904fc

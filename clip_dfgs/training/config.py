@@ -20,14 +20,14 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from ..data.transforms import Augment
-from ..utils.checks import choose, did_you_mean
+from ..utils.checks import check_choice, suggest
 
 # %% ../../nbs/training/01_config.ipynb #2ca219b9
 STAGES = ('adapt', 'prompts', 'finetune')
 
 _FORMER = dict(
     Stage=dict(start='warmup_from'),
-    TrainConfig=dict(pixels='normalisation', neighbours='k', pk_share='random_share'))
+    TrainConfig=dict(pixels='normalization', neighbors='k', pk_share='pk_ratio'))
 
 def _takes_former_names(
     kind, # a dataclass
@@ -47,7 +47,7 @@ def _takes_former_names(
 @dataclass(frozen=True)
 class Stage:
     "How one stage is trained."
-    steps:int=0              # optimiser steps; 0 = by `epochs`
+    steps:int=0              # optimizer steps; 0 = by `epochs`
     epochs:int=0             # passes of the sampler (in `prompts`, over all images), where `steps` is 0
     batch:int=64             # images in a batch, on each process
     instances:int=4          # images of an identity in a batch, K; not used in `prompts`
@@ -65,7 +65,7 @@ class Stage:
     triplet_weight:float=1.  # of L_tri
     text_weight:float=1.     # of L_i2tce
     margin:float=.3          # of L_tri; None = soft margin
-    normalise:bool=False     # L2-normalise features before L_tri
+    normalize:bool=False     # L2-normalize features before L_tri
     sharpness:float=None     # L_tri over all pairs, weighted by a softmax this sharp; None = the hardest pair alone
     triplet_on:tuple=('last', 'pooled', 'projected') # features that L_tri sees
     norm:str='live'          # batch-norm statistics of the image tower: live, frozen, random; not used in `prompts`
@@ -86,7 +86,7 @@ def rate(
     return up*(stage.floor + (1 - stage.floor)*.5*(1 + np.cos(np.pi*along)))
 
 # %% ../../nbs/training/01_config.ipynb #2f5e14bc
-_small = Stage(steps=150, lr=1e-4, clip_norm=1., normalise=True, triplet_on=('pooled', 'projected'))
+_small = Stage(steps=150, lr=1e-4, clip_norm=1., normalize=True, triplet_on=('pooled', 'projected'))
 _SMALL = dict(
     adapt=replace(_small, head_lr=5e-3, id_weight=.5),
     prompts=Stage(steps=200, batch=256, lr=1e-2, weight_decay=0.),
@@ -104,7 +104,7 @@ class TrainConfig:
     stride:int=None               # of the patches; None = no overlap
     cameras:bool=False            # learn a camera embedding
     init:str=None                 # folder of a saved model to start from, with its prompts and classifiers
-    normalisation:str=None        # of the pixels: None (the weights' own), 'half', 'clip', 'instance'
+    normalization:str=None        # of the pixels: None (the weights' own), 'half', 'clip', 'instance'
     adapt:Stage=_SMALL['adapt']    # stage 0; None = skip
     prompts:Stage=_SMALL['prompts'] # stage 1; None = skip
     finetune:Stage=_SMALL['finetune'] # stage 2; None = skip
@@ -113,13 +113,13 @@ class TrainConfig:
     k:int=10                      # nearest identities that the graph keeps of each
     skip:int=0                    # nearest identities that it leaves out, m
     refresh:int=1                 # epochs between two image graphs
-    dual_weight:float=1.          # lambda of the dual distance
+    graph_text_weight:float=1.          # lambda of the dual distance
     metric:str='euclidean'        # of the graph: euclidean, cosine
-    domain_rule:str='any'         # of the graph, over source domains: any, within, across, balanced
+    neighbors_from:str='any'         # of the graph, over source domains: any, within, across, balanced
     order:str='fair'              # of the walk of dfgs: fair, paper, published (which does not reach everybody)
-    shuffle_neighbours:bool=True  # walk a person's neighbours in another order each epoch
-    curriculum:tuple=None         # (k, epochs): k of the k neighbours at a time, from far to near
-    random_share:float=0.         # share of random batches mixed into dfgs; 'adaptive' = as long as they are hard
+    shuffle_neighbors:bool=True  # walk a person's neighbors in another order each epoch
+    curriculum:tuple=None         # (k, epochs): k of the k neighbors at a time, from far to near
+    pk_ratio:float=0.         # share of random batches mixed into dfgs; 'adaptive' = as long as they are hard
     temperature:float=.05         # image-text similarity is cosine / temperature; None = dot product, as [CLIP-ReID]
     augment:Augment=Augment(flip=.5, pad=6, erase=0., jitter=.5, strength=(.25, .25, .2, .02)) # of training images
     precision:str='auto'          # auto, no, bf16, fp16; auto = what the device multiplies in hardware
@@ -159,7 +159,7 @@ def _built(
     known = [*kind.__dataclass_fields__, *_FORMER.get(kind.__name__, ())]
     for name in values:
         if name not in known:
-            near = did_you_mean(name, known)
+            near = suggest(name, known)
             raise ValueError(f'{kind.__name__}: unknown key {name!r}{near}; known: {", ".join(known)}')
     return kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
@@ -179,7 +179,7 @@ def check_config(
     config:TrainConfig,
     identities:int, # in the training rows
     model=None, # a `ReIDModel`, where it is there already: some have no text encoder
-    domains=None, # identities of each source domain, where `domain_rule` is to be checked
+    domains=None, # identities of each source domain, where `neighbors_from` is to be checked
 ):
     "ValueError for what cannot work."
     _check_kinds('', config)
@@ -197,7 +197,7 @@ def check_config(
         if stage: _check_stage(name, stage, identities, learned)
     if config.finetune and config.sampler != 'pk':
         _check_graph(config, identities)
-        if config.domain_rule != 'any' and domains is not None: _check_rule(config, domains)
+        if config.neighbors_from != 'any' and domains is not None: _check_rule(config, domains)
 
 def _reads_text(config:TrainConfig)->bool:
     "Whether the graph of the last stage is made from prompts."
@@ -221,7 +221,7 @@ def _check_kinds(
     "ValueError for a word in place of a number or of True and False, which would count as True."
     for name, field in values.__dataclass_fields__.items():
         value, kind = getattr(values, name), field.type
-        if name == 'random_share' or kind not in (bool, int, float): continue
+        if name == 'pk_ratio' or kind not in (bool, int, float): continue
         if value is None and (field.default is None or name in ('margin', 'temperature')): continue
         flag = isinstance(value, (bool, np.bool_))
         able = dict([(bool, flag), (int, isinstance(value, numbers.Integral) and not flag),
@@ -233,16 +233,16 @@ def _check_kinds(
 def _check_names(config:TrainConfig):
     "ValueError for a name that is not known, or whose package or compiler is not there."
     if ':' in config.sampler: class_at(config.sampler)
-    else: choose('sampler', config.sampler, SAMPLERS)
-    choose('graph', config.graph, GRAPHS)
-    choose('order', config.order, _ORDERS)
-    choose('metric', config.metric, _METRICS)
-    choose('domain_rule', config.domain_rule, _RULES)
-    choose('precision', config.precision, _PRECISIONS)
-    choose('select', config.select, _SELECT)
+    else: check_choice('sampler', config.sampler, SAMPLERS)
+    check_choice('graph', config.graph, GRAPHS)
+    check_choice('order', config.order, _ORDERS)
+    check_choice('metric', config.metric, _METRICS)
+    check_choice('neighbors_from', config.neighbors_from, _RULES)
+    check_choice('precision', config.precision, _PRECISIONS)
+    check_choice('select', config.select, _SELECT)
     if config.select == 'best' and not config.finetune:
         raise ValueError("select 'best' chooses a model of the finetune stage, which is left out; use 'last'")
-    if config.track and not importlib.util.find_spec(choose('tracker', config.track, _TRACKERS)):
+    if config.track and not importlib.util.find_spec(check_choice('tracker', config.track, _TRACKERS)):
         raise ValueError(f'track {config.track!r} needs a package: pip install {config.track}')
     compilers = filter(None, (os.environ.get('CXX'), 'g++', 'clang++'))
     if config.compile and not any(map(shutil.which, compilers)):
@@ -263,13 +263,13 @@ def _check_numbers(config:TrainConfig):
 # %% ../../nbs/training/01_config.ipynb #e287324c
 def _check_share(config:TrainConfig):
     "ValueError for a share of random batches that is none, or that the sampler does not know."
-    share = config.random_share
+    share = config.pk_ratio
     if share != 'adaptive' and (isinstance(share, str) or not 0 <= share <= 1):
-        raise ValueError(f"random_share is {share}; it is a share between 0 and 1, or 'adaptive'")
+        raise ValueError(f"pk_ratio is {share}; it is a share between 0 and 1, or 'adaptive'")
     if share == 'adaptive' and config.sampler != 'dfgs':
-        raise ValueError(f"random_share 'adaptive' is for the sampler dfgs, not {config.sampler}")
+        raise ValueError(f"pk_ratio 'adaptive' is for the sampler dfgs, not {config.sampler}")
     if share and config.sampler == 'dfgs' and config.order == 'published':
-        raise ValueError(f'random_share is {share}; the published order has no random batches')
+        raise ValueError(f'pk_ratio is {share}; the published order has no random batches')
 
 # %% ../../nbs/training/01_config.ipynb #4f956262
 _NOT_NEGATIVE = ('steps', 'epochs', 'lr', 'head_lr', 'bias_factor', 'weight_decay', 'warmup', 'warmup_from', 'floor',
@@ -292,7 +292,7 @@ def _check_stage(
         raise ValueError(f'{name}: neither steps nor epochs are given; leave the stage out with None')
     if stage.batch < 1 or stage.instances < 1:
         raise ValueError(f'{name}: batch {stage.batch} and instances {stage.instances} must be at least 1')
-    choose(f'{name}: norm', stage.norm, _NORMS)
+    check_choice(f'{name}: norm', stage.norm, _NORMS)
     if name == 'prompts': return
     _check_losses(name, stage, text=name == 'finetune' and learned)
     _check_batch(name, stage, identities)
@@ -303,8 +303,8 @@ def _check_losses(
     stage:Stage,
     text:bool, # whether there is an image-to-text term
 ):
-    "ValueError for an image stage that has nothing to minimise."
-    for feature in stage.triplet_on: choose(f'{name}: feature', feature, _FEATURES)
+    "ValueError for an image stage that has nothing to minimize."
+    for feature in stage.triplet_on: check_choice(f'{name}: feature', feature, _FEATURES)
     if stage.triplet_weight and not stage.triplet_on:
         raise ValueError(f'{name}: triplet_on names no feature; name one or set triplet_weight to 0')
     if not (stage.id_weight or stage.triplet_weight or stage.text_weight and text):
@@ -331,10 +331,10 @@ def _check_graph(
     config:TrainConfig,
     identities:int, # in the training rows
 ):
-    "ValueError for a graph that has too few neighbours, or no texts to be made from."
+    "ValueError for a graph that has too few neighbors, or no texts to be made from."
     companions = _companions(config) if config.sampler == 'gs' else 1
     if config.skip > identities - 1 - companions:
-        raise ValueError(f'skip {config.skip} leaves too few of {identities} identities as neighbours; '
+        raise ValueError(f'skip {config.skip} leaves too few of {identities} identities as neighbors; '
                          'lower it or add data')
     if _reads_text(config) and not (config.prompts or config.init):
         raise ValueError(f'graph {config.graph!r} needs the prompts stage')
@@ -342,17 +342,17 @@ def _check_graph(
 def _companions(config:TrainConfig)->int: return config.finetune.batch//config.finetune.instances - 1
 
 # %% ../../nbs/training/01_config.ipynb #7d37c4b8
-def graph_width(config:TrainConfig)->int: # neighbours that the graph keeps of each identity
+def graph_width(config:TrainConfig)->int: # neighbors that the graph keeps of each identity
     "k; for gs at least as many as fill a batch, which is an anchor and all its companions."
     return max(config.k, _companions(config)) if config.sampler == 'gs' else config.k
 
 def _check_rule(config:TrainConfig, domains):
     "ValueError for a rule about source domains (given: the identities of each) that they cannot keep."
-    rule, k = config.domain_rule, graph_width(config)
+    rule, k = config.neighbors_from, graph_width(config)
     if len(domains) < 2:
-        raise ValueError(f"domain_rule {rule!r} is about several source domains and there is one; leave it at 'any'")
+        raise ValueError(f"neighbors_from {rule!r} is about several source domains and there is one; leave it at 'any'")
     free = sum(domains) - max(domains) if rule == 'across' else min(domains) - 1
     need = config.skip + (-(-k//len(domains)) if rule == 'balanced' else k)
     if free < need:
-        raise ValueError(f'domain_rule {rule!r} needs {need} neighbours and somebody has {free} to choose from; '
+        raise ValueError(f'neighbors_from {rule!r} needs {need} neighbors and somebody has {free} to choose from; '
                          'lower k and skip or add data')

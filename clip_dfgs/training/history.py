@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from .losses import triplet_health
-from .run import Run, _forget_later, _HISTORY
+from .run import forget_later, HISTORY, Run
 from ..utils.files import write_csv, writing
 
 # %% ../../nbs/training/08_history.ipynb #c69232fa
@@ -30,8 +30,8 @@ class Log:
         self.run, self.name = run, name
         self.main, self.file = run.accelerator.is_main_process, run.out/'history.csv'
         self.bar, self.since, self.images, self.warned = None, time.time(), 0, False
-        _forget_later(run.rows, name, step)
-        if self.main: write_csv(pd.DataFrame(run.rows, columns=_HISTORY), self.file, index=False)
+        forget_later(run.rows, name, step)
+        if self.main: write_csv(pd.DataFrame(run.rows, columns=HISTORY), self.file, index=False)
 
     def __call__(
         self,
@@ -56,21 +56,21 @@ class Log:
         row = dict(stage=self.name, epoch=done.epoch, step=done.step, loss=done.loss.item(), rate=done.rate,
                    images_per_s=self.images/(time.time() - self.since))
         row |= {name: part.item() for name, part in done.parts.items()}
-        if done.features is not None: row |= triplet_health(done.features, done.labels, normalise=True)
+        if done.features is not None: row |= triplet_health(done.features, done.labels, normalize=True)
         return row
 
     def _write(self, row):
-        line = ','.join(str(row.get(name, '')) for name in _HISTORY)
+        line = ','.join(str(row.get(name, '')) for name in HISTORY)
         with writing(self.file), open(self.file, 'a', encoding='utf-8') as f: f.write(line + '\n')
         numbers = {f'{self.name}/{name}': value for name, value in row.items() if name != 'stage'}
         self.run.accelerator.log(numbers, step=len(self.run.rows))
 
     def _warn(self, row):
-        if self.warned or row.get('spread', 1) >= .02 or row['violated'] <= .9: return
+        if self.warned or row.get('embedding_std', 1) >= .02 or row['violated_triplets'] <= .9: return
         self.warned = True
-        print(f'{self.name}, step {row["step"]}: the embeddings are collapsing (spread {row["spread"]:.3f}, '
-              f'{100*row["violated"]:.0f} % of anchors violated); '
-              'lower the learning rate or normalise the triplet loss',
+        print(f'{self.name}, step {row["step"]}: the embeddings are collapsing (spread {row["embedding_std"]:.3f}, '
+              f'{100*row["violated_triplets"]:.0f} % of anchors violated); '
+              'lower the learning rate or normalize the triplet loss',
               file=sys.stderr)
 
     def close(self):

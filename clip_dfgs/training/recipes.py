@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..data.transforms import Augment
 from .config import Stage, TrainConfig
-from ..utils.checks import choose
+from ..utils.checks import check_choice
 
 # %% ../../nbs/training/02_recipes.ipynb #b0a5e63a
 _words = Stage(epochs=120, batch=64, lr=3.5e-4, weight_decay=1e-4, decoupled=False,
@@ -22,14 +22,14 @@ _images = Stage(epochs=60, batch=64, lr=5e-6, weight_decay=1e-4, bias_factor=2.,
 _soft = replace(_images, batch=128, id_weight=1., margin=None, triplet_on=('pooled', 'projected'))
 
 _clip_reid = TrainConfig(
-    clip='ViT-B-16', pretrained='openai', image_size=(256, 128), normalisation='half', temperature=None,
+    clip='ViT-B-16', pretrained='openai', image_size=(256, 128), normalization='half', temperature=None,
     adapt=None, prompts=_words, finetune=_images, sampler='pk',
     augment=Augment(flip=.5, pad=10, erase=.5, jitter=0.))
 _clip_dfgs = replace(
     _clip_reid, adapt=replace(_images, text_weight=0.), sampler='dfgs', order='paper',
     graph='text', k=10, skip=2)
 _follow_up = replace(
-    _clip_dfgs, image_size=(224, 224), normalisation='instance',
+    _clip_dfgs, image_size=(224, 224), normalization='instance',
     adapt=replace(_soft, text_weight=0.), prompts=replace(_words, batch=128), finetune=_soft,
     graph='image', k=15, skip=0,
     augment=Augment(flip=.4, pad=10, erase=0., jitter=.1, grey=.1, augmix=.6))
@@ -43,7 +43,7 @@ def recipe(
     "A recipe by its name; ValueError that suggests the nearest one."
     if name == 'dfgs': raise ValueError("recipe 'dfgs' is called 'follow_up' now, after the code that it follows; "
                                         "did you mean 'follow_up' or the paper's own 'clip_dfgs'?")
-    return RECIPES[choose('recipe', name, RECIPES)]
+    return RECIPES[check_choice('recipe', name, RECIPES)]
 
 def recipe_table(
     recipes:dict=RECIPES, # name -> TrainConfig

@@ -22,23 +22,23 @@ from accelerate.utils import broadcast_object_list
 
 from ..data.image_cache import cached_images
 from ..data.image_io import ImageError
-from ..data.leakage import one_of_each, _check_not_merged
+from ..data.leakage import check_not_merged, one_of_each
 from ..data.loader import FeatureDataset, ImageDataset, make_loader, training_images, workers_for
 from ..data.records import check_records, is_pooled, pool
-from ..inference.embed import accelerator_for, embed_images, embed_together, _processes
+from ..inference.embed import embed_images, embed_together, make_accelerator, process_state
 from ..models.prompts import all_text_features
 from ..models.reid_model import ReIDModel
-from ..sampling.diagnostics import epoch_report
-from ..sampling.graph import neighbour_search
-from ..sampling.samplers import AdaptiveShare, DepthFirstGraphSampler, GraphSampler, PKSampler, planned_from
-from ..sampling.samplers import put_back, refresh_neighbours
-from .batch_norm import _agree, _renew_norm
+from ..sampling.diagnostics import epoch_statistics
+from ..sampling.graph import neighbor_search
+from ..sampling.samplers import AdaptivePKRatio, DepthFirstGraphSampler, GraphSampler, PKSampler, planned_from
+from ..sampling.samplers import put_back, update_graph
+from .batch_norm import agree, renew_norm
 from .checkpoints import checkpoints, on_main, restore, resume_point, save_point
 from .config import check_config, class_at, config_dict, graph_width, rate, Stage, TrainConfig
 from .history import Log, read_history
 from .run import check_folder, keep_records, open_folder, Run
-from .step import Step, training_step, _image_losses_of, _own_random_stream, _prepared
-from .step import _prompt_losses_of, _see_batch
+from .step import image_losses_of, own_random_stream, prepared, prompt_losses_of, see_batch, Step
+from .step import training_step
 from .validation import best_model, held_out_rows, read_ranks, Validation
 from ..utils.files import TrainError, write_csv, writing
 
@@ -55,7 +55,7 @@ def fit(
     "Train through all stages; the run folder holds config, records, history, checkpoints and the model."
     run = _begin(records, config, out, resume, overwrite, validate)
     run.on_step = on_step
-    with _own_random_stream(run.accelerator):
+    with own_random_stream(run.accelerator):
         if config.adapt: _adapt(run)
         if config.prompts: _learn_prompts(run)
         if config.finetune: _finetune(run)
@@ -66,7 +66,7 @@ def _adapt(run:Run):
     "Stage 0: the image encoder learns the look of the sources, by PK batches."
     sampler = make_sampler('pk', run, run.config.adapt)
     def plan(epoch, kept): return _batches(sampler, epoch), {}
-    _loop(run, 'adapt', _image_data(run), plan, _image_losses_of(run, 'adapt'))
+    _loop(run, 'adapt', _image_data(run), plan, image_losses_of(run, 'adapt'))
 
 def _learn_prompts(run:Run):
     "Stage 1: four words per identity that say what its images show; both encoders are frozen."
@@ -74,7 +74,7 @@ def _learn_prompts(run:Run):
     features = embed_together(run.model, run.pixels, run.accelerator, part='projected', progress='image features')
     data = FeatureDataset(features, run.records['label'], run.accelerator.device)
     def plan(epoch, kept): return _shuffled(run, len(data), epoch), {}
-    _loop(run, 'prompts', data, plan, _prompt_losses_of(run))
+    _loop(run, 'prompts', data, plan, prompt_losses_of(run))
 
 def _finetune(run:Run):
     "Stage 2: batches of look-alikes, and texts that tell them apart."
@@ -82,16 +82,16 @@ def _finetune(run:Run):
     learned = config.prompts or (config.init and run.model.has_text)
     text = all_text_features(run.model).float() if learned else None
     sampler = make_sampler(config.sampler, run, config.finetune)
-    share = AdaptiveShare(sampler) if config.random_share == 'adaptive' else None
+    share = AdaptivePKRatio(sampler) if config.pk_ratio == 'adaptive' else None
     def plan(epoch, kept):
         if share and epoch and not kept: share.next_epoch()
         if kept: put_back(sampler, kept, share)
-        elif hasattr(sampler, 'neighbours') and config.sampler != 'pk': _set_graph(run, sampler, epoch, text)
+        elif hasattr(sampler, 'neighbors') and config.sampler != 'pk': _set_graph(run, sampler, epoch, text)
         kept = planned_from(sampler, share)
         _describe_epoch(run, sampler, epoch)
         return _batches(sampler, epoch), kept
-    watch = share and functools.partial(_see_batch, share)
-    _loop(run, 'finetune', _image_data(run), plan, _image_losses_of(run, 'finetune', text), watch)
+    watch = share and functools.partial(see_batch, share)
+    _loop(run, 'finetune', _image_data(run), plan, image_losses_of(run, 'finetune', text), watch)
 
 # %% ../../nbs/training/10_trainer.ipynb #7de64441
 def _loop(
@@ -107,13 +107,13 @@ def _loop(
     at = resume_point(run, name)
     if at is None: return
     run.restored = None                                                        # used up: its memory can go
-    net, optimiser = _prepared(run, name, at)
+    net, optimizer = prepared(run, name, at)
     step, epoch, position, restored, steps = at['step'], at['epoch'], at['position'], at['kept'], stage.steps
     load = _loader(run, data)
     validation = Validation(run, name, step)
     with closing(Log(run, name, step)) as log:
         while not steps or step < steps:
-            _agree(run)
+            agree(run)
             batches, kept = plan(epoch, restored)
             data.set_epoch(epoch)
             restored, steps = {}, steps or stage.epochs*len(batches)
@@ -121,24 +121,24 @@ def _loop(
             for rows, batch in zip(left, load(left)):
                 if step >= steps: break
                 share = rate(stage, step, steps)
-                for group in optimiser.param_groups: group['lr'] = group['base']*share
-                loss, parts, watch = training_step(run, name, step, net, optimiser, losses, rows, batch)
+                for group in optimizer.param_groups: group['lr'] = group['base']*share
+                loss, parts, watch = training_step(run, name, step, net, optimizer, losses, rows, batch)
                 step, position = step + 1, position + 1
-                if step == steps and stage.norm == 'random': _renew_norm(run, name)
+                if step == steps and stage.norm == 'random': renew_norm(run, name)
                 done = Step(run, name, step, steps, epoch, rows, loss, parts, stage.lr*share, *watch)
                 log(done)
                 if see: see(done, position - 1)
                 if validation.due(done):
-                    _agree(run)
+                    agree(run)
                     validation(done)
                 if run.on_step: run.on_step(done)
                 if config.checkpoint_steps and step % config.checkpoint_steps == 0 and step < steps:
-                    save_point(run, name, step, epoch, position, optimiser, kept) # last: who resumes has seen the step
+                    save_point(run, name, step, epoch, position, optimizer, kept) # last: who resumes has seen the step
             if position >= len(batches): epoch, position = epoch + 1, 0
-    optimiser.zero_grad()                                                      # no gradient outlives its stage
+    optimizer.zero_grad()                                                      # no gradient outlives its stage
     run.accelerator.free_memory()
     run.model.eval()
-    _agree(run)
+    agree(run)
     save_point(run, name, step, epoch, position, done=True)
 
 # %% ../../nbs/training/10_trainer.ipynb #32692949
@@ -153,9 +153,9 @@ def make_sampler(
     kind = ours.get(name) or class_at(name)
     options = {}
     if name == 'dfgs':
-        share = 1. if config.random_share == 'adaptive' else config.random_share
-        options = dict(order=config.order, random_share=share, curriculum=config.curriculum,
-                       shuffle_neighbours=config.shuffle_neighbours)
+        share = 1. if config.pk_ratio == 'adaptive' else config.pk_ratio
+        options = dict(order=config.order, pk_ratio=share, curriculum=config.curriculum,
+                       shuffle_neighbors=config.shuffle_neighbors)
     return kind(*_labels(run.records), batch=stage.batch, instances=stage.instances, seed=config.seed,
                 rank=a.process_index, world=a.num_processes, **options)
 
@@ -178,14 +178,14 @@ def _set_graph(
     "Give the sampler the graph of this epoch."
     config, device = run.config, run.accelerator.device
     options = dict(k=graph_width(config), skip=config.skip, metric=config.metric)
-    search = neighbour_search(config.domain_rule, run.records.groupby('label')['domain'].first())
+    search = neighbor_search(config.neighbors_from, run.records.groupby('label')['domain'].first())
     if config.graph == 'text':
-        if sampler.neighbours is None: sampler.neighbours = _text_graph(run, text, search, options)
+        if sampler.neighbors is None: sampler.neighbors = _text_graph(run, text, search, options)
         return
-    if config.graph == 'dual': options |= dict(second=text.to(device), weight=config.dual_weight)
+    if config.graph == 'dual': options |= dict(second=text.to(device), weight=config.graph_text_weight)
     sampler.set_epoch(epoch)
     def embed(rows): return embed_images(run.model, run.pixels, rows, accelerator=run.accelerator).to(device)
-    refresh_neighbours(sampler, embed, every=config.refresh, model=run.model, search=search, **options)
+    update_graph(sampler, embed, every=config.refresh, model=run.model, search=search, **options)
 
 def _text_graph(run:Run, text, search, options:dict)->torch.Tensor: # LongTensor, shape [N, k]
     "The graph of the texts, made by the main process and the same for all: devices differ in their last digits."
@@ -200,8 +200,8 @@ def _describe_epoch(run:Run, sampler, epoch:int):
     sampler.set_epoch(epoch)
     batches = sampler.plan().tolist() if hasattr(sampler, 'plan') else [*sampler]
     file = run.out/'sampler.csv'
-    row = dict(epoch=epoch, **epoch_report(batches, *_labels(run.records)))
-    if run.config.random_share: row['random_share'] = getattr(sampler, 'random_share', 0.)
+    row = dict(epoch=epoch, **epoch_statistics(batches, *_labels(run.records)))
+    if run.config.pk_ratio: row['pk_ratio'] = getattr(sampler, 'pk_ratio', 0.)
     old = pd.read_csv(file) if epoch and file.exists() else pd.DataFrame(dict(epoch=[]))
     table = pd.DataFrame([*old[old['epoch'] < epoch].to_dict('records'), row])
     write_csv(table, file, index=False)
@@ -259,16 +259,16 @@ def one_step(
     if name == 'prompts':
         features = embed_images(run.model, pixels, part='projected', accelerator=run.accelerator)
         batch = FeatureDataset(features, records['label'].iloc[rows], run.accelerator.device)
-        losses = _prompt_losses_of(run)
+        losses = prompt_losses_of(run)
     else:
         options = pixels, *_labels(records.iloc[rows]), run.config.augment, run.config.seed
         batch = training_images(*options, device=run.accelerator.device)
         if name == 'finetune' and (run.config.prompts or run.config.init) and run.model.has_text:
             text = all_text_features(run.model).float()
-        losses = _image_losses_of(run, name, text)
+        losses = image_losses_of(run, name, text)
     batch = batch.__getitems__(range(len(rows)))
-    net, optimiser = _prepared(run, name, dict(tensors={}, scaler=None))
-    return lambda: training_step(run, name, 0, net, optimiser, losses, rows, batch)[0]
+    net, optimizer = prepared(run, name, dict(tensors={}, scaler=None))
+    return lambda: training_step(run, name, 0, net, optimizer, losses, rows, batch)[0]
 
 # %% ../../nbs/training/10_trainer.ipynb #03c05139
 def _begin(
@@ -283,9 +283,9 @@ def _begin(
     out, rows = Path(out), _training_rows(records)
     check_config(config, rows['label'].nunique(), domains=rows.groupby('domain')['label'].nunique())
     held_out = held_out_rows(validate, rows, config)
-    on_main(_processes(), lambda: check_folder(out, config, resume, overwrite))
+    on_main(process_state(), lambda: check_folder(out, config, resume, overwrite))
     model = new_model(rows, config)
-    a = accelerator_for(config.precision, config.track, str(out), model.channels_last)
+    a = make_accelerator(config.precision, config.track, str(out), model.channels_last)
     pixels = cached_images(rows['path'].tolist(), model.config['image_size'], config.cache, progress=a.is_main_process)
     on_main(a, lambda: _open(out, config, rows, held_out, resume, overwrite))
     if config.track: _track(a, config, out)
@@ -309,7 +309,7 @@ def _open(out:Path, config:TrainConfig, rows:pd.DataFrame, held_out, resume:bool
 def _training_rows(records)->pd.DataFrame: # with `label` and `camera`
     "Pooled rows as they are, of record tables their train rows."
     single = isinstance(records, pd.DataFrame)
-    if single: _check_not_merged(records)
+    if single: check_not_merged(records)
     return check_records(records if single and is_pooled(records) else pool(records))
 
 def _track(accelerator:Accelerator, config:TrainConfig, out:Path):
@@ -333,7 +333,7 @@ def new_model(
         cameras = int(rows['camera'].max()) + 1 if config.cameras else 0
         model = ReIDModel.create(
             config.clip, config.pretrained, num_ids=identities, image_size=config.image_size, stride=config.stride,
-            cameras=cameras, normalisation=config.normalisation, quick_gelu=config.quick_gelu, seed=config.seed)
+            cameras=cameras, normalization=config.normalization, quick_gelu=config.quick_gelu, seed=config.seed)
     check_config(config, identities, model)
     model.config |= _source(rows)
     return model
@@ -393,11 +393,11 @@ def _finish(run:Run)->Run: # the same run
 
 # %% ../../nbs/training/10_trainer.ipynb #4f090a63
 # Names that lived here before
-from .checkpoints import pack_optimiser, read_checkpoint, write_checkpoint # noqa: F401
+from .checkpoints import pack_optimizer, read_checkpoint, write_checkpoint # noqa: F401
 from .config import GRAPHS, SAMPLERS, config_from # noqa: F401
 from ..inference.evaluator import results_table # noqa: F401
 from ..utils.files import write_text # noqa: F401
-from .step import _Trainee as Trainee, image_losses, prompt_losses, stage_groups # noqa: F401
+from .step import Trainee as Trainee, image_losses, prompt_losses, stage_groups # noqa: F401
 
 _FORMER = dict(start='_begin', epoch_of='_batches', image_data='_image_data')
 

@@ -21,8 +21,8 @@ from ..inference.evaluator import check_targets, evaluate_records
 from ..models.reid_model import ReIDModel
 from .checkpoints import checkpoints
 from .config import TrainConfig
-from .run import Run, _forget_later
-from ..utils.files import flush, TrainError, write_csv, writing
+from .run import forget_later, Run
+from ..utils.files import fsync, TrainError, write_csv, writing
 
 # %% ../../nbs/training/09_validation.ipynb #81865e30
 def held_out_rows(
@@ -56,7 +56,7 @@ class Validation:
     ):
         self.run = run
         if run.held_out is None: return
-        _forget_later(run.ranks, name, step)
+        forget_later(run.ranks, name, step)
         self._write()
 
     def due(
@@ -117,7 +117,7 @@ def _keep_model(
         run.model.save(part)
         if new.exists(): shutil.rmtree(new)                                    # by a run that was killed after it
         os.replace(part, new)
-        flush(folder)
+        fsync(folder)
     needed = {step}
     for point in checkpoints(run.out/'checkpoint'):
         with suppress(OSError, ValueError, KeyError):

@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 
 from ..evaluation.bootstrap import t_interval
 from ..evaluation.metrics import RetrievalResult
-from .style import PALETTE, RIGHT, WRONG, _HATCHES, _legend_outside, _named, _panels, _styles
+from .style import HATCHES, legend_outside, line_styles, make_panels, PALETTE, RIGHT, WRONG, _named
 
 # %% ../../nbs/viz/02_charts.ipynb #78c8ebf4
-_NOT_LOSSES = ('stage', 'step', 'epoch', 'loss', 'rate', 'images_per_s', 'violated', 'spread')
+_NOT_LOSSES = ('stage', 'step', 'epoch', 'loss', 'rate', 'images_per_s', 'violated_triplets', 'embedding_std')
 
 # %% ../../nbs/viz/02_charts.ipynb #bc87a6cc
 def _curve(ax, x, y, smooth, **style):
@@ -42,7 +42,7 @@ def _draw_stage(
     axes[0].set(title=rows.stage.iloc[0], ylabel='loss')
     for ax, name in zip(axes[1:], below):
         ax.plot(rows.step, rows[name], color='0.3', lw=1)
-        ylabel = {'rate': 'learning\nrate', 'violated': 'violated,\nshare'}.get(name, name)
+        ylabel = {'rate': 'learning\nrate', 'violated_triplets': 'violated,\nshare'}.get(name, name)
         ax.set(ylabel=ylabel, ylim=(0, None), visible=bool(rows[name].notna().any()))
     lowest = [ax for ax in axes if ax.get_visible()][-1]
     lowest.set_xlabel('step')
@@ -51,7 +51,7 @@ def _draw_stage(
 def plot_history(
     history:pd.DataFrame, # columns stage, step, loss, and optional loss parts, rate, violated, ...
     parts:Sequence[str]|None=None, # columns drawn beside the loss; None: all that are losses
-    below:Sequence[str]=('rate', 'violated'), # columns with a panel of their own, where there are any
+    below:Sequence[str]=('rate', 'violated_triplets'), # columns with a panel of their own, where there are any
     smooth:int|None=None, # rows in the running mean; None: a twentieth of the stage
 )->Figure:
     "Loss curves of each stage, with learning rate and health below; ValueError without its columns or rows."
@@ -62,14 +62,14 @@ def plot_history(
     if parts is None: parts = [name for name in numeric if name not in _NOT_LOSSES and history[name].notna().any()]
     below = [name for name in below if name in numeric]
     stages = list(dict.fromkeys(history.stage))
-    styles = dict(loss=dict(color='black', ls='-')) | dict(zip(parts, _styles(len(parts))))
+    styles = dict(loss=dict(color='black', ls='-')) | dict(zip(parts, line_styles(len(parts))))
     heights = [2] + [1] * len(below)
     size = (2.9, 1.6 if below else 2.4)
-    fig, axes = _panels(len(heights), len(stages), size, gridspec_kw=dict(height_ratios=heights))
+    fig, axes = make_panels(len(heights), len(stages), size, gridspec_kw=dict(height_ratios=heights))
     for column, stage in zip(axes.T, stages):
         rows = history[history.stage == stage]
         _draw_stage(column, rows, styles, below, smooth or max(1, len(rows) // 20))
-    _legend_outside(fig, columns=6)
+    legend_outside(fig, columns=6)
     return fig
 
 # %% ../../nbs/viz/02_charts.ipynb #6b1e4bff
@@ -79,15 +79,15 @@ def plot_cmc(
 )->Figure:
     "CMC curves with Rank-1 and mAP in the legend."
     results = _named(results)
-    fig, ((ax,),) = _panels(size=(3.8, 3.1))
-    for (name, result), style in zip(results.items(), _styles(len(results))):
+    fig, ((ax,),) = make_panels(size=(3.8, 3.1))
+    for (name, result), style in zip(results.items(), line_styles(len(results))):
         curve = result.curve(max_rank)
         label = f'{name}  R1 {100 * curve[0]:.1f}  mAP {100 * result.mAP:.1f}'.strip()
         ax.plot(range(1, max_rank + 1), curve, label=label, **style)
     ax.set_title('cumulative matching characteristic', fontsize=10)
     ax.set(xlabel='rank', ylabel='share of queries with a match', xlim=(1, max(2, max_rank)))
     ax.set_ylim(min(.5, ax.get_ylim()[0]), 1.01)
-    _legend_outside(fig, columns=1)
+    legend_outside(fig, columns=1)
     return fig
 
 # %% ../../nbs/viz/02_charts.ipynb #415d8dc7
@@ -97,14 +97,14 @@ def plot_roc(
 )->Figure:
     "ROC curves, false positive rate in logarithmic scale."
     results = _named(results)
-    fig, ((ax,),) = _panels(size=(3.8, 3.1))
-    for (name, result), style in zip(results.items(), _styles(len(results))):
+    fig, ((ax,),) = make_panels(size=(3.8, 3.1))
+    for (name, result), style in zip(results.items(), line_styles(len(results))):
         x = np.concatenate([[0], result.fpr, [1]]).clip(least)
         y = np.concatenate([[0], result.tpr, [1]])
         ax.step(x, y, where='post', label=f'{name}  AUC {result.auc:.3f}'.strip(), **style)
     ax.set_title('same person or not', fontsize=10)
     ax.set(xlabel='false positive rate', ylabel='true positive rate', xscale='log', xlim=(least, 1), ylim=(0, 1.01))
-    _legend_outside(fig, columns=1)
+    legend_outside(fig, columns=1)
     return fig
 
 # %% ../../nbs/viz/02_charts.ipynb #f14bc87a
@@ -113,11 +113,11 @@ def plot_queries(
 )->Figure:
     "Nearest match against nearest wrong image, and the distribution of AP."
     table = result.per_query[result.per_query.matches > 0]
-    fig, ((left, right),) = _panels(1, 2, (3, 2.9))
+    fig, ((left, right),) = make_panels(1, 2, (3, 2.9))
     good = (table.first_hit == 1).to_numpy()
-    for mask, colour, marker, name in ((good, RIGHT, 'o', 'first is right'), (~good, WRONG, 'x', 'first is wrong')):
+    for mask, color, marker, name in ((good, RIGHT, 'o', 'first is right'), (~good, WRONG, 'x', 'first is wrong')):
         distances = table.match_distance[mask], table.wrong_distance[mask]
-        left.scatter(*distances, s=14, c=colour, marker=marker, lw=1, label=name)
+        left.scatter(*distances, s=14, c=color, marker=marker, lw=1, label=name)
     both = table[['match_distance', 'wrong_distance']].to_numpy()
     ends = [np.nanmin(both), np.nanmax(both)]
     left.plot(ends, ends, color='0.6', lw=.8, zorder=0)
@@ -126,7 +126,7 @@ def plot_queries(
     right.hist(table.AP, bins=np.linspace(0, 1, 21), color=PALETTE[0])
     right.set_title(f'average precision (mean {100 * result.mAP:.1f} %)', fontsize=10)
     right.set(xlabel='AP', ylabel='queries')
-    _legend_outside(fig)
+    legend_outside(fig)
     return fig
 
 # %% ../../nbs/viz/02_charts.ipynb #78cab12a
@@ -145,13 +145,13 @@ def plot_distances(
     groups=None, # group of each row and column of a square matrix, shape [n]: sorted and separated
     names=None, # tick labels of the rows (and of the columns, if square)
     title:str='', # above the map
-    label:str='distance', # of the colour bar
+    label:str='distance', # of the color bar
 )->Figure:
     "A heat map of distances (or similarities), optionally sorted by group; ValueError for wrong shapes."
     distances = distances.detach().cpu().numpy() if torch.is_tensor(distances) else np.asarray(distances)
     if distances.ndim != 2: raise ValueError(f'distances have shape {distances.shape}: give a matrix')
     square = distances.shape[0] == distances.shape[1]
-    fig, ((ax,),) = _panels(size=(3.3, 2.7))
+    fig, ((ax,),) = make_panels(size=(3.3, 2.7))
     if groups is not None:
         distances, names, edges = _sorted_by_group(distances, groups, names)
         for edge in edges:
@@ -184,11 +184,11 @@ def plot_results(
 )->Figure:
     "Grouped bars with error bars: methods by domains; ValueError if errors have other rows or columns."
     bars, (n, m) = _half_widths(scores, errors), scores.shape
-    fig, ((ax,),) = _panels(size=(max(3.2, .45 * n * m + 1.2), 2.8))
+    fig, ((ax,),) = make_panels(size=(max(3.2, .45 * n * m + 1.2), 2.8))
     for i, (name, row) in enumerate(scores.iterrows()):
         x = np.arange(m) + (i - (n - 1) / 2) * .8 / n
         ends = None if bars is None else bars[:, i]
-        look = dict(color=PALETTE[i % len(PALETTE)], hatch=_HATCHES[i % len(_HATCHES)], edgecolor='white')
+        look = dict(color=PALETTE[i % len(PALETTE)], hatch=HATCHES[i % len(HATCHES)], edgecolor='white')
         ax.bar(x, row, .8 / n, yerr=ends, label=str(name), error_kw=dict(elinewidth=1, capsize=2.5), **look)
         above = np.zeros(m) if bars is None else np.nan_to_num(bars[1, i])
         for place, value, up in zip(x, row, above):
@@ -198,7 +198,7 @@ def plot_results(
     ax.set_ylabel(ylabel)
     ax.set_title(title, fontsize=10)
     ax.margins(y=.12)
-    _legend_outside(fig)
+    legend_outside(fig)
     return fig
 
 # %% ../../nbs/viz/02_charts.ipynb #8909156a
@@ -241,12 +241,12 @@ def plot_differences(
     "Paired differences as a dot plot: mean, t interval and each pair."
     panels = _named(scores)
     tallest = max(table.shape[1] for table in panels.values()) - 1
-    fig, axes = _panels(1, len(panels), (4.8 if len(panels) == 1 else 3, .28 * tallest + 1.3), sharex=True)
+    fig, axes = make_panels(1, len(panels), (4.8 if len(panels) == 1 else 3, .28 * tallest + 1.3), sharex=True)
     for ax, (name, table) in zip(axes[0], panels.items()):
         _draw_differences(ax, table, to, level)
         ax.set_title(name, fontsize=10)
         ax.set_xlabel(f'difference to {to}, {unit}')
     pairs = len(next(iter(panels.values())))
     fig.suptitle(title or f'{pairs} pairs, {100 * level:.0f} % intervals', fontsize=10)
-    _legend_outside(fig)
+    legend_outside(fig)
     return fig

@@ -18,14 +18,14 @@ from matplotlib.patches import Rectangle
 
 from ..data.image_io import load_image, picture_to_rgb
 from ..evaluation.metrics import nearest_gallery
-from .style import PALETTE, RIGHT, WRONG, _DPI, _legend_outside, _named, _panels, _styles
+from .style import DPI, legend_outside, line_styles, make_panels, PALETTE, RIGHT, WRONG, _named
 
 # %% ../../nbs/viz/03_images.ipynb #86364258
 _MARKERS = 'osD^vP*Xp<h>8d' # one for each identity, and again from the beginning
 
 # %% ../../nbs/viz/03_images.ipynb #2f4a3ff2
 def _in_order(labels)->np.ndarray: # each label once
-    "Labels in the order of their first occurrence."
+    "Labels in the order of their first cumcount."
     return labels[np.sort(np.unique(labels, return_index=True)[1])]
 
 # %% ../../nbs/viz/03_images.ipynb #80dc1d54
@@ -33,12 +33,12 @@ def _draw_batches(ax, points, labels, batches, path):
     "One panel of `plot_batches`."
     used = np.zeros(len(points), int)
     for number, rows in enumerate(np.asarray(list(batch), int) for batch in batches):
-        colour = PALETTE[number % len(PALETTE)]
-        centres = np.array([points[rows[labels[rows] == i]].mean(0) for i in _in_order(labels[rows])])
-        if path: ax.plot(*centres.T, color=colour, lw=1.2, alpha=.6, zorder=1, label=f'batch {number + 1}')
+        color = PALETTE[number % len(PALETTE)]
+        centers = np.array([points[rows[labels[rows] == i]].mean(0) for i in _in_order(labels[rows])])
+        if path: ax.plot(*centers.T, color=color, lw=1.2, alpha=.6, zorder=1, label=f'batch {number + 1}')
         for row in np.unique(rows):
-            look = dict(facecolor=colour, edgecolor='white', lw=.4)
-            if used[row]: look = dict(facecolor='none', edgecolor=colour, lw=1.2)
+            look = dict(facecolor=color, edgecolor='white', lw=.4)
+            if used[row]: look = dict(facecolor='none', edgecolor=color, lw=1.2)
             marker = _MARKERS[labels[row] % len(_MARKERS)]
             ax.scatter(*points[row], s=38 + 60 * used[row], marker=marker, zorder=2, **look)
             used[row] += 1
@@ -54,31 +54,31 @@ def plot_batches(
     batches, # lists of rows, or a mapping from sampler names to such lists: a panel each
     path:bool=True, # join the identities of a batch in the order they were taken
 )->Figure:
-    "Batches on points: shape = identity, colour = batch; ValueError for wrong shapes ([DFGS] figure 1)."
+    "Batches on points: shape = identity, color = batch; ValueError for wrong shapes ([DFGS] figure 1)."
     points, labels = np.asarray(points, dtype=float), np.asarray(labels)
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f'points have shape {points.shape}: give [n, 2], features projected to a plane')
     if len(labels) != len(points): raise ValueError(f'{len(labels)} labels for {len(points)} points: give one each')
     panels = _named(batches)
-    fig, axes = _panels(1, len(panels), (3.1, 2.9))
+    fig, axes = make_panels(1, len(panels), (3.1, 2.9))
     for ax, (name, epoch) in zip(axes[0], panels.items()):
         _draw_batches(ax, points, labels, epoch, path)
         ax.set_title(name, fontsize=10)
-    if max(len(ax.lines) for ax in fig.axes) <= len(PALETTE): _legend_outside(fig)
+    if max(len(ax.lines) for ax in fig.axes) <= len(PALETTE): legend_outside(fig)
     return fig
 
 # %% ../../nbs/viz/03_images.ipynb #6f181433
 def _batch_spread(
     batches:Sequence, # lists of rows
     labels, # identity of each row, shape [n]
-    centres:torch.Tensor, # features of identities, shape [N, D]
+    centers:torch.Tensor, # features of identities, shape [N, D]
 )->np.ndarray: # per batch
     "Mean distance between the identities of each batch."
     ids = [torch.as_tensor(np.unique(np.asarray(labels)[list(batch)])) for batch in batches]
-    return np.array([float(torch.pdist(centres[i]).mean()) if len(i) > 1 else np.nan for i in ids])
+    return np.array([float(torch.pdist(centers[i]).mean()) if len(i) > 1 else np.nan for i in ids])
 
 # %% ../../nbs/viz/03_images.ipynb #7bb58cc5
-def _identity_centres(
+def _identity_centers(
     features, # of images [n, D] or of identities [N, D]
     labels, # of images, shape [n]
 )->torch.Tensor: # [N, D]
@@ -109,19 +109,19 @@ def plot_epoch(
     "Coverage growing over an epoch, and the closeness of its batches."
     labels = np.asarray(labels)
     epochs = {name: [list(batch) for batch in batches] for name, batches in _named(epochs).items()}
-    fig, axes = _panels(1, 1 if features is None else 2, (3.4, 2.7))
-    centres = None if features is None else _identity_centres(features, labels)
-    for (name, batches), style in zip(epochs.items(), _styles(len(epochs))):
+    fig, axes = make_panels(1, 1 if features is None else 2, (3.4, 2.7))
+    centers = None if features is None else _identity_centers(features, labels)
+    for (name, batches), style in zip(epochs.items(), line_styles(len(epochs))):
         seen = [0, *_share_seen(batches, len(labels))]
         axes[0, 0].plot(seen, label=f'{name} {100 * seen[-1]:.0f} %'.strip(), **style)
-        if centres is None: continue
-        axes[0, 1].plot(range(1, len(batches) + 1), _batch_spread(batches, labels, centres), lw=1.2, **style)
+        if centers is None: continue
+        axes[0, 1].plot(range(1, len(batches) + 1), _batch_spread(batches, labels, centers), lw=1.2, **style)
     axes[0, 0].set_title('coverage', fontsize=10)
     axes[0, 0].set(xlabel='batch', ylabel='share of images seen', ylim=(0, 1.04))
-    if centres is not None:
+    if centers is not None:
         axes[0, 1].set_title('closeness', fontsize=10)
         axes[0, 1].set(xlabel='batch', ylabel='mean distance', ylim=(0, None))
-    _legend_outside(fig)
+    legend_outside(fig)
     return fig
 
 # %% ../../nbs/viz/03_images.ipynb #8a26b44d
@@ -160,7 +160,7 @@ def plot_batch_images(
     columns = [batch[labels[batch] == i] for i in ids]
     H, W = size
     tallest = max(map(len, columns))
-    fig, ((ax,),) = _panels(size=((len(ids) * (W + 4) + 8) / _DPI, (tallest * (H + 4) + 56) / _DPI))
+    fig, ((ax,),) = make_panels(size=((len(ids) * (W + 4) + 8) / DPI, (tallest * (H + 4) + 56) / DPI))
     corner = dict(va='top', fontsize=8, color='white', bbox=dict(facecolor='black', lw=0, pad=1))
     for x, (i, rows) in enumerate(zip(ids, columns)):
         ax.text(x * (W + 4) + W / 2, -4, str(i), ha='center', va='bottom', fontsize=9)
@@ -178,8 +178,8 @@ def _framed(ax, image, left, size, kind=None):
     "A tile at `left` with a frame for right (True), wrong (False) or neither (None)."
     H, W = size
     ax.imshow(_tile(image, size), extent=(left, left + W, H, 0))
-    colour, dash = {True: (RIGHT, '-'), False: (WRONG, (0, (2, 1.2))), None: ('black', '-')}[kind]
-    ax.add_patch(Rectangle((left, 0), W, H, fill=False, ec=colour, ls=dash, lw=.8 if kind is None else 2.6))
+    color, dash = {True: (RIGHT, '-'), False: (WRONG, (0, (2, 1.2))), None: ('black', '-')}[kind]
+    ax.add_patch(Rectangle((left, 0), W, H, fill=False, ec=color, ls=dash, lw=.8 if kind is None else 2.6))
 
 # %% ../../nbs/viz/03_images.ipynb #548805b7
 def plot_ranked_gallery(
@@ -206,7 +206,7 @@ def plot_ranked_gallery(
     near = nearest_gallery(torch.as_tensor(query)[rows], gallery, ids, gallery_ids, cams, gallery_cams, k, metric)
     H, W = size
     width = 1.4 * W + k * (W + 5)
-    fig, axes = _panels(len(rows), 1, ((width + 14) / _DPI, (H + 14) / _DPI + .3 / len(rows)))
+    fig, axes = make_panels(len(rows), 1, ((width + 14) / DPI, (H + 14) / DPI + .3 / len(rows)))
     for ax, row, i, positions in zip(axes[:, 0], rows, ids, near):
         _framed(ax, _pick(query_images, row), 0, size)
         for place, position in enumerate(positions[positions >= 0]):

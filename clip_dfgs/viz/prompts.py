@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from ..inference.embed import embed_images
 from ..models.reid_model import ReIDModel
-from ..models.small_clip import _token_table
+from ..models.small_clip import token_table
 from ..models.towers import text_tower
 from ..models.weights import tokenizer_of
 from .images import plot_ranked_gallery
@@ -38,7 +38,7 @@ def _words_of(model:ReIDModel)->tuple: # token ids, words
     if not isinstance(words, dict): raise Absent(f'{model.config["clip"]}: its tokenizer does not show its words')
     known = torch.ones(len(table), dtype=torch.bool)
     if model.config['token_seed'] is not None:
-        known = (table.half() != _token_table(*table.shape, model.config['token_seed']).half()).any(1)
+        known = (table.half() != token_table(*table.shape, model.config['token_seed']).half()).any(1)
     ids = [i for i, word in words.items()
            if i < len(table) and known[i] and word.endswith('</w>') and word.removesuffix('</w>').isalpha()]
     return torch.tensor(ids), [words[i].removesuffix('</w>') for i in ids]

@@ -25,9 +25,9 @@ from ..training.config import config_from, STAGES
 from ..utils.files import write_text
 from .charts import plot_history
 from .images import plot_batch_images, plot_epoch
-from .rankings import check_same_targets, table, _need
+from .rankings import check_same_targets, need_table, table
 from .run_reader import Absent
-from .style import PALETTE, _legend_outside, _panels
+from .style import legend_outside, make_panels, PALETTE
 
 # %% ../../nbs/viz/08_report.ipynb #265a028f
 def runs_in(
@@ -98,7 +98,7 @@ def curves_figure(
     folder, # of a run
 )->Figure:
     "Losses, rates and health of each stage; `Absent` before the first step."
-    fig = plot_history(_need(folder, 'history', 'No step has been written to history.csv yet.'))
+    fig = plot_history(need_table(folder, 'history', 'No step has been written to history.csv yet.'))
     for line in [line for ax in fig.axes for line in ax.lines]:
         if len(line.get_xdata()) == 1: line.set_marker('o') # a line through one point cannot be seen
     return fig
@@ -107,9 +107,9 @@ def validation_figure(
     folder, # of a run
 )->Figure:
     "mAP and Rank-1 of held-out people as the training goes on; `Absent` for a run without them."
-    ranks = _need(folder, 'validation', 'No people were held out for validation.')
+    ranks = need_table(folder, 'validation', 'No people were held out for validation.')
     stages, domains = list(dict.fromkeys(ranks['stage'])), list(dict.fromkeys(ranks['domain']))
-    fig, axes = _panels(1, len(stages), (3.2, 2.4), sharey=True)
+    fig, axes = make_panels(1, len(stages), (3.2, 2.4), sharey=True)
     for ax, stage in zip(axes[0], stages):
         for i, domain in enumerate(domains):
             rows = ranks[(ranks['stage'] == stage) & (ranks['domain'] == domain)]
@@ -119,7 +119,7 @@ def validation_figure(
         ax.set_xlabel('step')
         ax.set_title(f'{stage}, held-out people', fontsize=10)
     axes[0, 0].set_ylabel('%')
-    _legend_outside(fig)
+    legend_outside(fig)
     return fig
 
 # %% ../../nbs/viz/08_report.ipynb #1c3e2042
@@ -150,7 +150,7 @@ def epoch_figures(
 
 # %% ../../nbs/viz/08_report.ipynb #310d29b2
 _DIAGNOSES = dict(batches='batches', identities='people, %', images='pictures, %', ids_per_batch='people a batch',
-                  repeats='pictures met again, %', shared_with_previous='people shared with the batch before',
+                  repeats='pictures met again, %', overlap_with_previous='people shared with the batch before',
                   cameras_per_tuplet='cameras a tuplet')
 
 def sampler_table(
@@ -176,7 +176,7 @@ def batch_figure(
     most:int=12, # people that are shown
 )->Figure:
     "One batch of the first epoch, as images; `Absent` for a run without one."
-    epoch, records = _need(folder, 'epoch', 'No epoch of the last stage was planned.'), table(folder, 'records')
+    epoch, records = need_table(folder, 'epoch', 'No epoch of the last stage was planned.'), table(folder, 'records')
     chosen = records.iloc[epoch['row'][epoch['batch'] == number]]
     chosen = chosen[chosen['label'].isin(chosen['label'].unique()[:most])]
     pixels = cached_images(chosen['path'].tolist(), (128, 64), cache or 'off')

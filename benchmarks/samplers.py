@@ -28,7 +28,7 @@ from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PK
 KINDS = dict(
     pk=(PKSampler, 0, {}), gs=(GraphSampler, 15, {}), dfgs=(DepthFirstGraphSampler, 10, {}),
     paper=(DepthFirstGraphSampler, 10, dict(order='paper')),
-    published=(DepthFirstGraphSampler, 10, dict(order='published')))
+    published=(DepthFirstGraphSampler, 10, dict(order='released')))
 
 
 def crowd(n, width=128, seed=0):
@@ -102,7 +102,7 @@ def growth(rows):
             print(f'{kind:>10}: {what} ~ N^{exponent:.2f}')
     last = {r['kind']: r for r in rows if r['n'] == rows[-1]['n']}
     print(f"at {rows[-1]['n']:,} identities:")
-    for what, other in (('hardness', 'published'), ('hardness', 'pk'), ('images', 'published')):
+    for what, other in (('hardness', 'released'), ('hardness', 'pk'), ('images', 'released')):
         print(f"    {what} of dfgs / {other}: {last['dfgs'][what] / last[other][what]:.2f}")
 
 
@@ -154,7 +154,7 @@ def train(kind, k, seed, steps=1128):
 
 def learning(seeds=5):
     print(f'mAP on 300 unseen people after 1,128 steps, {seeds} seeds: mean +- standard error')
-    walks = [(kind, k) for k in (5, 10, 15) for kind in ('published', 'paper', 'dfgs')]
+    walks = [(kind, k) for k in (5, 10, 15) for kind in ('released', 'paper', 'dfgs')]
     for kind, k in [('pk', 0), ('gs', 15), *walks]:
         found = np.array([train(kind, k, seed) for seed in range(seeds)])
         print(f'{kind:>10} k={k:<3} {found.mean():.3f} +- {found.std(ddof=1) / seeds ** .5:.3f}', flush=True)

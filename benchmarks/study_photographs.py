@@ -15,7 +15,7 @@ The rule of choice, written before anything was run:
    best mAP, mean over these seeds, is chosen. Only forms that all seeds have trained take part. The choice is made
    once: when all are trained, or, with --minutes, when 60 % of the time are over.
 2. *Confirmation.* Other seeds, all 751 identities: the chosen form of PK, the chosen form of DFGS, and others beside
-   them (PK and GS with the same batch norm and miner as DFGS; DFGS in the paper's and in the published order). These
+   them (PK and GS with the same batch norm and miner as DFGS; DFGS in the paper's and in the released order). These
    rank the targets: VIPeR, PRID, GRID and i-LIDS by their ten splits, and COL780. Nothing is chosen by these.
 3. *Eyes*: a small CLIP whose image tower is the same, `imagenet_eyes`, with prompts and the image-to-text loss. PK,
    and DFGS as chosen with the image, the text and the dual graph; three more seeds; the same targets.
@@ -75,7 +75,7 @@ FORMS = {
     'PK frozen soft': (dict(sampler='pk'), dict(norm='frozen', **SOFT)),
     'DFGS frozen soft': (dict(), dict(norm='frozen', **SOFT)),
     'DFGS frozen soft half': (dict(pk_ratio=.5), dict(norm='frozen', **SOFT)),
-    'DFGS frozen m=10': (dict(skip=10), dict(norm='frozen'))}
+    'DFGS frozen m=10': (dict(skip_nearest=10), dict(norm='frozen'))}
 ALSO = {name.replace('live', 'random'): (run, dict(stage, norm='random')) for name, (run, stage) in FORMS.items()
         if stage['norm'] == 'live'}
 
@@ -111,7 +111,7 @@ class Plan:
         first, later = confirm[:4], confirm[4:]
         found = [Job('dev', seed, 'start') for seed in dev] + [Job('confirm', seed, 'start') for seed in first]
         found += [Job('dev', seed, name) for name in FORMS for seed in dev]
-        main, more = ('PK', 'DFGS'), ('PK as DFGS', 'GS', 'DFGS published order', 'DFGS paper order')
+        main, more = ('PK', 'DFGS'), ('PK as DFGS', 'GS', 'DFGS released order', 'DFGS paper order')
         found += [Job('confirm', seed, name) for seed in first for name in main]
         found += [Job('confirm', seed, name) for name in more for seed in first]
         graphs = 'PK', 'DFGS image', 'DFGS text', 'DFGS dual'
@@ -215,7 +215,7 @@ def form_of(plan, job):
     run, stage = forms[chosen['DFGS']]
     plain = {name: value for name, value in run.items() if name != 'pk_ratio'}
     other = {'DFGS': run, 'PK as DFGS': dict(sampler='pk'), 'GS': dict(sampler='gs'),
-             'DFGS paper order': dict(run, order='paper'), 'DFGS published order': dict(plain, order='published'),
+             'DFGS paper order': dict(run, order='paper'), 'DFGS released order': dict(plain, order='released'),
              **{f'DFGS {graph}': dict(run, graph=graph) for graph in ('image', 'text', 'dual')}}
     return f'{job.name} as {chosen["DFGS"]}', (other[job.name], stage)
 

@@ -58,7 +58,7 @@ KINDS = dict(pk=PKSampler, gs=GraphSampler, dfgs=DepthFirstGraphSampler)
 START, STEPS, PIXELS, TEMPERATURE = 1500, 500, (128, 64), .05
 SEEDS = dict(dev=range(2), confirm=range(100, 106), two=range(200, 206), eyes=range(300, 304),
              to_market=range(400, 404), to_cuhk03=range(500, 503))
-ROLES = 'PK', 'DFGS', 'PK as DFGS', 'GS', 'DFGS paper order', 'DFGS published order'
+ROLES = 'PK', 'DFGS', 'PK as DFGS', 'GS', 'DFGS paper order', 'DFGS released order'
 GRAPHS = 'PK', 'PK as DFGS', 'DFGS image', 'DFGS text', 'DFGS dual'
 
 
@@ -182,7 +182,7 @@ def train(head, x, rows, form, stage, seed, text=None):
     while step < stage.steps:
         sampler.set_epoch(epoch)
         k = 15 if run.get('sampler') == 'gs' else 10
-        options, graph = dict(k=k, skip=run.get('skip', 0)), run.get('graph', 'image')
+        options, graph = dict(k=k, skip_nearest=run.get('skip_nearest', 0)), run.get('graph', 'image')
         if graph == 'dual': options['second'] = text
         if graph == 'text' and epoch == 0: sampler.neighbors = nearest_identities(text, **options)
         if run.get('sampler') != 'pk' and graph != 'text': update_graph(sampler, embed, model=head, **options)

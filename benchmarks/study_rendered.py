@@ -2,14 +2,14 @@
 
     python benchmarks/study_rendered.py bed --scale long --out found     # calibrate: PK alone
     python benchmarks/study_rendered.py samplers orders confirm tables norm --scale long --out found
-    python benchmarks/study_rendered.py samplers --seeds 103 --only 'DFGS image fair' --out again   # one row again
+    python benchmarks/study_rendered.py samplers --seeds 103 --only 'DFGS image complete' --out again   # one row again
     python benchmarks/study_rendered.py samplers --scale tiny --out tiny # the same code in a minute
 
 Parts, each with worlds and seeds of its own:
 bed       PK on one calibration world: fewest steps first, until a setting starts with half of PK's anchors violated
           and ends with less than a fifth. The choice is written to test_bed_SCALE.json, all that was tried to .csv.
 samplers  PK, GS and DFGS by image, text and both graphs, hardest pair and soft: six seeds.
-orders    the graphs in the paper's and the published order: the first three of the same worlds and starts.
+orders    the graphs in the paper's and the released order: the first three of the same worlds and starts.
 tables    ablation, and k x m: the same; nothing is chosen by them.
 confirm   shares of random batches, fixed and adaptive: six other seeds.
 norm      a convolution tower trained from nothing, its batch norm live or frozen: three other seeds.
@@ -52,7 +52,7 @@ CALIBRATION = 90                          # seed of its world
 SEEDS = dict(samplers=range(6), orders=range(3), tables=range(3), confirm=range(20, 26), norm=range(40, 43))
 LATER = dict(long=100, wide=200)           # added to them: worlds that no shorter study has seen
 STUDY = dict(orders='samplers', tables='samplers') # parts that share worlds and starts
-SHARED = {'PK', 'DFGS image fair'}        # variants that are in the tables of both
+SHARED = {'PK', 'DFGS image complete'}        # variants that are in the tables of both
 IMAGE_SECONDS = .235/64                    # of training, on two cores: benchmarks/train_step.py
 
 
@@ -96,7 +96,7 @@ class Unit:
     unless:Callable = bool                # true where it need not be done any more
 
 
-LIGHT = Augment(flip=.5, pad=2, erase=0., grey=0., jitter=0.) # with shifts of 6 pixels a quarter stays violated
+LIGHT = Augment(flip=.5, pad=2, erase=0., gray=0., jitter=0.) # with shifts of 6 pixels a quarter stays violated
 SCALES = dict(
     tiny=Scale(Size(2, 12, 4, 1, 8, 2), 16, 2, dict(identities=(12,), adapt=(2,), lr=(1e-4, 2e-4), steps=(4, 6))),
     short=Scale(Size(4, 24, 8, 3, 30), 48, 100,
@@ -163,7 +163,7 @@ def config_of(bed, work, scale):
                    finetune=replace(config.finetune, steps=bed['steps'], batch=batch, lr=bed['lr']))
 
 
-def dfgs(graph='image', order='fair', **changes):
+def dfgs(graph='image', order='complete', **changes):
     "The depth-first sampler with a graph and an order."
     return dict(sampler='dfgs', graph=graph, order=order) | changes
 
@@ -175,14 +175,14 @@ def soft(config):
 
 def main_variants(config):
     "What all seeds are given."
-    return {'PK': dict(sampler='pk'), 'DFGS image fair': dfgs(), 'GS': dict(sampler='gs'),
-            'DFGS text fair': dfgs('text'), 'DFGS image paper': dfgs(order='paper'), 'DFGS dual fair': dfgs('dual'),
+    return {'PK': dict(sampler='pk'), 'DFGS image complete': dfgs(), 'GS': dict(sampler='gs'),
+            'DFGS text complete': dfgs('text'), 'DFGS image paper': dfgs(order='paper'), 'DFGS dual complete': dfgs('dual'),
             'PK soft': dict(sampler='pk', finetune=soft(config)), 'DFGS soft': dfgs(finetune=soft(config))}
 
 
 def order_variants(config):
     "The graphs in the orders that are not among the main variants."
-    return {f'DFGS {graph} {order}': dfgs(graph, order) for order in ('paper', 'published')
+    return {f'DFGS {graph} {order}': dfgs(graph, order) for order in ('paper', 'released')
             for graph in ('image', 'text', 'dual') if (graph, order) != ('image', 'paper')}
 
 
@@ -194,9 +194,9 @@ def ablation_variants(config):
 
 
 def grid_variants(config):
-    "k x m by image, fair order; k=10 m=0 is the main variant."
+    "k x m by image, complete order; k=10 m=0 is the main variant."
     cells = [(k, m) for k in (5, 10, 15) for m in (0, 2, 4) if (k, m) != (10, 0)]
-    return {f'k={k} m={m}': dfgs(k=k, skip=m) for k, m in cells}
+    return {f'k={k} m={m}': dfgs(k=k, skip_nearest=m) for k, m in cells}
 
 
 def share_variants(config):
@@ -473,7 +473,7 @@ def save_studies(out, work, bed, scale):
             own = {*variants} - SHARED if name in ('parameters', 'ablation') else {*variants}
             if not own & {*study.table['variant']}: continue
             table = study.table[study.table['variant'].isin(['start', *variants])]
-            if name == 'parameters': table = table.replace({'variant': {'DFGS image fair': 'k=10 m=0'}})
+            if name == 'parameters': table = table.replace({'variant': {'DFGS image complete': 'k=10 m=0'}})
             write_text(table.round(5).to_csv(index=False), out/f'study_{name}.csv')
     if histories: write_text(pd.concat(histories).to_csv(index=False), out/'study_history.csv')
 

@@ -361,7 +361,7 @@ def device_loading(name, rows, folder, device, batch, passes):
     order = torch.randperm(passes*len(rows), generator=torch.Generator().manual_seed(0))%len(rows)
     index = order[:len(order)//batch*batch].view(-1, batch).tolist()
     recipes = dict(clip_reid=Augment(), jitter=replace(Augment(), jitter=.5),
-                   follow_up=Augment(flip=.4, pad=10, erase=0., jitter=.1, grey=.1, augmix=.6))
+                   follow_up=Augment(flip=.4, pad=10, erase=0., jitter=.1, gray=.1, augmix=.6))
     workers = workers_for(torch.device(device))
     plain = DataLoader(Plain(rows['path'].tolist(), pixels.shape[1:3]), batch_sampler=index, num_workers=workers)
     labels = rows['label'].to_numpy(copy=True)

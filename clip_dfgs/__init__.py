@@ -1,22 +1,25 @@
 __version__ = "0.1.0"
 
-# The names that a user needs, each fetched from its module when it is first asked for: `import clip_dfgs` is light.
-_HOME = dict(
-    load_dataset='datasets', check_dataset='datasets', pool='records', check_records='records', hold_out='records',
-    make_domain='pedestrians',
-    nearest_identities='graph', identity_features='graph',
-    PKSampler='samplers', GraphSampler='samplers', DepthFirstGraphSampler='samplers', epoch_report='epochs',
-    ReIDModel='models', Stage='config', TrainConfig='config', RECIPES='config', fit='trainer',
-    evaluate='evaluation', compare='evaluation', evaluate_records='features',
-    FeatureExtractor='gallery', Gallery='gallery', OnnxExtractor='export', compare_variants='studies')
-__all__ = ['__version__', *_HOME]
+from ._lazy import lazy
 
-
-def __getattr__(name):
-    "A public name, from the module that it lives in."
-    if name not in _HOME: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from importlib import import_module
-    return getattr(import_module(f'{__name__}.{_HOME[name]}'), name)
-
-
-def __dir__(): return sorted({*globals(), *_HOME})
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    data__datasets='load_dataset check_dataset',
+    data__records='pool check_records hold_out',
+    synthetic__domain='render_domain',
+    sampling__graph='nearest_identities identity_features',
+    sampling__samplers='PKSampler GraphSampler DepthFirstGraphSampler',
+    sampling__diagnostics='epoch_statistics',
+    models__reid_model='ReIDModel',
+    training__config='Stage TrainConfig',
+    training__recipes='RECIPES',
+    training__trainer='fit',
+    evaluation__metrics='evaluate',
+    evaluation__bootstrap='compare',
+    inference__evaluator='evaluate_records',
+    inference__extractor='FeatureExtractor load_model',
+    inference__onnx='OnnxExtractor',
+    gallery__gallery='Gallery',
+    experiments__studies='compare_variants',
+    viz__charts='plot_history',
+    viz__images='plot_ranked_gallery')

@@ -4,7 +4,6 @@
 purpose records again and says so in the commit.
 """
 import hashlib
-import inspect
 import json
 import sys
 import tempfile
@@ -39,13 +38,6 @@ def world():
     return labels, cameras, features
 
 
-def ordered(order):
-    "The walk's order in the words of the sampler, old or new."
-    from clip_dfgs.sampling.samplers import DepthFirstGraphSampler
-    if 'order' in inspect.signature(DepthFirstGraphSampler).parameters: return dict(order=order)
-    return dict(fair=dict(fair=True), paper=dict(fair=False), published=dict(published=True))[order]
-
-
 def graphs():
     "Nearest identities by every metric and offset."
     from clip_dfgs.sampling.graph import nearest_across_domains, identity_features, nearest_identities
@@ -53,7 +45,7 @@ def graphs():
     means = identity_features(features, torch.from_numpy(labels))
     out = {'identity features': summary(means)}
     for metric in ('euclidean', 'cosine'):
-        for skip in (0, 2): out[f'nearest {metric} {skip}'] = digest(nearest_identities(means, 8, skip, metric))
+        for skip_nearest in (0, 2): out[f'nearest {metric} {skip_nearest}'] = digest(nearest_identities(means, 8, skip_nearest, metric))
     out['nearest dual'] = digest(nearest_identities(means, 8, second=means.flip(1), weight=.5))
     out['nearest in blocks'] = digest(nearest_identities(means, 5, block=7))
     domains = np.arange(40)//14
@@ -75,8 +67,8 @@ def plans():
         shared=lambda **o: DepthFirstGraphSampler(labels, cameras, graph, batch=32, pk_ratio=.3, **o),
         curriculum=lambda **o: DepthFirstGraphSampler(labels, cameras, deep, batch=32, curriculum=(5, 3), **o),
         unshuffled=lambda **o: DepthFirstGraphSampler(labels, None, graph, batch=32, shuffle_neighbors=False, **o))
-    for order in ('fair', 'paper', 'published'):
-        options = ordered(order)
+    for order in ('complete', 'paper', 'released'):
+        options = dict(order=order)
         makers[f'dfgs {order}'] = lambda options=options, **o: DepthFirstGraphSampler(
             labels, cameras, graph, batch=32, **options, **o)
     out = {}
@@ -107,7 +99,7 @@ def epochs():
 
 def losses():
     "Every loss and its gradient."
-    from clip_dfgs import losses
+    from clip_dfgs.training import losses
     draw = torch.Generator().manual_seed(1)
     features = torch.randn(24, 12, generator=draw)
     labels = torch.arange(24)//4
@@ -235,7 +227,7 @@ def pictures():
     people, captions = everyday_pictures(4, seed=3, workers=1, progress=False)
     out = {'rendered': digest(people), 'captions': hashlib.sha256('\n'.join(captions).encode()).hexdigest()[:16]}
     augments = dict(plain=None, usual=Augment(), jitter=Augment(erase=.5, jitter=.5),
-                    augmix=Augment(augmix=.9, grey=.5))
+                    augmix=Augment(augmix=.9, gray=.5))
     for name, augment in augments.items():
         data = ImageDataset(people, np.arange(4), np.zeros(4, int), augment, 7)
         data.set_epoch(2)

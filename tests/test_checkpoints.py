@@ -8,7 +8,7 @@ import pytest
 import torch
 from running import config, rows_of
 
-from clip_dfgs import trainer
+from clip_dfgs.training import trainer
 from clip_dfgs.training.checkpoints import checkpoints, last_good, pack_optimizer, read_checkpoint, restore
 from clip_dfgs.utils.files import TrainError
 from clip_dfgs.training.checkpoints import resume_point, save_point, unpack_optimizer, write_checkpoint

@@ -50,7 +50,7 @@ render new --identities 4 --cameras 2 --seed 1 --images-per-camera 1 --look-alik
 check-data market1501 world --sheet new/sheet.png --domain d
 check-data folder world --camera _c(.)
 check-data csv good.csv --no-distractors
-train --source market1501:world --target market1501:world --out new --domain a b --graph image --neighbors 2 --skip 0
+train --source market1501:world --target market1501:world --out new --domain a b --graph image --neighbors 2 --skip-nearest 0
 train --source market1501:world --out new --recipe small --seed 1 --workers 0 --lr .001 --cache off --track nothing
 train --source market1501:world --out new --clip pedestrians --pretrained none --init run/model --checkpoint-steps 1
 train --source market1501:world --out run --resume

@@ -9,7 +9,7 @@ from running import config, rows_of
 from clip_dfgs.training.config import Stage, TrainConfig, check_config, config_dict, config_from, rate
 from clip_dfgs.training.recipes import RECIPES, recipe
 from clip_dfgs.training.recipes import recipe_table
-from clip_dfgs.sampling.graph import nearest_across_domains
+from clip_dfgs.graph import nearest_across_domains
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.training.trainer import fit
 
@@ -51,9 +51,9 @@ def test_recipes_are_what_their_papers_say():
     assert clip_reid.prompts.epochs == 120 and clip_reid.prompts.lr == 3.5e-4
     assert clip_reid.finetune.lr == 5e-6 and clip_reid.finetune.id_weight == .25
     assert clip_dfgs.adapt is not None and clip_dfgs.order == 'paper'
-    assert (clip_dfgs.sampler, clip_dfgs.sampling.graph, clip_dfgs.k, clip_dfgs.skip) == ('dfgs', 'text', 10, 2)
-    assert replace(clip_dfgs, adapt=None, sampler='pk', order='fair', graph='image', skip=0) == clip_reid
-    assert (follow_up.graph, follow_up.k, follow_up.skip, follow_up.finetune.margin) == ('image', 15, 0, None)
+    assert (clip_dfgs.sampler, clip_dfgs.graph, clip_dfgs.k, clip_dfgs.skip_nearest) == ('dfgs', 'text', 10, 2)
+    assert replace(clip_dfgs, adapt=None, sampler='pk', order='complete', graph='image', skip_nearest=0) == clip_reid
+    assert (follow_up.graph, follow_up.k, follow_up.skip_nearest, follow_up.finetune.margin) == ('image', 15, 0, None)
     assert follow_up.augment.augmix == .6 and follow_up.finetune.batch == 128
 
 
@@ -92,7 +92,7 @@ STEP = dict(steps=1, batch=16)
     (dict(pk_ratio=2.), 'pk_ratio is 2.0'),
     (dict(pk_ratio='adapt'), "or 'adaptive'"),
     (dict(pk_ratio='adaptive', sampler='gs'), 'is for the sampler dfgs, not gs'),
-    (dict(pk_ratio='adaptive', order='published'), 'published order has no random batches'),
+    (dict(pk_ratio='adaptive', order='released'), 'released order has no random batches'),
     (dict(adapt=Stage(steps=1, batch=16, norm='froze')), "did you mean 'frozen'"),
     (dict(temperature=0.), 'temperature is 0.0'),
     (dict(seed=2**63), 'below 2'),
@@ -111,8 +111,8 @@ STEP = dict(steps=1, batch=16)
     (dict(adapt=Stage(**STEP, triplet_on=())), 'triplet_on names no feature'),
     (dict(adapt=Stage(**STEP, id_weight=0., triplet_weight=0.)), 'adapt: every loss has weight 0'),
     (dict(prompts=None, finetune=Stage(**STEP, id_weight=0., triplet_weight=0.)), 'finetune: every loss has weight 0'),
-    (dict(sampler='gs', skip=9), 'skip 9 leaves too few of 12'),
-    (dict(skip=11), 'skip 11 leaves too few of 12'),
+    (dict(sampler='gs', skip_nearest=9), 'skip_nearest 9 leaves too few of 12'),
+    (dict(skip_nearest=11), 'skip_nearest 11 leaves too few of 12'),
     (dict(prompts=None, graph='text'), 'needs the prompts stage'),
 ])
 def test_impossible_settings(world, tmp_path, change, words):
@@ -120,19 +120,19 @@ def test_impossible_settings(world, tmp_path, change, words):
     assert not (tmp_path/'run').exists()
 
 
-@pytest.mark.parametrize('rule, k, skip, domains, words', [
+@pytest.mark.parametrize('rule, k, skip_nearest, domains, words', [
     ('within', 5, 0, [6, 9], None), ('within', 5, 1, [6, 9], 'needs 6 neighbors and somebody has 5'),
     ('across', 6, 0, [6, 9], None), ('across', 7, 0, [6, 9], 'needs 7 neighbors and somebody has 6'),
     ('balanced', 9, 0, [6, 9], None), ('balanced', 11, 0, [6, 9], 'needs 6 neighbors and somebody has 5')])
-def test_a_rule_that_the_domains_cannot_keep_is_refused_at_once(rule, k, skip, domains, words):
-    told = replace(config(), neighbors_from=rule, k=k, skip=skip)
+def test_a_rule_that_the_domains_cannot_keep_is_refused_at_once(rule, k, skip_nearest, domains, words):
+    told = replace(config(), neighbors_from=rule, k=k, skip_nearest=skip_nearest)
     features, domain = torch.randn(15, 2), np.repeat([0, 1], domains)
     if words is None:
         check_config(told, 15, domains=domains)
-        nearest_across_domains(features, domain, k, rule, skip)                     # and it can be kept
+        nearest_across_domains(features, domain, k, rule, skip_nearest)                     # and it can be kept
         return
     with pytest.raises(ValueError, match=words): check_config(told, 15, domains=domains)
-    with pytest.raises(ValueError): nearest_across_domains(features, domain, k, rule, skip)
+    with pytest.raises(ValueError): nearest_across_domains(features, domain, k, rule, skip_nearest)
 
 
 @pytest.mark.parametrize('change, words', [

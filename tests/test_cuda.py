@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from running import config, only, rows_of, weights
 from safetensors.torch import load_file
 
-from clip_dfgs import trainer
+from clip_dfgs.training import trainer
 from clip_dfgs.utils.files import TrainError
 from clip_dfgs.inference.embed import choose_precision
 from clip_dfgs.data.loader import ImageDataset, make_loader
@@ -122,7 +122,7 @@ def test_a_batch_without_an_answer_is_not_a_number():
 
 def test_augmentation_on_the_device_is_that_on_the_cpu():
     people, _ = everyday_pictures(8, seed=3, workers=1, progress=False)
-    augment = Augment(grey=.2, jitter=.5, augmix=.6, erase=.5)
+    augment = Augment(gray=.2, jitter=.5, augmix=.6, erase=.5)
     images, *_, numbers = HalfAugmented(people, augment=augment, seed=1).__getitems__(list(range(8))*4)
     here = augment_rest(images, numbers, augment).int()
     there = augment_rest(images.to(DEVICE), numbers.to(DEVICE), augment).cpu().int()
@@ -134,7 +134,7 @@ def test_workers_and_pinned_memory_give_equal_bytes():
     people, _ = everyday_pictures(8, seed=3, workers=1, progress=False)
     batches = [[0, 1, 5], [7, 7, 2], [3, 4, 6]]
     for kind in (ImageDataset, HalfAugmented):
-        data = kind(people, np.arange(8), augment=Augment(jitter=.5, grey=.3), seed=4)
+        data = kind(people, np.arange(8), augment=Augment(jitter=.5, gray=.3), seed=4)
         plain = list(make_loader(data, batches, pin=False))
         for workers, pin in ((0, True), (2, False), (2, True)):
             other = list(make_loader(data, batches, workers=workers, pin=pin))
@@ -156,7 +156,7 @@ def test_three_stages_without_a_look_at_the_device(world, tmp_path, monkeypatch,
         try: return step(run, name, number, *args)
         finally: torch.cuda.set_sync_debug_mode('default')
     monkeypatch.setattr(trainer, 'training_step', strict)
-    c = config(precision=precision, cameras=True, augment=Augment(jitter=.5, augmix=.3, grey=.2), **SMALL)
+    c = config(precision=precision, cameras=True, augment=Augment(jitter=.5, augmix=.3, gray=.2), **SMALL)
     run = fit(rows_of(world), c, tmp_path/'run')
     assert run.history['stage'].tolist() == ['adapt']*5 + ['prompts']*5 + ['finetune']*7
     assert np.isfinite(run.history['loss']).all() and next(run.model.parameters()).is_cuda

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from clip_dfgs import evaluation
+from clip_dfgs.evaluation import metrics as evaluation
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.evaluation.distances import distance_blocks
 from clip_dfgs.evaluation.metrics import evaluate, nearest_gallery
@@ -263,8 +263,8 @@ def test_graphs_are_exact_with_tf32_on(device, tf32, metric):
     sides, labels = made_up(people=200)
     people = identity_features(sides[1].to(device), labels[1])
     torch.testing.assert_close(people.cpu(), identity_features(sides[1], labels[1]))
-    found = nearest_identities(people, 10, skip=2, metric=metric, block=64)
-    assert torch.equal(found, nearest_identities(people.cpu(), 10, skip=2, metric=metric))
+    found = nearest_identities(people, 10, skip_nearest=2, metric=metric, block=64)
+    assert torch.equal(found, nearest_identities(people.cpu(), 10, skip_nearest=2, metric=metric))
 
 
 # Memory and time

@@ -200,7 +200,7 @@ from clip_dfgs.inference.onnx import OnnxExtractor
 print(OnnxExtractor({str(exported[1])!r})(np.zeros((90, 40, 3), np.uint8)).shape, "torch" in sys.modules)"""
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == '(1, 320) False'
-    from clip_dfgs import export
+    from clip_dfgs.inference import onnx as export
     assert export.Embedder is Embedder # where it was before
 
 
@@ -316,7 +316,7 @@ def test_mistakes_of_the_command_are_one_line(line, words, saved, tmp_path):
 def test_a_killed_export_leaves_nothing_half_written(saved, tmp_path):
     "Really killed while the file is being written; the name of the target is never there."
     code = f"""import os, signal
-from clip_dfgs import export
+from clip_dfgs.inference import onnx as export
 def stop(*_): os.kill(os.getpid(), signal.SIGKILL)
 export._difference = stop
 export.export_onnx({str(saved/'model')!r}, {str(tmp_path/'f.onnx')!r})"""

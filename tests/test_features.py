@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from clip_dfgs import features
+from clip_dfgs.inference import evaluator as features
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.utils.checks import DatasetError
 from clip_dfgs.evaluation.metrics import evaluate

@@ -28,11 +28,11 @@ def distances(x, metric):
     return 1 - x @ x.T
 
 
-def definition(x, k, skip=0, metric='euclidean', second=None, weight=1.):
+def definition(x, k, skip_nearest=0, metric='euclidean', second=None, weight=1.):
     "Sorted by (distance, index), one identity at a time."
     d = distances(x, metric) + (0 if second is None else weight*distances(second, metric))
     def others(i): return sorted((j for j in range(len(x)) if j != i), key=lambda j: (d[i, j], j))
-    return [others(i)[skip:skip + k] for i in range(len(x))]
+    return [others(i)[skip_nearest:skip_nearest + k] for i in range(len(x))]
 
 
 def cloud(n, width, seed): return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
@@ -41,17 +41,17 @@ def cloud(n, width, seed): return torch.randn(n, width, generator=torch.Generato
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 5), st.integers(1, 70),
        st.sampled_from(['euclidean', 'cosine']), st.integers(0, 99))
-def test_graph_is_its_definition(n, k, skip, block, metric, seed):
+def test_graph_is_its_definition(n, k, skip_nearest, block, metric, seed):
     x = cloud(n, 5, seed)
-    assert nearest_identities(x, k, skip, metric, block=block).tolist() == definition(x, k, skip, metric)
+    assert nearest_identities(x, k, skip_nearest, metric, block=block).tolist() == definition(x, k, skip_nearest, metric)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 50), st.integers(1, 6), st.integers(0, 3), st.integers(1, 60), st.integers(0, 99))
-def test_ties_go_to_the_lower_index(n, k, skip, block, seed):
+def test_ties_go_to_the_lower_index(n, k, skip_nearest, block, seed):
     draw = torch.Generator().manual_seed(seed)
     x = torch.randint(0, 3, (n, 2), generator=draw).float()  # whole numbers: distances are exact
-    assert nearest_identities(x, k, skip, block=block).tolist() == definition(x, k, skip)
+    assert nearest_identities(x, k, skip_nearest, block=block).tolist() == definition(x, k, skip_nearest)
 
 
 @pytest.mark.parametrize('n', [1, 2, 40, 700])
@@ -95,7 +95,7 @@ def test_missing_faiss_is_said(monkeypatch, caplog):
 
 @pytest.mark.parametrize('change, message', [
     (dict(k=-1), 'k=-1'), (dict(k=1.5), 'k=1.5'), (dict(k=True), 'k=True'), (dict(k=None), 'k=None'),
-    (dict(skip=-1), 'skip=-1'), (dict(block=0), 'block=0'),
+    (dict(skip_nearest=-1), 'skip_nearest=-1'), (dict(block=0), 'block=0'),
     (dict(metric='l1'), "unknown metric 'l1'"), (dict(method='fast'), "unknown method 'fast'"),
     (dict(second=torch.ones(4, 2)), '5 and 4 identities'), (dict(second=torch.ones(5, 2), weight=np.nan), 'weight=nan'),
     (dict(features=torch.ones(5)), r'features have shape \[5\]'), (dict(features=[['a']]*5), 'no table of numbers'),
@@ -173,7 +173,7 @@ def test_domains_may_have_names():
 def test_rules_about_domains_by_their_definition(how, metric):
     "Sort everybody who is allowed by the dual distance; balanced takes turns among the domains."
     x, words, domains = cloud(24, 4, 1), cloud(24, 3, 2), np.arange(24) % 3
-    got = nearest_across_domains(x, domains, 4, how, skip=1, metric=metric, second=words, weight=.7)
+    got = nearest_across_domains(x, domains, 4, how, skip_nearest=1, metric=metric, second=words, weight=.7)
     def gap(x, i, j):
         a, b = (v.double() for v in (x[i], x[j]))
         if metric == 'euclidean': return float((a - b).norm())
@@ -190,15 +190,15 @@ def test_rules_about_domains_by_their_definition(how, metric):
 def test_a_search_follows_its_rule():
     x, domains = cloud(30, 4, 0), np.arange(30) % 3
     assert torch.equal(neighbor_search()(x, k=4), nearest_identities(x, 4))
-    found = neighbor_search('within', domains)(x, k=4, skip=2)
+    found = neighbor_search('within', domains)(x, k=4, skip_nearest=2)
     assert torch.equal(found, nearest_across_domains(x, domains, 4, 'within', 2))
 
 
 def test_saved_graph_comes_back(tmp_path):
     graph = nearest_identities(cloud(30, 4, 0), 5)
-    save_graph(tmp_path/'g.npz', graph, k=5, skip=0, side='text')
+    save_graph(tmp_path/'g.npz', graph, k=5, skip_nearest=0, side='text')
     again, parameters = load_graph(tmp_path/'g.npz')
-    assert torch.equal(again, graph) and parameters == dict(k=5, skip=0, side='text')
+    assert torch.equal(again, graph) and parameters == dict(k=5, skip_nearest=0, side='text')
     assert [p.name for p in tmp_path.iterdir()] == ['g.npz']
 
 

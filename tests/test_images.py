@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-from clip_dfgs import image_cache
+from clip_dfgs.data import image_cache
 from clip_dfgs.data.datasets import unreadable_images
 from clip_dfgs.utils.tensors import cumcount
 from clip_dfgs.data.image_cache import LazyImages, cached_images
@@ -82,8 +82,8 @@ def test_a_tagged_picture_is_turned_as_viewers_turn_it(tmp_path, tag, suffix, mo
 def test_every_mode_shows_what_it_shows(tmp_path, mode):
     "An opaque picture reads as its own red, green and blue, 16 bits as 8."
     if mode == 'I;16':
-        grey = np.asarray(person().convert('L'))
-        picture, expected = Image.fromarray(grey.astype('u2') * 257), np.repeat(grey[..., None], 3, 2)
+        gray = np.asarray(person().convert('L'))
+        picture, expected = Image.fromarray(gray.astype('u2') * 257), np.repeat(gray[..., None], 3, 2)
     else:
         picture = person().convert(mode)
         expected = np.asarray(picture.convert('RGB'))
@@ -98,7 +98,7 @@ def test_every_mode_shows_what_it_shows(tmp_path, mode):
 
 
 @pytest.mark.parametrize('bits', [10, 12, 16])
-def test_sixteen_bit_grey_has_one_range(tmp_path, bits):
+def test_sixteen_bit_gray_has_one_range(tmp_path, bits):
     "The full range of 16 bits is that of 8, whatever part of it a camera uses."
     values = np.linspace(0, 2**bits - 1, 64).astype('u2').reshape(8, 8)
     Image.fromarray(values).save(tmp_path/'a.png')
@@ -109,7 +109,7 @@ def test_sixteen_bit_grey_has_one_range(tmp_path, bits):
 
 
 @pytest.mark.parametrize('top,level', [(0, 0), (1, None), (255, None), (257, None), (386, 2), (65535, 255)])
-def test_deep_grey_of_which_nothing_would_be_left_is_refused(tmp_path, top, level):
+def test_deep_gray_of_which_nothing_would_be_left_is_refused(tmp_path, top, level):
     "Mostly 8-bit numbers in a 16-bit file. What is really black stays black."
     Image.fromarray(np.array([[0, top]], 'u2')).save(tmp_path/'a.png')
     if level is not None: assert load_image(tmp_path/'a.png', None).max() == level
@@ -119,7 +119,7 @@ def test_deep_grey_of_which_nothing_would_be_left_is_refused(tmp_path, top, leve
 
 
 def tiff(path, values, bits, white_is_zero=False):
-    "Write grey levels as an uncompressed TIFF file; two numbers of 12 bits share three bytes."
+    "Write gray levels as an uncompressed TIFF file; two numbers of 12 bits share three bytes."
     height, width = values.shape
     data = values.astype('<u2').tobytes()
     if bits == 12:
@@ -135,12 +135,12 @@ def tiff(path, values, bits, white_is_zero=False):
 
 
 @pytest.mark.parametrize('bits, white_is_zero', [(12, False), (16, False), (16, True)]) # Pillow reads no 12 with True
-def test_grey_in_tiff_files_is_what_their_tags_say(tmp_path, bits, white_is_zero):
-    grey = np.linspace(0, 255, 64).round().astype(int).reshape(8, 8)
+def test_gray_in_tiff_files_is_what_their_tags_say(tmp_path, bits, white_is_zero):
+    gray = np.linspace(0, 255, 64).round().astype(int).reshape(8, 8)
     full = 2**bits - 1
-    values = np.round(grey*(full/255)).astype(int)
+    values = np.round(gray*(full/255)).astype(int)
     tiff(tmp_path/'a.tif', full - values if white_is_zero else values, bits, white_is_zero)
-    assert (load_image(tmp_path/'a.tif', None) == grey[..., None]).all()
+    assert (load_image(tmp_path/'a.tif', None) == gray[..., None]).all()
 
 
 @pytest.mark.parametrize('kind', ['f4', 'i4'])
@@ -152,7 +152,7 @@ def test_numbers_without_a_known_range_are_refused(tmp_path, kind):
 
 @pytest.mark.parametrize('form', ['RGBA', 'LA', 'palette', 'key'])
 def test_what_lies_under_transparent_pixels_does_not_matter(tmp_path, form):
-    "A transparent half is grey 128, the opaque one as it was."
+    "A transparent half is gray 128, the opaque one as it was."
     base = person()
     mask = Image.fromarray(np.repeat([[255] * 32 + [0] * 32], 128, 0).astype(np.uint8))
     if form == 'RGBA':
@@ -198,7 +198,7 @@ def test_transparency_of_every_kind_of_picture_in_memory():
         assert (seen[:, 32:] == 128).all() and (seen[:, :32] != 128).any(), name
 
 
-def test_transparent_grey_of_sixteen_bits(tmp_path):
+def test_transparent_gray_of_sixteen_bits(tmp_path):
     Image.fromarray(np.array([[0, 30000, 65535]], 'u2')).save(tmp_path/'a.png', transparency=30000)
     assert load_image(tmp_path/'a.png', None)[0, :, 0].tolist() == [0, 128, 255]
 
@@ -432,7 +432,7 @@ def test_a_large_cache_is_announced_before_it_is_made(tmp_path, paths, capsys, m
 
 WRITER = """
 import sys, hashlib, time
-from clip_dfgs import image_cache as I
+from clip_dfgs.data import image_cache as I
 plain, n = I.load_image, []
 def counted(p, s): n.append(p); time.sleep(.01); return plain(p, s)
 I.load_image = counted
@@ -555,9 +555,9 @@ def test_shares_are_what_was_asked_for():
     for share in (0, 0.3, 1):
         assert abs(changed(Augment(flip=share, pad=0, erase=0)) - share) < 0.04
         assert abs(changed(Augment(flip=0, pad=0, erase=share)) - share) < 0.04
-        assert abs(changed(Augment(flip=0, pad=0, erase=0, grey=share)) - share) < 0.04
-    grey = Augment(flip=0, pad=0, erase=0, grey=1)(pixels, index)
-    assert (grey[:, 0] == grey[:, 1]).all() and (grey[:, 1] == grey[:, 2]).all()
+        assert abs(changed(Augment(flip=0, pad=0, erase=0, gray=share)) - share) < 0.04
+    gray = Augment(flip=0, pad=0, erase=0, gray=1)(pixels, index)
+    assert (gray[:, 0] == gray[:, 1]).all() and (gray[:, 1] == gray[:, 2]).all()
 
 
 def test_erasing_touches_one_box_of_the_right_size():
@@ -569,7 +569,7 @@ def test_erasing_touches_one_box_of_the_right_size():
         assert hit[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].mean() > 0.95 and 0.05 < h * w / 800 < 0.34
 
 
-EVERYTHING = Augment(flip=0.4, pad=3, erase=0.5, grey=0.3, jitter=0.4, augmix=0.4)
+EVERYTHING = Augment(flip=0.4, pad=3, erase=0.5, gray=0.3, jitter=0.4, augmix=0.4)
 
 
 def test_an_image_does_not_depend_on_its_batch_nor_on_global_state():

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
-from clip_dfgs import insight
+from clip_dfgs.viz import embeddings as insight
 from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.models.encoder import ReIDEncoder

@@ -11,7 +11,7 @@ from running import config, only, rows_of, same, weights
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as f
 
-from clip_dfgs import trainer
+from clip_dfgs.training import trainer
 from clip_dfgs.training.config import Stage
 from clip_dfgs.inference.embed import make_accelerator, autocast
 from clip_dfgs.data.loader import ImageDataset
@@ -194,8 +194,8 @@ def people():
 def channels_first(pixels): return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
 
 
-def test_grey_and_boxes_are_equal_to_the_bit(people):
-    augment = Augment(grey=.5, erase=.6)
+def test_gray_and_boxes_are_equal_to_the_bit(people):
+    augment = Augment(gray=.5, erase=.6)
     whole, half = (kind(people, augment=augment, seed=5) for kind in (ImageDataset, HalfAugmented))
     for epoch in range(3):
         for data in (whole, half): data.set_epoch(epoch)
@@ -285,14 +285,14 @@ def test_shares_of_augmentation(people):
     n = 600
     plain = HalfAugmented(np.repeat(people[:1], n, 0), augment=Augment(flip=0, pad=0, erase=0.))
     images, *_, numbers = plain.__getitems__(range(n))
-    for field, share in (('grey', .3), ('jitter', .5), ('augmix', .2)):
+    for field, share in (('gray', .3), ('jitter', .5), ('augmix', .2)):
         augment = Augment(flip=0, pad=0, erase=0., **{field: share})
         changed = (augment_rest(images, numbers, augment) != images).flatten(1).any(1).float().mean().item()
         assert changed == pytest.approx(share, abs=.08)
 
 
 def test_the_rest_of_the_augmentation_never_looks(people):
-    augment = Augment(grey=.1, jitter=.5, augmix=.6, erase=.5)
+    augment = Augment(gray=.1, jitter=.5, augmix=.6, erase=.5)
     images, *_, numbers = HalfAugmented(people, augment=augment).__getitems__(range(6))
     assert augment_rest(images.to('meta'), numbers.to('meta'), augment).shape == images.shape
 
@@ -304,8 +304,8 @@ def test_a_run_on_a_gpu_gets_half_augmented_images(people):
 
 
 def test_a_run_with_the_rest_on_its_device_learns_alike(world, tmp_path, monkeypatch):
-    "On the CPU a stand-in: with grey and boxes only, the two ways end in the same weights, with two workers too."
-    c = only(config(augment=Augment(grey=.3, erase=.5)), adapt=3)
+    "On the CPU a stand-in: with gray and boxes only, the two ways end in the same weights, with two workers too."
+    c = only(config(augment=Augment(gray=.3, erase=.5)), adapt=3)
     fit(rows_of(world), c, tmp_path/'whole')
     monkeypatch.setattr(trainer, 'training_images', lambda *options, device: HalfAugmented(*options))
     fit(rows_of(world), replace(c, workers=2), tmp_path/'half')

@@ -128,7 +128,7 @@ def table_of(notebook, where):
         wide = dict(fresh=['wide/study_confirm'], **{'wide and fresh': ['wide/study_samplers', 'wide/study_confirm']})
         table = pd.concat(pd.read_csv(PAPER/f'{file}.csv') for file in wide.get(bed, [f'{bed}/study_samplers']))
         if part == 'planned': table = table[table['seed'].isin([200 + seed for seed in script.SEEDS['confirm']])]
-        return table.replace({'variant': {'DFGS': 'DFGS image fair'}}), ['held-out'] if part == 'held-out' else UNSEEN
+        return table.replace({'variant': {'DFGS': 'DFGS image complete'}}), ['held-out'] if part == 'held-out' else UNSEEN
     file = 'short/study_parameters' if notebook == 'figure5_parameters' else 'short/study_ablation'
     if where in ('six seeds', 'unseen') and (where, notebook) != ('unseen', 'figure5_parameters'):
         file = 'short/study_samplers'
@@ -137,7 +137,7 @@ def table_of(notebook, where):
 
 def late_shares(variant):
     "Violated anchors in the second half of a run's steps, a row a seed, in percent."
-    history = pd.read_csv(PAPER/'short'/'study_history.csv').replace({'DFGS image fair': 'k=10 m=0'})
+    history = pd.read_csv(PAPER/'short'/'study_history.csv').replace({'DFGS image complete': 'k=10 m=0'})
     rows = history[(history['variant'] == variant) & (history['step'] > history['step'].max()/2)]
     return {seed: 100*part['violated_triplets'].mean() for seed, part in rows.groupby('seed') if seed < 3}
 
@@ -150,7 +150,7 @@ def test_sentences_say_what_the_tables_say(notebook):
         if where == 'violated anchors': one, other = late_shares(name), late_shares(to)
         else:
             table, domains = table_of(notebook, where)
-            if where == 'six seeds': table = table.replace({'variant': {'DFGS image fair': name}})
+            if where == 'six seeds': table = table.replace({'variant': {'DFGS image complete': name}})
             one, other = (last_scores(table, domains, variant) for variant in (name, to))
         seeds = sorted({*one} & {*other})
         pairs = [[scores[seed] for seed in seeds] for scores in (one, other)]

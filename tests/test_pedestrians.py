@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from clip_dfgs import pedestrians
+from clip_dfgs.synthetic import domain as pedestrians
 from clip_dfgs.synthetic.camera import street_camera
 from clip_dfgs.synthetic.domain import domain_cast, render_domain, render
 from clip_dfgs.synthetic.people import caption, random_person

@@ -87,7 +87,7 @@ def test_every_form_is_a_config_that_can_be_trained(plan, monkeypatch):
         assert stage.batch == 64 and stage.instances == 4
         if job.name.startswith('DFGS') and job.phase != 'dev':
             assert config.sampler == 'dfgs' and stage.norm == 'frozen'
-            assert config.pk_ratio == (0 if 'published' in job.name else .5)
+            assert config.pk_ratio == (0 if 'released' in job.name else .5)
 
 
 def test_development_confirmation_and_others_have_seeds_of_their_own(plan):

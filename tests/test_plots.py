@@ -17,7 +17,8 @@ from PIL import Image
 from scipy import stats
 
 from clip_dfgs.data.image_io import ImageError
-from clip_dfgs import charts, plots
+from clip_dfgs.viz import charts
+from clip_dfgs.viz import images as plots
 from clip_dfgs.evaluation.metrics import evaluate, nearest_gallery
 from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, PKSampler
 from clip_dfgs.evaluation.verification import verification
@@ -170,7 +171,7 @@ def test_batches_shape_is_identity_and_color_is_batch():
     blue, orange = (c.lower() for c in charts.PALETTE[:2])
     assert [c for _, c in drawn[0., 1.]] == [blue] and [c for _, c in drawn[6., 7.]] == [orange]
     assert [c for _, c in drawn[4., 5.]] == [blue, orange] # in both batches: a ring in the second color
-    assert drawn[8., 9.][0][1] not in (blue, orange) # in none: grey
+    assert drawn[8., 9.][0][1] not in (blue, orange) # in none: gray
     assert drawn[0., 1.][0][0] == drawn[2., 3.][0][0] != drawn[6., 7.][0][0]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clip_dfgs import protocols
+from clip_dfgs.experiments import protocols
 from clip_dfgs.cli.main import main
 from clip_dfgs.training.config import config_dict, config_from
 from clip_dfgs.training.recipes import RECIPES, recipe_table

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clip_dfgs import ranks, report
+from clip_dfgs.viz import rankings as ranks
+from clip_dfgs.viz import report
 from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.inference.embed import embed_images

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from running import config, only, rows_of
 
-from clip_dfgs import trainer
+from clip_dfgs.training import trainer
 from clip_dfgs.training.checkpoints import checkpoints
 from clip_dfgs.training.config import config_from
 from clip_dfgs.data.datasets import load_dataset

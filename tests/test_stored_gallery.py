@@ -179,7 +179,7 @@ def test_nothing_left_does_not_lose_a_gallery(home):
 
 def test_a_picture_that_changes_while_it_is_read_is_left_out(home, monkeypatch):
     late = paint(home/'shots'/'late.png', 30)
-    from clip_dfgs import store
+    from clip_dfgs.gallery import store
     real = store._embed
 
     def meddling(extractor, paths, *more):

@@ -99,7 +99,7 @@ def test_towers_that_pool_by_the_mean_or_have_other_blocks(vision):
 @torch.inference_mode()
 def test_a_tower_that_looks_both_ways_is_run_at_full_length():
     clip = new_clip(CONFIG | dict(custom_text=True, text_cfg=CONFIG['text_cfg'] | dict(no_causal_mask=True))).eval()
-    ids = open_clip.tokenize(['a person', 'another person in a long grey coat'])
+    ids = open_clip.tokenize(['a person', 'another person in a long gray coat'])
     close(encode_tokens(text_tower(clip), ids), clip.encode_text(ids), 1e-5)
     assert (encode_tokens(text_tower(clip), ids[:, :20]) - clip.encode_text(ids)).abs().max() > 1e-3
 

@@ -16,7 +16,7 @@ from running import addresses, begin_two, config, ended, into, only, processes, 
 from running import weights
 from safetensors.torch import load_file
 
-from clip_dfgs import trainer
+from clip_dfgs.training import trainer
 from clip_dfgs.training.checkpoints import checkpoints
 from clip_dfgs.utils.files import TrainError
 from clip_dfgs.training.config import TrainConfig
@@ -104,7 +104,7 @@ def usual(world, tmp_path_factory):
 
 
 @pytest.mark.parametrize('change', [
-    dict(order='paper'), dict(order='published'), dict(shuffle_neighbors=False), dict(metric='cosine'),
+    dict(order='paper'), dict(order='released'), dict(shuffle_neighbors=False), dict(metric='cosine'),
     dict(curriculum=(2, 3)), dict(pk_ratio=.5)])
 def test_settings_reach_the_sampler(world, usual, tmp_path, change):
     "The plan is another one than that of the defaults."

@@ -84,7 +84,7 @@ def test_published_order_is_the_published_rule(n, k, seed, p):
     rng = np.random.default_rng(seed)
     graph = nearest_identities(torch.as_tensor(rng.normal(size=(n, 2))), k).numpy()
     tuplets, start, p = rng.integers(1, 6, n), int(rng.integers(n)), min(p, n)
-    plan = depth_first_batches(graph, tuplets, p, start, order='published').tolist()
+    plan = depth_first_batches(graph, tuplets, p, start, order='released').tolist()
     assert plan == literal_published(graph.tolist(), tuplets, p, start)
 
 
@@ -131,14 +131,14 @@ def test_walk_is_the_plain_walk(n, k, p, fair, seed):
     graph = nearest_identities(torch.as_tensor(rng.normal(size=(n, 2))), k).numpy()
     tuplets, start, p = rng.integers(0, 6, n), int(rng.integers(n)), min(p, n)
     tuplets[start] += 1
-    order = 'fair' if fair else 'paper'
+    order = 'complete' if fair else 'paper'
     fast = depth_first_batches(graph, tuplets, p, start, np.random.default_rng(seed), order)
     assert fast.tolist() == literal_walk(graph.tolist(), tuplets.tolist(), p, start, np.random.default_rng(seed), fair)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(1, 30), st.integers(0, 6),
-       st.sampled_from(['fair', 'paper']), st.floats(0, 1), st.integers(0, 2**20))
+       st.sampled_from(['complete', 'paper']), st.floats(0, 1), st.integers(0, 2**20))
 def test_plan_is_complete_distinct_and_as_short_as_can_be(tuplets, p, k, order, share, seed):
     n, rng = len(tuplets), np.random.default_rng(seed)
     if sum(tuplets) == 0: tuplets[0] = 1
@@ -151,11 +151,11 @@ def test_plan_is_complete_distinct_and_as_short_as_can_be(tuplets, p, k, order, 
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(2, 40), st.integers(1, 5), st.integers(1, 6), st.sampled_from(['fair', 'paper']),
+@given(st.integers(2, 40), st.integers(1, 5), st.integers(1, 6), st.sampled_from(['complete', 'paper']),
        st.integers(0, 2**20))
 def test_walk_follows_edges(n, k, p, order, seed):
     """Whoever is taken is joined by an edge to somebody taken before, but for the start and the restarts.
-    (In the last batch everybody left is due.) Of the fair order no restart is needless: it is to a stranger."""
+    (In the last batch everybody left is due.) Of the complete order no restart is needless: it is to a stranger."""
     rng, tally = np.random.default_rng(seed), {}
     graph = nearest_identities(torch.as_tensor(rng.normal(size=(n, 2))), k).numpy()
     plan = depth_first_batches(graph, np.ones(n, int), min(p, n), rng=rng, order=order, tally=tally)
@@ -163,11 +163,11 @@ def test_walk_follows_edges(n, k, p, order, seed):
     for v in plan[:-1].ravel().tolist():
         strangers += bool(taken) and not any(v in graph[u] or u in graph[v] for u in taken)
         taken.append(v)
-    assert strangers == tally['restarts'] if order == 'fair' else strangers <= tally['restarts']
+    assert strangers == tally['restarts'] if order == 'complete' else strangers <= tally['restarts']
 
 
 def test_small_groups_share_and_large_groups_do_not():
-    "Consecutive batches of the fair order have people in common where a group is hardly larger than a batch."
+    "Consecutive batches of the complete order have people in common where a group is hardly larger than a batch."
     def shared(size):
         group = np.repeat(np.arange(600 // size), size)
         alike = [np.flatnonzero((group == group[v]) & (np.arange(600) != v)) for v in range(600)]
@@ -182,12 +182,12 @@ one, ring = np.ones(7, int), np.stack([np.roll(np.arange(7), -i)[1:4] for i in r
 
 @pytest.mark.parametrize('options, words', [
     (dict(order='papers'), "unknown order 'papers'; did you mean 'paper'"), (dict(order=True), 'unknown order True'),
-    (dict(order='paper', fair=True), 'say order alone'), (dict(order='fair', published=True), 'say order alone'),
-    (dict(order='published', published=False), 'say order alone'), (dict(order='fair', fair=False), 'say order alone'),
+    (dict(order='paper', fair=True), 'say order alone'), (dict(order='complete', published=True), 'say order alone'),
+    (dict(order='released', published=False), 'say order alone'), (dict(order='complete', fair=False), 'say order alone'),
     (dict(pk_ratio=1.5), 'pk_ratio=1.5'), (dict(pk_share=-1), 'pk_share=-1'),
     (dict(pk_share='x'), "pk_share='x'"),
     (dict(pk_ratio=float('nan')), 'pk_ratio=nan'), (dict(pk_ratio=.1, pk_share=.2), 'are one thing'),
-    (dict(order='published', pk_ratio=.5), 'no random batches'), (dict(start=7), 'start=7'),
+    (dict(order='released', pk_ratio=.5), 'no random batches'), (dict(start=7), 'start=7'),
     (dict(start=-1), 'start=-1'),
     (dict(start=1.5), 'start=1.5'), (dict(ids_per_batch=8), 'batch of 8 identities'),
     (dict(ids_per_batch=3.), 'ids_per_batch=3.0'),
@@ -206,8 +206,8 @@ def test_other_kinds_of_arguments_give_the_same_plan():
         assert depth_first_batches(graph, one * 2, 3, start=2).tolist() == plan
     for tuplets in ([2] * 7, torch.full((7,), 2), [[[0], [1]]] * 7, (one * 2).astype(np.int8)):
         assert depth_first_batches(ring, tuplets, np.int64(3), start=torch.tensor(2)).tolist() == plan
-    for old, order in [(dict(fair=True), 'fair'), (dict(fair=False), 'paper'), (dict(published=True), 'published'),
-                       (dict(published=True, fair=False), 'published'), (dict(published=False), 'fair')]:
+    for old, order in [(dict(fair=True), 'complete'), (dict(fair=False), 'paper'), (dict(published=True), 'released'),
+                       (dict(published=True, fair=False), 'released'), (dict(published=False), 'complete')]:
         same = depth_first_batches(ring, one * 2, 3, start=2, order=order).tolist()
         assert depth_first_batches(ring, one * 2, 3, start=2, **old).tolist() == same
     shared = [depth_first_batches(ring, one * 2, 3, **{name: .5}).tolist() for name in ('pk_ratio', 'pk_share')]

@@ -15,10 +15,10 @@ class Changes:
     sampler:str=None # of the last stage: pk, gs, dfgs or package.module:Class
     graph:str=None # who looks like whom, for all samplers but pk, by: image, text or dual
     neighbors:int=None # k, how many neighbors an identity has in the graph
-    skip:int=None # m, how many of the nearest identities are left out
+    skip_nearest:int=None # m, how many of the nearest identities are left out
     metric:str=None # distance between identities in the graph: euclidean or cosine
     neighbors_from:str=None # where a person's neighbors come from: any, within, across or balanced over source domains
-    order:str=None # of the walk of dfgs: fair, paper or published
+    order:str=None # of the walk of dfgs: complete, paper or released
     shuffle_neighbors:bool=None # walk a person's neighbors in another order each epoch
     curriculum:tuple=None # two numbers, k and epochs: k neighbors at a time, from far to near
     pk_ratio:str=None # share of random batches among those of dfgs, 0 to 1, or adaptive
@@ -113,7 +113,7 @@ def _check_changes(config, changes:Changes):
     given = {field.name for field in fields(changes) if getattr(changes, field.name) is not field.default}
     idle = {}
     walk = ('order', 'shuffle_neighbors', 'curriculum', 'pk_ratio')
-    graph = ('graph', 'neighbors', 'skip', 'metric', 'neighbors_from')
+    graph = ('graph', 'neighbors', 'skip_nearest', 'metric', 'neighbors_from')
     last = ('sampler', *graph, *walk, 'lr', 'norm', 'select')
     if not config.finetune: idle |= dict.fromkeys(last, '--steps 0 leaves the last stage out')
     if config.finetune and config.sampler == 'pk':

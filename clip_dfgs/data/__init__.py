@@ -1,0 +1,11 @@
+"Record tables, parsers, images and loaders."
+from .._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    datasets='load_dataset check_dataset identity_splits',
+    records='check_records pool hold_out',
+    transforms='Augment',
+    loader='ImageDataset make_loader',
+    image_cache='cached_images',
+    image_io='load_image')

@@ -23,7 +23,7 @@ def _as_eight_bits(
     full:int, # the number that stands for white
     name:str, # of the picture, for the message
 )->np.ndarray: # uint8
-    "Deep grey levels as bytes; `ImageError` if no more than two of them would be left."
+    "Deep gray levels as bytes; `ImageError` if no more than two of them would be left."
     top = int(values.max())
     if 0 < top <= full//255:
         raise ImageError(f'{name} would be black: its numbers go up to {top} where {full:,} is white; '
@@ -31,25 +31,25 @@ def _as_eight_bits(
     return np.round(values/(full/255)).clip(0, 255).astype(np.uint8)
 
 # %% ../../nbs/data/06_image_io.ipynb #50a019ac
-def _grey(
+def _gray(
     image:Image.Image, # of 16 bits, upright
     name:str, # of the picture, for the message
     tags:dict, # of a TIFF file
     clear:int|None, # the number that means "transparent"
 )->Image.Image: # in mode L
-    "Grey of 8 bits; TIFF files say whether they hold 12 or 16 bits, and whether 0 is white."
+    "Gray of 8 bits; TIFF files say whether they hold 12 or 16 bits, and whether 0 is white."
     values = np.asarray(image).astype(np.int64)
     full = 4095 if tags.get(258) == (12,) else 65535
     seen = full - values if tags.get(262) == 0 else values
-    grey = _as_eight_bits(seen, full, name)
-    if clear is not None: grey[values == clear] = 128
-    return Image.fromarray(grey)
+    gray = _as_eight_bits(seen, full, name)
+    if clear is not None: gray[values == clear] = 128
+    return Image.fromarray(gray)
 
 # %% ../../nbs/data/06_image_io.ipynb #d4a81094
-def _on_grey(
+def _on_gray(
     image:Image.Image, # in any mode that has transparency
 )->Image.Image: # in mode RGBA, opaque
-    "A transparent picture as it looks on a grey wall."
+    "A transparent picture as it looks on a gray wall."
     if image.mode == 'La': image = image.convert('LA')
     seen = image.convert('RGBA')
     wall = Image.new('RGBA', seen.size, (128, 128, 128, 255))
@@ -74,13 +74,13 @@ def picture_to_rgb(
     if min(image.size) < 1: raise ImageError(f'{name} is empty ({image.width} x {image.height} pixels)')
     try: upright = ImageOps.exif_transpose(image)
     except Exception as problem: raise ImageError(f'{name} cannot be read ({why_unreadable(problem)})') from None
-    # Pillow gives grey of 16 bits as I from PPM files, and older ones do so from PNG files
+    # Pillow gives gray of 16 bits as I from PPM files, and older ones do so from PNG files
     deep = image.mode.startswith('I;16') or image.mode == 'I' and image.format in ('PNG', 'PPM')
     if image.mode in ('I', 'F') and not deep:
         numbers = 'fractions' if image.mode == 'F' else '32-bit numbers'
         raise ImageError(f'{name} holds {numbers}, whose range is not known; scale it to 8 or 16 bits')
-    if deep: upright = _grey(upright, name, getattr(image, 'tag_v2', {}), image.info.get('transparency'))
-    elif upright.has_transparency_data: upright = _on_grey(upright)
+    if deep: upright = _gray(upright, name, getattr(image, 'tag_v2', {}), image.info.get('transparency'))
+    elif upright.has_transparency_data: upright = _on_gray(upright)
     return upright.convert('RGB')
 
 # %% ../../nbs/data/06_image_io.ipynb #4929576f
@@ -262,7 +262,7 @@ def contact_sheet(
         top = row*height
         write((0, top), f'{domain} {pid}', 'black')
         for column, i in enumerate(some):
-            write((column*width, top + line), f'c{mine["camid"].iloc[i]}', 'grey')
+            write((column*width, top + line), f'c{mine["camid"].iloc[i]}', 'gray')
             image = Image.fromarray(load_image(mine['path'].iloc[i], size))
             sheet.paste(image, (column*width, top + 2*line))
     return sheet

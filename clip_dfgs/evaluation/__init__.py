@@ -1,0 +1,9 @@
+"Distances, CMC, mAP, mINP, re-ranking and intervals."
+from .._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    metrics='evaluate RetrievalResult',
+    bootstrap='compare t_interval',
+    reranking='k_reciprocal_distances',
+    distances='distance_blocks')

@@ -69,12 +69,12 @@ def epochs_compared(
     walk = graph[:, :k]
     samplers = {'PK': PKSampler(labels, cameras, **given),
                 'GS': GraphSampler(labels, cameras, graph, **given),
-                'DFGS, published order': DepthFirstGraphSampler(labels, cameras, walk, order='published', **given),
+                'DFGS released order': DepthFirstGraphSampler(labels, cameras, walk, order='released', **given),
                 'DFGS': DepthFirstGraphSampler(labels, cameras, walk, **given)}
     lines = {}
     for name, sampler in samplers.items():
         batches = list(sampler)
-        if not batches: continue # the published order can end before its first batch is full
+        if not batches: continue # the released order can end before its first batch is full
         held = epoch_statistics(batches, labels, cameras, features)
         lines[name] = {'% of pictures': 100*held['images'], '% of people': 100*held['identities'],
                        'hardness': held['hardness'], 'batches': len(batches)}

@@ -1,0 +1,6 @@
+"Galleries on disk, search and a page."
+from .._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    gallery='Gallery')

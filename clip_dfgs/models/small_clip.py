@@ -88,7 +88,7 @@ def unpack_tokens(
     return {k: v for k, v in state.items() if k not in ('token_rows', 'token_embedding')} | {key: table}
 
 # %% ../../nbs/models/07_small_clip.ipynb #39f7ae43
-_HERE = Path(__file__).parent if '__file__' in globals() else Path('../clip_dfgs')
+_HERE = Path(__file__).parent.parent if '__file__' in globals() else Path('../../clip_dfgs')
 WEIGHTS = _HERE/'weights'/'pedestrians'  # without suffix: pedestrians.safetensors and pedestrians.json
 EYES = _HERE/'weights'/'imagenet_eyes'  # the same for IMAGENET_EYES, without the trunk
 

@@ -81,7 +81,7 @@ def _onward(
 ): # function: identity -> list of identities, the first to be popped in front
     "A function that gives whom the walk goes to from an identity."
     def fair(v): return sorted([u for u in lists[v] + fans[v] if left[u]], key=left.__getitem__, reverse=True)
-    return fair if order == 'fair' else lists.__getitem__
+    return fair if order == 'complete' else lists.__getitem__
 
 # %% ../../nbs/sampling/03_depth_first.ipynb #5adbe90a
 def _walk(neighbors, tuplets, ids_per_batch, start, rng, random_batch_mask, order, tally):
@@ -121,7 +121,7 @@ def _walk(neighbors, tuplets, ids_per_batch, start, rng, random_batch_mask, orde
 
 # %% ../../nbs/sampling/03_depth_first.ipynb #8de69315
 def _published_walk(neighbors, tuplets, ids_per_batch, start):
-    "The published order: one start, no restart, a counter against spinning, the partial batch dropped."
+    "The released order: one start, no restart, a counter against spinning, the partial batch dropped."
     left, stack, plan, batch = tuplets.tolist(), deque([start]), [], []
     lists, unfinished = neighbors.tolist(), int((tuplets > 0).sum())
     counter = unfinished
@@ -172,19 +172,19 @@ def _tuplet_counts(
     return counts.astype(np.int64)
 
 # %% ../../nbs/sampling/03_depth_first.ipynb #d64dc955
-ORDERS = ('fair', 'paper', 'published')
+ORDERS = ('complete', 'paper', 'released')
 
 def check_order(
-    order:str=None, # fair, paper or published; None: not said
+    order:str=None, # complete, paper or released; None: not said
     fair:bool=None, # the old words: True is fair, False is paper
     published:bool=None, # the old words: True is published
 )->str:
     "The order that is meant, in new words or old; ValueError if they contradict each other."
-    old = 'published' if published else 'paper' if fair is not None and not fair else 'fair' if fair else None
-    if order is None: return old or 'fair'
+    old = 'released' if published else 'paper' if fair is not None and not fair else 'complete' if fair else None
+    if order is None: return old or 'complete'
     check_choice('order', order, ORDERS)
-    if (old or order) != order or (published is not None and not published and order == 'published'):
-        said = (('fair', fair), ('published', published))
+    if (old or order) != order or (published is not None and not published and order == 'released'):
+        said = (('complete', fair), ('released', published))
         told = ', '.join(f'{name}={value}' for name, value in said if value is not None)
         raise ValueError(f'order={order!r} and {told} contradict each other; say order alone')
     return order
@@ -224,7 +224,7 @@ def depth_first_batches(
     tally:dict=None, # filled with the number of restarts and of topped-up places
     fair:bool=None, published:bool=None, pk_share:float=None, # other words for order and pk_ratio
 )->np.ndarray: # IntArray[batches, P]: identities, each at most once a row
-    "One epoch of identities, depth first over the graph ([DFGS] algorithm 1), complete but for the published order."
+    "One epoch of identities, depth first over the graph ([DFGS] algorithm 1), complete but for the released order."
     order, share = check_order(order, fair, published), check_share(pk_ratio, pk_share)
     tuplets, ids_per_batch = _tuplet_counts(tuplets), _whole('ids_per_batch', ids_per_batch)
     n = len(tuplets)
@@ -235,9 +235,9 @@ def depth_first_batches(
     rng = np.random.default_rng(0) if rng is None else rng
     tally = {} if tally is None else tally
     tally.update(restarts=0, topped_up=0)
-    if order == 'published':
-        if neighbors is None: raise ValueError('the published order needs neighbors')
-        if share: raise ValueError(f'pk_ratio={share}; the published order has no random batches')
+    if order == 'released':
+        if neighbors is None: raise ValueError('the released order needs neighbors')
+        if share: raise ValueError(f'pk_ratio={share}; the released order has no random batches')
         begin = int(rng.integers(n)) if start is None else int(start)
         return _published_walk(check_neighbors(neighbors, n), tuplets, ids_per_batch, begin)
     share = 1. if neighbors is None else share

@@ -162,7 +162,7 @@ def _recall(true:torch.Tensor, found:torch.Tensor)->float: # 0..1
 def graph_recall(
     neighbors,             # the graph to be judged, [N, k]
     features,               # [N, D], with the remaining arguments as in `nearest_identities`
-    skip:int=0,             # how many of the very nearest were left out
+    skip_nearest:int=0,             # how many of the very nearest were left out
     metric:str='euclidean', # or 'cosine'
     second=None,            # features of another kind, for the dual distance
     weight:float=1.,        # lambda of the dual distance
@@ -173,7 +173,7 @@ def graph_recall(
     views = _views(torch.as_tensor(features).cpu(), metric, second, weight)
     n, k = neighbors.shape
     rows = _sample(n, sample, seed)
-    true = _nearest(views, rows, torch.arange(n), k + skip, metric, block=64)[:, skip:]
+    true = _nearest(views, rows, torch.arange(n), k + skip_nearest, metric, block=64)[:, skip_nearest:]
     return _recall(true, neighbors[rows])
 
 # %% ../../nbs/sampling/01_graph.ipynb #763ed425
@@ -226,8 +226,8 @@ def _has_faiss()->bool:
 # %% ../../nbs/sampling/01_graph.ipynb #b17a6a48
 def nearest_identities(
     features,               # one feature for each identity, shape [N, D]
-    k:int,                  # neighbors kept; cut to N-1-skip
-    skip:int=0,             # how many of the very nearest are left out: m of [DFGS] eq. 12
+    k:int,                  # neighbors kept; cut to N-1-skip_nearest
+    skip_nearest:int=0,             # how many of the very nearest are left out: m of [DFGS] eq. 12
     metric:str='euclidean', # or 'cosine'
     method:str='auto',      # 'exact', 'faiss', or 'auto': exact up to 50,000 identities
     block:int=1024,         # identities at a time; memory is block * N * 4 bytes
@@ -235,17 +235,17 @@ def nearest_identities(
     weight:float=1.,        # lambda of the dual distance
     recall:float=0.95,      # what faiss has to reach on a sample of 256 identities
 )->torch.Tensor:            # LongTensor [N, k], nearest first, never the identity itself
-    "The identities ranked skip+1 .. skip+k by distance from each identity; ties by index ([DFGS] eq. 12)."
-    k, skip, block = _whole_number('k', k, 0), _whole_number('skip', skip, 0), _whole_number('block', block)
+    "The identities ranked skip_nearest+1 .. skip_nearest+k by distance from each identity; ties by index ([DFGS] eq. 12)."
+    k, skip_nearest, block = _whole_number('k', k, 0), _whole_number('skip_nearest', skip_nearest, 0), _whole_number('block', block)
     check_choice('method', method, ('auto', 'exact', 'faiss'))
     with torch.no_grad(): views = _views(features, metric, second, weight)
     device, n = views[0][0].device, len(views[0][0])
-    count = min(skip + k, n - 1)
-    if count <= skip: return torch.empty(n, 0, dtype=torch.long)
+    count = min(skip_nearest + k, n - 1)
+    if count <= skip_nearest: return torch.empty(n, 0, dtype=torch.long)
     if method == 'faiss' or (method == 'auto' and n > 50_000 and _has_faiss()):
-        return _faiss_nearest([(x.cpu(), w) for x, w in views], count, metric, recall)[:, skip:]
+        return _faiss_nearest([(x.cpu(), w) for x, w in views], count, metric, recall)[:, skip_nearest:]
     everybody = torch.arange(n, device=device)
-    return _nearest(views, everybody, everybody, count, metric, block).cpu()[:, skip:]
+    return _nearest(views, everybody, everybody, count, metric, block).cpu()[:, skip_nearest:]
 
 # %% ../../nbs/sampling/01_graph.ipynb #22666ddc
 def save_graph(
@@ -282,7 +282,7 @@ def nearest_across_domains(
     domains,                # domain of each identity, shape [N]
     k:int,                  # neighbors kept
     how:str='balanced',     # 'within' the domain, 'across' to other domains, 'balanced' over all domains
-    skip:int=0,             # how many of the very nearest are left out in each pool's ranking
+    skip_nearest:int=0,             # how many of the very nearest are left out in each pool's ranking
     metric:str='euclidean', # or 'cosine'
     block:int=1024,         # identities at a time
     second=None,            # features of another kind, for the dual distance
@@ -290,17 +290,17 @@ def nearest_across_domains(
 )->torch.Tensor:            # LongTensor [N, k]
     "Nearest identities under a rule about domains; exact. ValueError if a domain is too small for k."
     check_choice('how', how, ('within', 'across', 'balanced'))
-    k, skip = _whole_number('k', k, 0), _whole_number('skip', skip, 0)
+    k, skip_nearest = _whole_number('k', k, 0), _whole_number('skip_nearest', skip_nearest, 0)
     with torch.no_grad(): views = [(x.cpu(), w) for x, w in _views(features, metric, second, weight)]
     domains = torch.as_tensor(np.unique(_numbered(domains, 'domains', len(views[0][0])), return_inverse=True)[1])
     found = torch.empty(len(domains), k, dtype=torch.long)
     for domain in range(int(domains.max()) + 1):
         rows, pools, parts = (domains == domain).nonzero()[:, 0], _pools(domains, domain, how), []
-        each = skip + -(-k//len(pools))
+        each = skip_nearest + -(-k//len(pools))
         for pool in pools:
             free = int(pool.sum()) - int(pool[rows[0]])
             if free < each: raise ValueError(f'nearest_across_domains: {each} {how} neighbors asked for, {free} are there')
-            parts.append(_nearest(views, rows, pool.nonzero()[:, 0], each, metric, block)[:, skip:])
+            parts.append(_nearest(views, rows, pool.nonzero()[:, 0], each, metric, block)[:, skip_nearest:])
         found[rows] = torch.stack(parts, 2).flatten(1)[:, :k]
     return found
 

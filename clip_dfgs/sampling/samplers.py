@@ -162,8 +162,8 @@ class DepthFirstGraphSampler(PKSampler):
     @pk_ratio.setter
     def pk_ratio(self, share):
         share = check_share(share)
-        if share and self.order == 'published':
-            raise ValueError(f'pk_ratio={share}; the published order has no random batches')
+        if share and self.order == 'released':
+            raise ValueError(f'pk_ratio={share}; the released order has no random batches')
         self._random_share, self._plan = share, None
 
     @property
@@ -180,7 +180,7 @@ class DepthFirstGraphSampler(PKSampler):
         return super()._facts() | extra
 
     def _batches(self):
-        if self.order == 'published' and self.neighbors is not None: return len(self.plan())
+        if self.order == 'released' and self.neighbors is not None: return len(self.plan())
         return super()._batches()
 
     def _identities(self, rng):

@@ -111,12 +111,12 @@ class TrainConfig:
     sampler:str='dfgs'            # of stage 2: pk, gs, dfgs, or 'package.module:Class' of the same first arguments
     graph:str='image'             # behind all samplers but pk: image, text, dual
     k:int=10                      # nearest identities that the graph keeps of each
-    skip:int=0                    # nearest identities that it leaves out, m
+    skip_nearest:int=0                    # nearest identities that it leaves out, m
     refresh:int=1                 # epochs between two image graphs
     graph_text_weight:float=1.          # lambda of the dual distance
     metric:str='euclidean'        # of the graph: euclidean, cosine
     neighbors_from:str='any'         # of the graph, over source domains: any, within, across, balanced
-    order:str='fair'              # of the walk of dfgs: fair, paper, published (which does not reach everybody)
+    order:str='complete'              # of the walk of dfgs: complete, paper, released (which does not reach everybody)
     shuffle_neighbors:bool=True  # walk a person's neighbors in another order each epoch
     curriculum:tuple=None         # (k, epochs): k of the k neighbors at a time, from far to near
     pk_ratio:float=0.         # share of random batches mixed into dfgs; 'adaptive' = as long as they are hard
@@ -169,7 +169,7 @@ GRAPHS = ('image', 'text', 'dual')
 _PRECISIONS = ('auto', 'no', 'bf16', 'fp16')
 _TRACKERS = ('tensorboard', 'wandb')
 _SELECT = ('last', 'best')
-_ORDERS = ('fair', 'paper', 'published')
+_ORDERS = ('complete', 'paper', 'released')
 _METRICS = ('euclidean', 'cosine')
 _RULES = ('any', 'within', 'across', 'balanced')
 _FEATURES = ('last', 'pooled', 'projected')
@@ -250,7 +250,7 @@ def _check_names(config:TrainConfig):
 
 def _check_numbers(config:TrainConfig):
     "ValueError for a number out of its range."
-    least = dict(k=1, skip=0, refresh=1, log_steps=1, checkpoint_steps=0, validate_steps=0, seed=0)
+    least = dict(k=1, skip_nearest=0, refresh=1, log_steps=1, checkpoint_steps=0, validate_steps=0, seed=0)
     if config.workers is not None: least |= dict(workers=0)
     for name, lowest in least.items():
         value = getattr(config, name)
@@ -268,8 +268,8 @@ def _check_share(config:TrainConfig):
         raise ValueError(f"pk_ratio is {share}; it is a share between 0 and 1, or 'adaptive'")
     if share == 'adaptive' and config.sampler != 'dfgs':
         raise ValueError(f"pk_ratio 'adaptive' is for the sampler dfgs, not {config.sampler}")
-    if share and config.sampler == 'dfgs' and config.order == 'published':
-        raise ValueError(f'pk_ratio is {share}; the published order has no random batches')
+    if share and config.sampler == 'dfgs' and config.order == 'released':
+        raise ValueError(f'pk_ratio is {share}; the released order has no random batches')
 
 # %% ../../nbs/training/01_config.ipynb #4f956262
 _NOT_NEGATIVE = ('steps', 'epochs', 'lr', 'head_lr', 'bias_factor', 'weight_decay', 'warmup', 'warmup_from', 'floor',
@@ -333,8 +333,8 @@ def _check_graph(
 ):
     "ValueError for a graph that has too few neighbors, or no texts to be made from."
     companions = _companions(config) if config.sampler == 'gs' else 1
-    if config.skip > identities - 1 - companions:
-        raise ValueError(f'skip {config.skip} leaves too few of {identities} identities as neighbors; '
+    if config.skip_nearest > identities - 1 - companions:
+        raise ValueError(f'skip_nearest {config.skip_nearest} leaves too few of {identities} identities as neighbors; '
                          'lower it or add data')
     if _reads_text(config) and not (config.prompts or config.init):
         raise ValueError(f'graph {config.graph!r} needs the prompts stage')
@@ -352,7 +352,7 @@ def _check_rule(config:TrainConfig, domains):
     if len(domains) < 2:
         raise ValueError(f"neighbors_from {rule!r} is about several source domains and there is one; leave it at 'any'")
     free = sum(domains) - max(domains) if rule == 'across' else min(domains) - 1
-    need = config.skip + (-(-k//len(domains)) if rule == 'balanced' else k)
+    need = config.skip_nearest + (-(-k//len(domains)) if rule == 'balanced' else k)
     if free < need:
         raise ValueError(f'neighbors_from {rule!r} needs {need} neighbors and somebody has {free} to choose from; '
-                         'lower k and skip or add data')
+                         'lower k and skip_nearest or add data')

@@ -129,11 +129,11 @@ def triplet_health(
     features:Tensor, # shape [B,D]
     labels:Tensor, # identity of each row, shape [B]
     normalize:bool=False, # as the loss that is watched
-)->dict[str,float]: # violated: share of anchors in [0,1]; spread: in [0,1]
+)->dict[str,float]: # violated_triplets: share of anchors in [0,1]; embedding_std: in [0,1]
     "What a trainer watches for collapse: the share of violated anchors and the relative spread of the embeddings."
     f = F.normalize(features.float(), dim=1) if normalize else features.float()
     positive, negative = hardest_pairs(f, labels)
     violated = (f - f[positive]).norm(dim=1) >= (f - f[negative]).norm(dim=1)
     size = f.square().sum(1).mean()
     spread = ((f - f.mean(0)).square().sum(1).mean()/size.clamp_min(1e-20)).sqrt()
-    return dict(violated=violated.float().mean().item(), spread=spread.item())
+    return dict(violated_triplets=violated.float().mean().item(), embedding_std=spread.item())

@@ -27,12 +27,12 @@ _clip_reid = TrainConfig(
     augment=Augment(flip=.5, pad=10, erase=.5, jitter=0.))
 _clip_dfgs = replace(
     _clip_reid, adapt=replace(_images, text_weight=0.), sampler='dfgs', order='paper',
-    graph='text', k=10, skip=2)
+    graph='text', k=10, skip_nearest=2)
 _follow_up = replace(
     _clip_dfgs, image_size=(224, 224), normalization='instance',
     adapt=replace(_soft, text_weight=0.), prompts=replace(_words, batch=128), finetune=_soft,
-    graph='image', k=15, skip=0,
-    augment=Augment(flip=.4, pad=10, erase=0., jitter=.1, grey=.1, augmix=.6))
+    graph='image', k=15, skip_nearest=0,
+    augment=Augment(flip=.4, pad=10, erase=0., jitter=.1, gray=.1, augmix=.6))
 
 RECIPES = dict(small=TrainConfig(), clip_reid=_clip_reid, clip_dfgs=_clip_dfgs, follow_up=_follow_up)
 

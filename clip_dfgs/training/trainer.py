@@ -177,7 +177,7 @@ def _set_graph(
 ):
     "Give the sampler the graph of this epoch."
     config, device = run.config, run.accelerator.device
-    options = dict(k=graph_width(config), skip=config.skip, metric=config.metric)
+    options = dict(k=graph_width(config), skip_nearest=config.skip_nearest, metric=config.metric)
     search = neighbor_search(config.neighbors_from, run.records.groupby('label')['domain'].first())
     if config.graph == 'text':
         if sampler.neighbors is None: sampler.neighbors = _text_graph(run, text, search, options)

@@ -1,0 +1,9 @@
+"Figures and reports."
+from .._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    charts='plot_history plot_cmc plot_distances plot_results',
+    images='plot_batches plot_ranked_gallery',
+    embeddings='plot_space plot_attention',
+    report='write_report')

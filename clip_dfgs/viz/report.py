@@ -199,7 +199,7 @@ def show(
             elif one: display(Markdown(one))
 
 # %% ../../nbs/viz/08_report.ipynb #033f4ca7
-_TEMPLATES = Path(__file__).parent/'templates' if '__file__' in globals() else Path('../clip_dfgs/templates')
+_TEMPLATES = (Path(__file__).parent.parent if '__file__' in globals() else Path('../../clip_dfgs'))/'templates'
 
 def _executed(
     name:str, # of the template

@@ -1,0 +1,12 @@
+"Public names of a package, each fetched from its module when it is first asked for."
+from importlib import import_module
+
+
+def lazy(package, **modules):
+    "`__getattr__`, `__dir__` and `__all__` of a package, from `module='name name ...'` (a double underscore is a dot)."
+    homes = {name: module.replace('__', '.') for module, names in modules.items() for name in names.split()}
+
+    def fetch(name):
+        if name not in homes: raise AttributeError(f'module {package!r} has no attribute {name!r}')
+        return getattr(import_module(f'{package}.{homes[name]}'), name)
+    return fetch, lambda: sorted(homes), list(homes)

@@ -376,7 +376,7 @@ def check(plan):
     jobs = plan.jobs()
     if unknown := sorted(set(plan.wanted) - set(map(str, jobs))): raise SystemExit(f'unknown job {unknown[0]}')
     chosen = (plan.out/'choice.json').exists() or any(job.phase == 'dev' and job.name != 'start' for job in jobs)
-    if not chosen: raise SystemExit(f'no {plan.out}/choice.json; copy nbs/paper/tower/photographs_choice.json to it')
+    if not chosen: raise SystemExit(f'no {plan.out}/choice.json; copy results/tower/photographs_choice.json to it')
 
 
 def arguments():

@@ -1,6 +1,6 @@
 """The study on photographs where there is no GPU: the tower is locked, and a small head learns on its features.
 
-    python benchmarks/study_photographs_head.py --data FOLDER --out runs/head --to nbs/paper/head --processes 2
+    python benchmarks/study_photographs_head.py --data FOLDER --out runs/head --to results/head --processes 2
     python benchmarks/study_photographs_head.py --out runs/head --parts eyes   # one part alone, after `dev`
 
 EfficientNet-Lite0 with ImageNet weights (extra `photos`) looks once at each picture, at 128x64: its last feature, and

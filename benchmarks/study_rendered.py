@@ -7,7 +7,7 @@
 
 Parts, each with worlds and seeds of its own:
 bed       PK on one calibration world: fewest steps first, until a setting starts with half of PK's anchors violated
-          and ends with less than a fifth. The choice is written to test_bed_SCALE.json, all that was tried to .csv.
+          and ends with less than a fifth. The choice is written to setting_SCALE.json, all that was tried to .csv.
 samplers  PK, GS and DFGS by image, text and both graphs, hardest pair and soft: six seeds.
 orders    the graphs in the paper's and the released order: the first three of the same worlds and starts.
 tables    ablation, and k x m: the same; nothing is chosen by them.
@@ -47,7 +47,7 @@ from clip_dfgs.data.records import pool
 from clip_dfgs.evaluation.bootstrap import t_interval
 from clip_dfgs.experiments.studies import Study, compare_variants
 
-GUIDES = Path(__file__).parent.parent/'nbs'/'guides'
+RESULTS = Path(__file__).parent.parent/'results'
 CALIBRATION = 90                          # seed of its world
 SEEDS = dict(samplers=range(6), orders=range(3), tables=range(3), confirm=range(20, 26), norm=range(40, 43))
 LATER = dict(long=100, wide=200)           # added to them: worlds that no shorter study has seen
@@ -436,9 +436,9 @@ def save_bed(out, work, scale):
     "What was tried, and the choice."
     table = bed_table(work, scale)
     if not len(table): return
-    write_text(table.round(4).to_csv(index=False), out/f'test_bed_{scale}.csv')
+    write_text(table.round(4).to_csv(index=False), out/f'setting_{scale}.csv')
     chosen = choice(table)
-    if chosen: write_text(json.dumps(chosen, indent=1) + '\n', out/f'test_bed_{scale}.json')
+    if chosen: write_text(json.dumps(chosen, indent=1) + '\n', out/f'setting_{scale}.json')
 
 
 def thinned(history, parts=20):
@@ -501,7 +501,7 @@ def arguments(given):
     p.add_argument('--scale', choices=SCALES, default='long', help='short, long, wide: two cores; large: a GPU; '
                                                                    'tiny: a few steps')
     a = p.parse_args(given)
-    a.bed = a.bed or GUIDES/f'test_bed_{a.scale}.json'
+    a.bed = a.bed or RESULTS/f'setting_{a.scale}.json'
     if 'bed' in a.parts and len(a.parts) > 1: p.error('bed comes first and by itself: the others need its choice')
     if 'bed' not in a.parts and a.scale != 'tiny' and not a.bed.exists(): p.error(f'{a.bed} is missing; run bed first')
     return a

@@ -1,6 +1,6 @@
 """Search by words, measured: precision at 10 for every attribute of a caption, beside chance.
 
-    python benchmarks/words.py --csv nbs/guides/words.csv       # some minutes on one core
+    python benchmarks/words.py --csv results/words.csv       # some minutes on one core
     python benchmarks/words.py --model RUN                      # another model with a text encoder
     python benchmarks/words.py --no-market                      # rendered people only
 

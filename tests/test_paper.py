@@ -102,8 +102,8 @@ def test_the_rule_takes_the_shortest_setting_that_fulfils():
     assert script.choice(pd.DataFrame()) is None
 
 
-PAPER, GUIDES = root/'nbs'/'paper', root/'nbs'/'guides'
-STUDIES = sorted(PAPER.glob('*/study_*.csv'))
+PAPER, RESULTS = root/'nbs'/'paper', root/'results'
+STUDIES = sorted(RESULTS.glob('*/study_*.csv'))
 UNSEEN = [f't{i}' for i in range(3)]
 
 
@@ -126,18 +126,18 @@ def table_of(notebook, where):
     if notebook == 'samplers_compared':
         bed, _, part = where.partition(', ')
         wide = dict(fresh=['wide/study_confirm'], **{'wide and fresh': ['wide/study_samplers', 'wide/study_confirm']})
-        table = pd.concat(pd.read_csv(PAPER/f'{file}.csv') for file in wide.get(bed, [f'{bed}/study_samplers']))
+        table = pd.concat(pd.read_csv(RESULTS/f'{file}.csv') for file in wide.get(bed, [f'{bed}/study_samplers']))
         if part == 'planned': table = table[table['seed'].isin([200 + seed for seed in script.SEEDS['confirm']])]
         return table.replace({'variant': {'DFGS': 'DFGS image complete'}}), ['held-out'] if part == 'held-out' else UNSEEN
     file = 'short/study_parameters' if notebook == 'figure5_parameters' else 'short/study_ablation'
     if where in ('six seeds', 'unseen') and (where, notebook) != ('unseen', 'figure5_parameters'):
         file = 'short/study_samplers'
-    return pd.read_csv(PAPER/f'{file}.csv'), UNSEEN
+    return pd.read_csv(RESULTS/f'{file}.csv'), UNSEEN
 
 
 def late_shares(variant):
     "Violated anchors in the second half of a run's steps, a row a seed, in percent."
-    history = pd.read_csv(PAPER/'short'/'study_history.csv').replace({'DFGS image complete': 'k=10 m=0'})
+    history = pd.read_csv(RESULTS/'short'/'study_history.csv').replace({'DFGS image complete': 'k=10 m=0'})
     rows = history[(history['variant'] == variant) & (history['step'] > history['step'].max()/2)]
     return {seed: 100*part['violated_triplets'].mean() for seed, part in rows.groupby('seed') if seed < 3}
 
@@ -174,7 +174,7 @@ def test_a_table_has_each_row_once(file):
 
 @pytest.mark.parametrize('name', ['short', 'long', 'wide'])
 def test_a_bed_was_chosen_by_the_rule_and_says_what_it_does_not_fulfil(name):
-    tried, bed = pd.read_csv(GUIDES/f'test_bed_{name}.csv'), json.loads((GUIDES/f'test_bed_{name}.json').read_text())
+    tried, bed = pd.read_csv(RESULTS/f'setting_{name}.csv'), json.loads((RESULTS/f'setting_{name}.json').read_text())
     assert bed['seconds'] < 300 and bed['fulfils'] == (bed['first'] >= .5 and bed['last'] < .2)
     if name == 'wide': return                                               # one setting, which no rule chose
     assert bed['first'] >= .5
@@ -185,17 +185,17 @@ def test_a_bed_was_chosen_by_the_rule_and_says_what_it_does_not_fulfil(name):
 
 
 def test_the_long_bed_begins_half_violated_and_ends_below_a_fifth():
-    assert json.loads((GUIDES/'test_bed_long.json').read_text())['fulfils']
+    assert json.loads((RESULTS/'setting_long.json').read_text())['fulfils']
 
 
 @pytest.mark.parametrize('file', STUDIES, ids=lambda file: f'{file.parent.name}-{file.stem}')
 def test_the_studies_were_run_at_the_length_that_was_chosen(file):
     if file.stem == 'study_history': return
-    bed = json.loads((GUIDES/f'test_bed_{file.parent.name}.json').read_text())
+    bed = json.loads((RESULTS/f'setting_{file.parent.name}.json').read_text())
     assert pd.read_csv(file)['step'].max() == bed['steps']
 
 
 def test_no_world_of_one_bed_is_in_another():
     files = [f'{bed}/study_samplers.csv' for bed in ('short', 'long', 'wide')] + ['wide/study_confirm.csv']
-    seeds = [{*pd.read_csv(PAPER/file)['seed']} for file in files]
+    seeds = [{*pd.read_csv(RESULTS/file)['seed']} for file in files]
     for one, other in combinations(seeds, 2): assert one and other and not one & other

@@ -14,7 +14,7 @@ root = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root/'benchmarks'))
 import study_photographs as script  # noqa: E402
 
-paper = root/'nbs'/'paper'
+paper, results = root/'nbs'/'paper', root/'results'
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ PHASES = {'two sources': 'two', 'CLIP': 'eyes', 'CUHK03 to Market-1501': 'to_mar
 
 def scores(study, where):
     "A row a seed, a column a variant, mean over the targets of a place, after the choice."
-    ranks = pd.read_csv(paper/study/'photographs.csv')
+    ranks = pd.read_csv(results/study/'photographs.csv')
     first, _, rest = where.partition(', ')
     targets = TARGETS[rest or first]
     part = ranks[(ranks['phase'] == PHASES.get(first, 'confirm')) & ranks['target'].isin(targets)]
@@ -130,8 +130,8 @@ def test_sentences_on_photographs_follow_from_the_tables():
 
 @pytest.mark.parametrize('study', ['tower', 'head'])
 def test_the_stored_choice_is_the_rules(study):
-    ranks = pd.read_csv(paper/study/'photographs.csv')
-    chosen = json.loads((paper/study/'photographs_choice.json').read_text())
+    ranks = pd.read_csv(results/study/'photographs.csv')
+    chosen = json.loads((results/study/'photographs_choice.json').read_text())
     means = ranks[ranks['phase'] == 'dev'].pivot_table(index='seed', columns='form', values='mAP').dropna(axis=1).mean()
     for kind in ('PK', 'DFGS'):
         assert chosen[kind] == means[means.index.str.startswith(kind)].idxmax()
@@ -139,7 +139,7 @@ def test_the_stored_choice_is_the_rules(study):
 
 @pytest.mark.parametrize('study', ['tower', 'head'])
 def test_nobody_who_chose_confirms(study):
-    ranks = pd.read_csv(paper/study/'photographs.csv')
+    ranks = pd.read_csv(results/study/'photographs.csv')
     seeds = ranks.groupby('phase')['seed'].unique()
     assert not {*seeds['dev']} & {*seeds['confirm']}
     targets = ranks.groupby('phase')['target'].unique()
@@ -147,6 +147,6 @@ def test_nobody_who_chose_confirms(study):
 
 
 def test_osnet_measures_what_it_did_elsewhere():
-    stored = pd.read_csv(paper/'photographs_osnet.csv').set_index('target')['mAP']
+    stored = pd.read_csv(results/'photographs_osnet.csv').set_index('target')['mAP']
     before = dict(viper=41.2, prid=21.8, grid=14.3, ilids=68.4)                  # measured once, by other code
     for target, value in before.items(): assert stored[target] == pytest.approx(value, abs=.5)

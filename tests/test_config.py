@@ -9,7 +9,7 @@ from running import config, rows_of
 from clip_dfgs.training.config import Stage, TrainConfig, check_config, config_dict, config_from, rate
 from clip_dfgs.training.recipes import RECIPES, recipe
 from clip_dfgs.training.recipes import recipe_table
-from clip_dfgs.graph import nearest_across_domains
+from clip_dfgs.sampling.graph import nearest_across_domains
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.training.trainer import fit
 

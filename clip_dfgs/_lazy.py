@@ -1,4 +1,5 @@
 "Public names of a package, each fetched from its module when it is first asked for."
+import sys
 from importlib import import_module
 
 
@@ -8,5 +9,7 @@ def lazy(package, **modules):
 
     def fetch(name):
         if name not in homes: raise AttributeError(f'module {package!r} has no attribute {name!r}')
-        return getattr(import_module(f'{package}.{homes[name]}'), name)
+        value = getattr(import_module(f'{package}.{homes[name]}'), name)
+        setattr(sys.modules[package], name, value) # also where a module has the name of what it holds
+        return value
     return fetch, lambda: sorted(homes), list(homes)

@@ -96,6 +96,23 @@ def _exact_copies(
             first.append(owner)
     return later, first
 
+# %% ../nbs/40_distances.ipynb #c80f6c5e
+def _smallest(
+    values:torch.Tensor, # shape [b, n]
+    k:int,               # how many of each row, at most n
+)->tuple[torch.Tensor, torch.Tensor]: # the values, ascending, and their columns, shape [b, k]
+    "The k smallest of each row; of a long row only the k groups of columns with the least minima are looked into."
+    n, part = values.shape[1], int((values.shape[1]/k)**.5)
+    if part < 3: return values.topk(k, largest=False)
+    groups = n//part
+    least = values[:, :groups*part].unflatten(1, (part, groups)).amin(1)
+    first = least.topk(k, largest=False, sorted=False).indices
+    columns = (first[:, :, None] + groups*torch.arange(part, device=values.device)).flatten(1)
+    rest = torch.arange(groups*part, n, device=values.device).expand(len(values), -1)
+    columns = torch.cat([columns, rest], 1)
+    found, place = values.gather(1, columns).topk(k, largest=False)
+    return found, columns.gather(1, place)
+
 # %% ../nbs/40_distances.ipynb #b0273b96
 def _tiles(
     gallery:torch.Tensor, # features, shape [G, D]
@@ -108,49 +125,59 @@ def _tiles(
 
 # %% ../nbs/40_distances.ipynb #361d3ac5
 def _cosine(
+    query:torch.Tensor,   # features, shape [Q, D]
     gallery:torch.Tensor, # features, shape [G, D]
-): # a function of queries [b, D], of length 1, and their block [b, G], which it fills
+): # query features of length 1; a function of some of them, a tile of the gallery, room for products, the distances
     "Cosine distances to a gallery whose norms are computed once."
     one = gallery.new_ones(1)
     scale = -torch.linalg.vector_norm(gallery, dim=1).clamp_min(1e-12).reciprocal()
-    def fill(query, out):
-        for tile in _tiles(gallery):
-            torch.addcmul(one, query @ gallery[tile].T, scale[tile], out=out[:, tile])
-    return fill
+    def fill(asked, tile, room, out):
+        torch.addcmul(one, torch.mm(asked, gallery[tile].T, out=room), scale[tile], out=out)
+    return torch.nn.functional.normalize(query, dim=1), fill
+
+# %% ../nbs/40_distances.ipynb #fa8b67c7
+def _common(x:torch.Tensor)->torch.Tensor|float: # a row of it, or 0
+    "What features that lie far from the origin have in common, in whose products their differences would drown."
+    some = x[::max(1, len(x)//1024)]
+    mean = some.mean(0)
+    apart = (some - mean).square().sum(1)
+    return some[apart.argmin()] if mean.square().sum() > 4*apart.mean() else 0.  # a row: whole numbers stay whole
 
 # %% ../nbs/40_distances.ipynb #c5505b99
 def _euclidean(
+    query:torch.Tensor,   # features, shape [Q, D]
     gallery:torch.Tensor, # features, shape [G, D]
-): # a function of queries [b, D] and their block [b, G], which it fills
+): # query features; a function as of `_cosine`
     "Squared Euclidean distances to a gallery whose squared norms are computed once."
+    common = _common(gallery)
+    if torch.is_tensor(common): query, gallery = query - common, gallery - common
     many = len(gallery) if gallery.device.type == 'cpu' else 2**15  # a product each, of which cuBLAS may take 65,535
     # no root is squared again: whole numbers and ties stay exact
     squares = torch.cat([torch.einsum('gd,gd->g', part, part) for part in gallery.split(many)])
-    def fill(query, out):
-        for tile in _tiles(gallery):
-            torch.addmm(squares[tile], query, gallery[tile].T, alpha=-2, out=out[:, tile])
-        out.add_(query.square().sum(1, keepdim=True))
-    return fill
+    def fill(asked, tile, room, out):
+        torch.addmm(squares[tile], asked, gallery[tile].T, alpha=-2, out=room)
+        torch.add(room, asked.square().sum(1, keepdim=True), out=out)
+    return query, fill
 
 # %% ../nbs/40_distances.ipynb #d21e5130
 def _blocks(
-    query,               # as in `distance_blocks`
-    gallery,             # likewise
-    metric:str='cosine', # likewise
-    block:int=512,       # likewise
+    query:torch.Tensor,   # features of `_feature_pair`, shape [Q, D]
+    gallery:torch.Tensor, # likewise, shape [G, D]
+    metric:str='cosine',  # as in `distance_blocks`
+    block:int=512,        # likewise
 )->Iterator[tuple[int, torch.Tensor]]: # first query of the block, distances [<=block, G] on the gallery's device
     "Distances in blocks of queries, each of which overwrites the one before."
     choose('metric', metric, ('cosine', 'euclidean'))
-    query, gallery = _feature_pair(query, gallery)
-    block = min(_whole_number('block', block), max(1, 2**26//len(gallery)))  # 256 MB in single precision at most
-    buffer = gallery.new_empty(min(block, len(query)), len(gallery))
+    block = min(_whole_number('block', block), len(query), max(1, 2**26//len(gallery)))  # 256 MB in single precision
     later, first = (torch.tensor(rows, dtype=torch.long, device=gallery.device) for rows in _exact_copies(gallery))
-    if metric == 'cosine': query = torch.nn.functional.normalize(query, dim=1)
-    with exact_products(): fill = dict(cosine=_cosine, euclidean=_euclidean)[metric](gallery)
+    buffer, tiles = gallery.new_empty(block, len(gallery)), _tiles(gallery)
+    room = gallery.new_empty(block, len(gallery[tiles[0]]))
+    with exact_products(): query, fill = dict(cosine=_cosine, euclidean=_euclidean)[metric](query, gallery)
     for start in range(0, len(query), block):
         asked = query[start:start + block]
         out = buffer[:len(asked)]
-        with exact_products(): fill(asked, out)
+        with exact_products():
+            for tile in tiles: fill(asked, tile, room[:len(asked)], out[:, tile])
         if len(later): out[:, later] = out[:, first]
         yield start, out
 
@@ -162,4 +189,5 @@ def distance_blocks(
     block:int=512,       # queries per block
 )->Iterator[tuple[int, np.ndarray]]: # first query of the block, distances [<=block, G]
     "Distances in blocks of queries; each block overwrites the one before. ValueError for what cannot be compared."
-    for start, rows in _blocks(query, gallery, metric, block): yield start, rows.cpu().numpy()
+    blocks = _blocks(*_feature_pair(query, gallery), metric, block)
+    for start, rows in blocks: yield start, rows.cpu().numpy()

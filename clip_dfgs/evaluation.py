@@ -23,6 +23,7 @@ from .matching import _cameras
 from .matching import _digest
 from .matching import _identities
 from .matching import _in_block
+from .matching import _may_be_equal
 from .matching import _no_match
 from .matching import _pairs
 from .matching import _self_matches
@@ -30,27 +31,37 @@ from .matching import _warn_of_nothing
 from .reranking import _reranked
 
 # %% ../nbs/41_evaluation.ipynb #bc332942
-_MANY = 256 # matches of one query above which an argsort is cheaper than counting for each
+_MANY = 64 # matches of one query above which a sort is cheaper than counting for each
 
 # %% ../nbs/41_evaluation.ipynb #0c41b0a0
 def _match_ranks(
-    distances:np.ndarray, # of a block of queries, shape [b, G]; junk at infinity
+    distances:np.ndarray, # of a block of queries, shape [b, G]; junk at infinity, where the matches go too
     row:np.ndarray,       # query of each match, counted in the block, ascending, shape [n]
     column:np.ndarray,    # its gallery position, shape [n]
 )->np.ndarray:            # ranks, 1 = nearest, shape [n]
     "Rank of each match among its query's distances; ties are ordered by gallery position."
-    ranks, ahead = np.empty(len(row), int), np.empty(distances.shape[1], bool)
-    first = np.searchsorted(row, np.arange(len(distances) + 1)).tolist()
-    for d, start, stop in zip(distances, first[:-1], first[1:]):
-        if stop - start > _MANY:
-            place = np.empty(len(d), int)
-            place[d.argsort(kind='stable')] = np.arange(1, len(d) + 1)
-            ranks[start:stop] = place[column[start:stop]]
-            continue
-        for j, m in enumerate(column[start:stop].tolist(), start):
-            np.less_equal(d[:m], d[m], out=ahead[:m])
-            np.less(d[m:], d[m], out=ahead[m:])
-            ranks[j] = 1 + np.count_nonzero(ahead)
+    own, b = distances[row, column], np.arange(len(distances) + 1)
+    distances[row, column] = np.inf
+    ranks, order = np.empty(len(row), int), np.lexsort((column, own, row))
+    ranks[order] = 1 + np.arange(len(row)) - np.searchsorted(row, b)[row]    # among the matches of its query
+    late = np.flatnonzero(own >= distances.min(1)[row])                      # others may be ahead of these
+    first, ahead = np.searchsorted(row[late], b).tolist(), np.empty((_MANY, distances.shape[1]), bool)
+    for d, start, stop in zip(distances, first, first[1:]):
+        some = late[start:stop]
+        at = own[some]
+        if len(some) > _MANY:
+            d = np.sort(d)
+            nearer, tied = d.searchsorted(at), d.searchsorted(at, side='right')
+            ranks[some] += nearer
+            tied = some[tied > nearer]
+        elif len(some):
+            found = ahead[:len(some)]
+            np.less(d, at[:, None], out=found)
+            ranks[some] += [np.count_nonzero(f) for f in found]
+            np.equal(d, at[:, None], out=found)
+            tied = some[found.any(1)] if found.any() else ()
+        else: continue
+        for i in tied: ranks[i] += np.count_nonzero(distances[row[i], :column[i]] == own[i])
     return ranks
 
 # %% ../nbs/41_evaluation.ipynb #a1fdab5b
@@ -66,8 +77,7 @@ def _rank_matches(
     for start, d in blocks:
         here, cells = _in_block(matches, start, start + len(d))
         d[_in_block(junk, start, start + len(d))[1]] = np.inf
-        ranks[here], at[here] = _match_ranks(d, *cells), d[cells]
-        d[cells] = np.inf
+        at[here], ranks[here] = d[cells], _match_ranks(d, *cells)
         best = d.argmin(1)
         found = np.flatnonzero(d[np.arange(len(d)), best] < np.inf)
         wrong[start + found], wrong_at[start + found] = best[found], d[found, best[found]]
@@ -189,10 +199,10 @@ def _averages(
     **remembered,              # what else the result says
 )->RetrievalResult:
     "The averages of a per-query table; queries without a match are counted, not scored."
-    scored = per_query[per_query.matches > 0]
-    cmc = {r: float((scored.first_hit <= r).mean()) for r in ranks}
-    return RetrievalResult(float(scored.AP.mean()), cmc, float(scored.INP.mean()), len(scored),
-                           len(per_query) - len(scored), per_query, **remembered)
+    AP, INP, first, n = (per_query[name].to_numpy() for name in ('AP', 'INP', 'first_hit', 'matches'))
+    cmc = {r: float((first[n > 0] <= r).mean()) for r in ranks}
+    return RetrievalResult(float(AP[n > 0].mean()), cmc, float(INP[n > 0].mean()), int((n > 0).sum()),
+                           int((n == 0).sum()), per_query, **remembered)
 
 # %% ../nbs/41_evaluation.ipynb #d810f189
 def _checked_ranks(ranks)->tuple: # whole numbers
@@ -255,14 +265,15 @@ def evaluate(
     query_cams, gallery_cams = _cameras(query_cams, gallery_cams, Q, G)
     matches, junk = _pairs(query_ids, gallery_ids, query_cams, gallery_cams)
     if not matches.size: raise _no_match(query_ids, gallery_ids, query_cams, gallery_cams)
-    _warn_of_nothing(query, gallery)
+    _warn_of_nothing(query, gallery, metric)
     if settings is None: blocks = _blocks(query, gallery, metric, block)
     else: blocks = _reranked(query, gallery, metric=metric, block=block, **settings)
-    table = _query_table(query_ids, matches, *_ranks(gallery.device, blocks, matches, junk, Q))
-    if metric == 'euclidean' and settings is None:
-        table.update(table[['match_distance', 'wrong_distance']].clip(lower=0)**.5)
+    places, at, wrong, wrong_at = _ranks(gallery.device, blocks, matches, junk, Q)
+    asked = matches if settings is not None else _may_be_equal(query, matches, at, metric)
+    if metric == 'euclidean' and settings is None: at, wrong_at = (np.sqrt(d.clip(0)) for d in (at, wrong_at))
+    table = _query_table(query_ids, matches, places, at, wrong, wrong_at)
     result = _averages(
-        table, ranks, camera_rule=query_cams is not None, self_matches=_self_matches(query, gallery, matches),
+        table, ranks, camera_rule=query_cams is not None, self_matches=_self_matches(query, gallery, asked),
         ranked_by=metric if settings is None else f'{metric}, re-ranked {settings or ""}'.strip(),
         query_digest=_digest(query_ids, query_cams), gallery_digest=_digest(gallery_ids, gallery_cams, ordered=False))
     if not bootstrap: return result

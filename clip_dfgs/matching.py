@@ -229,21 +229,36 @@ def _self_matches(
                            'features: are the queries in their own gallery? Leave these pictures out', stacklevel=3)
     return many
 
+# %% ../nbs/43_matching.ipynb #cc5c07ce
+def _may_be_equal(
+    query:torch.Tensor, # features, shape [Q, D]
+    matches:np.ndarray, # pairs (query, gallery position), shape [2, n]
+    at:np.ndarray,      # their distances, shape [n]
+    metric:str,         # cosine, or euclidean (squared)
+)->np.ndarray:          # the pairs that are left, shape [2, m]
+    "Pairs so near that their features may be equal; rounding is far below a thousandth of the squared length."
+    size = query.double().square().sum(1).cpu().numpy()[matches[0]]
+    return matches[:, (at*size if metric == 'cosine' else at) <= 1e-3*size]
+
 # %% ../nbs/43_matching.ipynb #0a8c81df
 def _warn_of_nothing(
     query:torch.Tensor,   # features, shape [Q, D]
     gallery:torch.Tensor, # features, shape [G, D]
+    metric:str='cosine',  # for which alone a zero is as far from everything
 ):
     "A warning for features that are zero throughout, and for a gallery whose features are all the same."
-    for name, features in dict(query=query, gallery=gallery).items():
-        empty = int((torch.linalg.vector_norm(features, dim=1) == 0).sum())
+    for name, features in dict(query=query, gallery=gallery).items() if metric == 'cosine' else ():
+        empty = int((features[features[:, 0] == 0] == 0).all(1).sum())
         if empty: warnings.warn(f'{empty:,} of {len(features):,} {name} features are zero throughout: they are as far '
                                 'from everything, and ranked by the order of the gallery', stacklevel=3)
-    same = len(gallery) > 1 and all(bool((part == gallery[:1]).all()) for part in gallery.split(4096))
-    if same: warnings.warn('all gallery features are the same: the ranks are the order of the gallery', stacklevel=3)
+    same = len(gallery) > 1 and torch.equal(gallery[0], gallery[-1])
+    if same and all(bool((part == gallery[:1]).all()) for part in gallery.split(4096)):
+        warnings.warn('all gallery features are the same: the ranks are the order of the gallery', stacklevel=3)
 
 # %% ../nbs/43_matching.ipynb #eac0a01f
 def _digest(identities:np.ndarray, cameras=None, ordered:bool=True)->str:
     "A short digest of labels that have been read; equal for the same labels, in the same order if `ordered`."
-    rows = list(zip(identities.tolist(), [None]*len(identities) if cameras is None else cameras.tolist()))
-    return hashlib.blake2b(repr(rows if ordered else sorted(rows, key=repr)).encode(), digest_size=8).hexdigest()
+    sides = [identities] if cameras is None else [identities, cameras]
+    if not ordered: sides = [side[order] for order in [np.lexsort(sides)] for side in sides]
+    content = [(side.dtype.kind, side.tobytes() if side.dtype.kind != 'U' else side.tolist()) for side in sides]
+    return hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()

@@ -31,7 +31,7 @@ from .matching import _warn_of_nothing
 from .reranking import _reranked
 
 # %% ../nbs/41_evaluation.ipynb #bc332942
-_MANY = 64 # matches of one query above which a sort is cheaper than counting for each
+_MANY = 64 # matches of one query above which a sort is cheaper than counting for each; fewer in a small gallery
 
 # %% ../nbs/41_evaluation.ipynb #0c41b0a0
 def _match_ranks(
@@ -43,13 +43,14 @@ def _match_ranks(
     own, b = distances[row, column], np.arange(len(distances) + 1)
     distances[row, column] = np.inf
     ranks, order = np.empty(len(row), int), np.lexsort((column, own, row))
+    many = min(_MANY, distances.shape[1]//128)
     ranks[order] = 1 + np.arange(len(row)) - np.searchsorted(row, b)[row]    # among the matches of its query
     late = np.flatnonzero(own >= distances.min(1)[row])                      # others may be ahead of these
-    first, ahead = np.searchsorted(row[late], b).tolist(), np.empty((_MANY, distances.shape[1]), bool)
+    first, ahead = np.searchsorted(row[late], b).tolist(), np.empty((many, distances.shape[1]), bool)
     for d, start, stop in zip(distances, first, first[1:]):
         some = late[start:stop]
         at = own[some]
-        if len(some) > _MANY:
+        if len(some) > many:
             d = np.sort(d)
             nearer, tied = d.searchsorted(at), d.searchsorted(at, side='right')
             ranks[some] += nearer

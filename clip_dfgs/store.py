@@ -8,6 +8,7 @@ __all__ = ['found_pictures', 'shown', 'model_digest', 'StoredGallery', 'open_gal
 # %% ../nbs/66_store.ipynb #994a45c5
 import contextlib
 import csv
+import functools
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ from .gallery import FeatureExtractor, _embed, open_model
 from .inputs import _at_least_one
 from .layouts import camera_rule
 from .models import ReIDModel
-from .nearest import build_cells, has_faiss
+from .nearest import build_cells, has_faiss, row_lengths
 from .sources import load_named, options_for
 
 # %% ../nbs/66_store.ipynb #ba9057ce
@@ -120,6 +121,8 @@ class StoredGallery:
     about:dict
     records:pd.DataFrame
     features:np.ndarray
+    @functools.cached_property
+    def lengths(self): return row_lengths(self.features) # measured once
     def __len__(self): return len(self.records)
     def __repr__(self):
         return f'StoredGallery({self.folder}: {len(self):,} pictures, {self.features.shape[1]} columns)'

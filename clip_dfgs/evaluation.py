@@ -6,6 +6,7 @@
 __all__ = ['RetrievalResult', 'evaluate', 'nearest_gallery']
 
 # %% ../nbs/41_evaluation.ipynb #d39eb41d
+import functools
 from dataclasses import dataclass
 from dataclasses import replace
 from typing import Iterator
@@ -137,7 +138,7 @@ def _query_table(
     at:np.ndarray,        # its distance, shape [n]
     wrong:np.ndarray,     # nearest wrong image of each query, shape [Q]
     wrong_at:np.ndarray,  # its distance, shape [Q]
-)->pd.DataFrame: # pid, matches, AP, INP, first_hit, last_hit, best_match, match_distance, best_wrong, wrong_distance
+)->dict: # pid, matches, AP, INP, first_hit, last_hit, best_match, match_distance, best_wrong, wrong_distance
     "One row of scores per query."
     Q, order = len(query_ids), np.lexsort((ranks, matches[0]))
     query, position, rank, at = matches[0, order], matches[1, order], ranks[order], at[order]
@@ -149,9 +150,8 @@ def _query_table(
     total = np.where(some, n, np.nan)
     AP, INP = np.bincount(query, nth/rank, minlength=Q)/total, total/np.where(some, last_hit, 1)
     best_match, match_distance = pick(position, first, -1), pick(at, first, np.nan)
-    return pd.DataFrame(dict(pid=query_ids, matches=n, AP=AP, INP=INP, first_hit=first_hit, last_hit=last_hit,
-                             best_match=best_match, match_distance=match_distance,
-                             best_wrong=wrong, wrong_distance=wrong_at))
+    return dict(pid=query_ids, matches=n, AP=AP, INP=INP, first_hit=first_hit, last_hit=last_hit, best_match=best_match,
+                match_distance=match_distance, best_wrong=wrong, wrong_distance=wrong_at)
 
 # %% ../nbs/41_evaluation.ipynb #0c04263b
 @dataclass(eq=False, repr=False)
@@ -162,13 +162,18 @@ class RetrievalResult:
     mINP:float                         # mean inverse negative penalty
     queries:int                        # how many queries were scored
     unmatched:int                      # how many had no match left and were not
-    per_query:pd.DataFrame             # one row a query
+    columns:dict                       # of `per_query`, one value a query
     intervals:pd.DataFrame|None = None # rows as in `summary`, columns low, high; only when bootstrapped
     camera_rule:bool|None = None       # whether same-camera images were left out; None: not known
     self_matches:int = 0               # queries that have a match with their own features
     ranked_by:str = ''                 # 'cosine', 'euclidean', and the settings of re-ranking
     query_digest:str = ''              # equal for the same identities and cameras in the same order
     gallery_digest:str = ''            # equal for the same identities and cameras in any order
+
+    @functools.cached_property
+    def per_query(self)->pd.DataFrame: # pid, matches, AP, INP, first_hit, ...; one row a query
+        "Who was found where."
+        return pd.DataFrame(self.columns)
 
     def summary(self)->pd.Series: # mAP, R1, R5, ..., mINP in 0..1
         "The averages as one row."
@@ -179,7 +184,7 @@ class RetrievalResult:
         max_rank:int=50, # last rank of the curve
     )->np.ndarray: # CMC at ranks 1..max_rank, shape [max_rank]
         "CMC at every rank up to `max_rank`."
-        first = self.per_query.first_hit[self.per_query.matches > 0].to_numpy()
+        first = self.columns['first_hit'][self.columns['matches'] > 0]
         return np.searchsorted(np.sort(first), np.arange(1, max_rank + 1), side='right')/len(first)
 
     def __repr__(self)->str:
@@ -195,15 +200,15 @@ class RetrievalResult:
 
 # %% ../nbs/41_evaluation.ipynb #5ad558c4
 def _averages(
-    per_query:pd.DataFrame,    # as from `_query_table`
+    columns:dict,              # as from `_query_table`
     ranks:tuple=(1, 5, 10),    # ranks at which CMC is reported
     **remembered,              # what else the result says
 )->RetrievalResult:
     "The averages of a per-query table; queries without a match are counted, not scored."
-    AP, INP, first, n = (per_query[name].to_numpy() for name in ('AP', 'INP', 'first_hit', 'matches'))
-    cmc = {r: float((first[n > 0] <= r).mean()) for r in ranks}
-    return RetrievalResult(float(AP[n > 0].mean()), cmc, float(INP[n > 0].mean()), int((n > 0).sum()),
-                           int((n == 0).sum()), per_query, **remembered)
+    some = columns['matches'] > 0
+    AP, INP, first = (columns[name][some] for name in ('AP', 'INP', 'first_hit'))
+    cmc = {r: float((first <= r).mean()) for r in ranks}
+    return RetrievalResult(float(AP.mean()), cmc, float(INP.mean()), len(AP), len(some) - len(AP), columns, **remembered)
 
 # %% ../nbs/41_evaluation.ipynb #d810f189
 def _checked_ranks(ranks)->tuple: # whole numbers
@@ -278,7 +283,7 @@ def evaluate(
         ranked_by=metric if settings is None else f'{metric}, re-ranked {settings or ""}'.strip(),
         query_digest=_digest(query_ids, query_cams), gallery_digest=_digest(gallery_ids, gallery_cams, ordered=False))
     if not bootstrap: return result
-    return replace(result, intervals=bootstrap_intervals(table, ranks, bootstrap, seed))
+    return replace(result, intervals=bootstrap_intervals(result.per_query, ranks, bootstrap, seed))
 
 # %% ../nbs/41_evaluation.ipynb #df4d7c30
 def _junk(query_ids, gallery_ids, query_cams, gallery_cams, Q:int, G:int)->np.ndarray: # pairs, shape [2, n]

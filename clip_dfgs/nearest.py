@@ -43,32 +43,33 @@ def _merge(
     return rows[order], scores[order]
 
 # %% ../nbs/46_nearest.ipynb #bb0dc6ee
+def _rows(table, rows)->torch.Tensor: # float32 [n,D]
+    "Some rows of a table of any floating kind: a range, which is not copied, or numbers."
+    some = table[rows.start:rows.stop] if isinstance(rows, range) else table[rows]
+    return torch.from_numpy(np.require(some, requirements='CW')).float()
+
 def row_lengths(
     table, # features of any floating kind, array or memory map, shape [n,D]
     block:int=16_384, # rows at a time
-)->torch.Tensor: # float32 [n]
+)->np.ndarray: # float32 [n]
     "Lengths of rows, for who asks a table many times."
-    parts = [_rows(table, slice(start, start + block)) for start in range(0, len(table), block)]
-    return torch.cat([torch.linalg.vector_norm(part, dim=1) for part in parts])
-
-def _rows(table, rows)->torch.Tensor: # float32 [n,D]
-    "Some rows of a table of any floating kind."
-    return torch.from_numpy(np.require(table[rows], requirements='CW')).float()
+    all_rows = range(len(table))
+    parts = [_rows(table, all_rows[start:start + block]) for start in range(0, len(table), block)]
+    return torch.cat([torch.linalg.vector_norm(part, dim=1) for part in parts]).numpy()
 
 def _rough(
     query:torch.Tensor, # of length 1, float32 [q,D]
     table, # of any floating kind [N,D]
-    rows, # n of them: a slice or numbers
-    lengths:torch.Tensor|None, # of all rows of the table
+    rows, # n of them: a range or numbers
+    lengths:np.ndarray|None, # of all rows of the table
 )->torch.Tensor: # float32 [q,n]
     "Cosines in single precision, with the other sign; ValueError where one is no number."
-    n, scores = len(range(*rows.indices(len(table)))) if isinstance(rows, slice) else len(rows), []
-    step = n if isinstance(rows, slice) and table.dtype == np.float32 else max(256, 2**20//table.shape[1])
-    for start in range(0, n, step):
-        here = slice(start, min(start + step, n))
-        here = slice(rows.start + here.start, rows.start + here.stop) if isinstance(rows, slice) else rows[here]
+    whole, scores = isinstance(rows, range) and table.dtype == np.float32, []
+    step = len(rows) if whole else max(256, 2**20//table.shape[1])  # what is converted fits in a processor's cache
+    for start in range(0, len(rows), step):
+        here = rows[start:start + step]
         x = _rows(table, here)
-        length = torch.linalg.vector_norm(x, dim=1) if lengths is None else lengths[here]
+        length = torch.linalg.vector_norm(x, dim=1) if lengths is None else _rows(lengths, here)
         with exact_products(): scores.append((query @ x.T).div_(-length.clamp_min(1e-12)))
     scores = torch.cat(scores, 1) if len(scores) > 1 else scores[0]
     if not scores.sum().isfinite(): raise ValueError('a feature of the table is not a number')
@@ -85,20 +86,21 @@ def nearest_rows(
 )->tuple[np.ndarray,np.ndarray]: # row numbers int64 [q,k], best first; cosines float64 [q,k]
     "The k rows of the largest cosine for each query, exactly; equal ones in the order of the table."
     query, among = _checked(query, table, k, among)
-    n = len(table) if among is None else len(among)
+    all_rows = range(len(table)) if among is None else among
+    n = len(all_rows)
     block, k = block or max(256, 2**25//max(1, len(query))), min(k, n)
     slack = table.shape[1]*2.**-22 # what single precision may lose
     best = [(np.zeros(0, np.int64), np.zeros(0)) for _ in query]
     floor, asked = np.full(len(query), -np.inf), torch.from_numpy(query.astype(np.float32)) # the k-th best so far
     for start in range(0, n if len(query) else 0, block):
-        stop = min(start + block, n)
-        rough = _rough(asked, table, slice(start, stop) if among is None else among[start:stop], lengths)
-        value, place = (x.numpy() for x in _smallest(rough, min(k + 8, stop - start)))
-        reach = np.minimum(value[:, k - 1] if k <= stop - start else np.inf, -floor) + slack
-        more = (value[:, -1] <= reach) & (value.shape[1] < stop - start)         # more may be as near as these
+        here = all_rows[start:start + block]
+        rough = _rough(asked, table, here, lengths)
+        value, place = (x.numpy() for x in _smallest(rough, min(k + 8, len(here))))
+        reach = np.minimum(value[:, k - 1] if k <= len(here) else np.inf, -floor) + slack
+        more = (value[:, -1] <= reach) & (value.shape[1] < len(here))            # more may be as near as these
         for i in np.flatnonzero(value[:, 0] <= reach):
             own = np.flatnonzero(rough[i].numpy() <= reach[i]) if more[i] else np.sort(place[i][value[i] <= reach[i]])
-            rows = own + start if among is None else among[own + start]
+            rows = own + start if among is None else here[own]
             best[i] = _merge(best[i], rows, _scored(query[i], table[rows]), k)
             if len(best[i][1]) == k: floor[i] = best[i][1][-1]
     return (np.array([rows for rows, _ in best], np.int64).reshape(len(query), k),
@@ -156,7 +158,7 @@ def build_cells(
 
 def _single(x)->np.ndarray: # float32, contiguous
     "Rows of length 1 for faiss."
-    return torch.nn.functional.normalize(_rows(x, slice(None)), dim=1).numpy()
+    return torch.nn.functional.normalize(_rows(x, range(len(x))), dim=1).numpy()
 
 def _found(index, table, sample:np.ndarray, true:np.ndarray)->float:
     "Share of the true neighbours of a sample that the index finds."

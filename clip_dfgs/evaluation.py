@@ -44,15 +44,16 @@ def _match_ranks(
     own, b = distances[row, column], np.arange(len(distances) + 1)
     distances[row, column] = np.inf
     ranks, order = np.empty(len(row), int), np.lexsort((column, own, row))
-    many = min(_MANY, distances.shape[1]//128)
+    G = distances.shape[1]
+    many, ordered = min(_MANY, G//128), np.sort(distances, axis=1) if G < 1024 else None
     ranks[order] = 1 + np.arange(len(row)) - np.searchsorted(row, b)[row]    # among the matches of its query
     late = np.flatnonzero(own >= distances.min(1)[row])                      # others may be ahead of these
-    first, ahead = np.searchsorted(row[late], b).tolist(), np.empty((many, distances.shape[1]), bool)
-    for d, start, stop in zip(distances, first, first[1:]):
-        some = late[start:stop]
+    first, ahead = np.searchsorted(row[late], b).tolist(), np.empty((many, G), bool)
+    for i, (start, stop) in enumerate(zip(first, first[1:])):
+        d, some = distances[i], late[start:stop]
         at = own[some]
-        if len(some) > many:
-            d = np.sort(d)
+        if len(some) > many or ordered is not None:
+            d = np.sort(d) if ordered is None else ordered[i]
             nearer, tied = d.searchsorted(at), d.searchsorted(at, side='right')
             ranks[some] += nearer
             tied = some[tied > nearer]
@@ -63,7 +64,7 @@ def _match_ranks(
             np.equal(d, at[:, None], out=found)
             tied = some[found.any(1)] if found.any() else ()
         else: continue
-        for i in tied: ranks[i] += np.count_nonzero(distances[row[i], :column[i]] == own[i])
+        for m in tied: ranks[m] += np.count_nonzero(distances[i, :column[m]] == own[m])
     return ranks
 
 # %% ../nbs/41_evaluation.ipynb #a1fdab5b

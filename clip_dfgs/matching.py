@@ -260,5 +260,6 @@ def _digest(identities:np.ndarray, cameras=None, ordered:bool=True)->str:
     "A short digest of labels that have been read; equal for the same labels, in the same order if `ordered`."
     sides = [identities] if cameras is None else [identities, cameras]
     if not ordered: sides = [side[order] for order in [np.lexsort(sides)] for side in sides]
-    content = [(side.dtype.kind, side.tobytes() if side.dtype.kind != 'U' else side.tolist()) for side in sides]
-    return hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(digest_size=8)
+    for side in sides: digest.update(side.tobytes() if side.dtype.kind != 'U' else repr(side.tolist()).encode())
+    return digest.hexdigest()

@@ -209,7 +209,8 @@ def _averages(
     some = columns['matches'] > 0
     AP, INP, first = (columns[name][some] for name in ('AP', 'INP', 'first_hit'))
     cmc = {r: float((first <= r).mean()) for r in ranks}
-    return RetrievalResult(float(AP.mean()), cmc, float(INP.mean()), len(AP), len(some) - len(AP), columns, **remembered)
+    means = float(AP.mean()), cmc, float(INP.mean())
+    return RetrievalResult(*means, len(AP), len(some) - len(AP), columns, **remembered)
 
 # %% ../nbs/41_evaluation.ipynb #d810f189
 def _checked_ranks(ranks)->tuple: # whole numbers

@@ -230,7 +230,8 @@ class OnnxExtractor:
             problems |= wrong
             if len(pixels): out.append(_run(self.session, pixels))
         features = np.concatenate(out)
-        if self.facts['unit']: features /= np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12) # float32 to its end
+        if self.facts['unit']:  # to the last digits of float32
+            features /= np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
         return features if bad == 'raise' else _in_their_places(features, problems, len(images))
 
 # %% ../nbs/64_export.ipynb #cb956ab2

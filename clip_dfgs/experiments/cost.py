@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from ..data.image_cache import LazyImages
-from ..data.loader import training_images, workers_for
+from ..data.loader import ImageDataset, workers_for
 from ..inference.embed import embed_images, make_accelerator
 from ..training.config import STAGES, TrainConfig
 from ..training.run import Run
@@ -47,7 +47,7 @@ def _time_loading(
 )->float: # seconds an image, of one process
     "Time in which an image is augmented."
     options = pixels, None, None, run.config.augment, run.config.seed
-    data = training_images(*options, device=run.accelerator.device)
+    data = ImageDataset(*options)
     data.__getitems__(range(len(pixels)))                                      # warms up
     begun = time.perf_counter()
     for epoch in range(batches):

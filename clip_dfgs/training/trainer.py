@@ -23,7 +23,7 @@ from accelerate.utils import broadcast_object_list
 from ..data.image_cache import cached_images
 from ..data.image_io import ImageError
 from ..data.leakage import check_not_merged, one_of_each
-from ..data.loader import FeatureDataset, ImageDataset, make_loader, training_images, workers_for
+from ..data.loader import FeatureDataset, ImageDataset, make_loader, workers_for
 from ..data.records import check_records, is_pooled, pool
 from ..inference.embed import embed_images, embed_together, make_accelerator, process_state
 from ..models.prompts import all_text_features
@@ -213,7 +213,7 @@ def _describe_epoch(run:Run, sampler, epoch:int):
 def _image_data(run:Run)->ImageDataset:
     "The training images, augmented."
     options = run.pixels, *_labels(run.records), run.config.augment, run.config.seed
-    return training_images(*options, device=run.accelerator.device)
+    return ImageDataset(*options)
 
 def _shuffled(run:Run, n:int, epoch:int)->list: # of lists of rows
     "All rows in random batches of one size (the rest of a last one is dropped), this process's share."
@@ -262,7 +262,7 @@ def one_step(
         losses = prompt_losses_of(run)
     else:
         options = pixels, *_labels(records.iloc[rows]), run.config.augment, run.config.seed
-        batch = training_images(*options, device=run.accelerator.device)
+        batch = ImageDataset(*options)
         if name == 'finetune' and (run.config.prompts or run.config.init) and run.model.has_text:
             text = all_text_features(run.model).float()
         losses = image_losses_of(run, name, text)

@@ -69,7 +69,7 @@ PEOPLE = np.repeat(np.arange(5), 4)
 @pytest.mark.parametrize('options, words', [
     (dict(batch=10), 'batch=10 is not a multiple of instances=4'), (dict(instances=0), 'instances=0'),
     (dict(batch=24), 'needs 6 identities; there are 5'), (dict(batch=2), 'batch=2 is not'), (dict(batch=0), 'batch=0'),
-    (dict(batch=-8), 'batch=-8'), (dict(instances=-4), 'instances=-4'), (dict(batch=8.), 'batch=8.0; a whole number'),
+    (dict(batch=-8), 'batch=-8'), (dict(instances=-4), 'instances=-4'), (dict(batch=8.), 'batch=8.0'),
     (dict(batch='8'), "batch='8'"), (dict(batch=None), 'batch=None'), (dict(batch=True, instances=1), 'batch=True'),
     (dict(batch=torch.tensor(8.)), 'batch=tensor'), (dict(instances=4.), 'instances=4.0'),
     (dict(instances=None), 'instances=None'),
@@ -77,16 +77,17 @@ PEOPLE = np.repeat(np.arange(5), 4)
     (dict(seed='a'), "seed='a'"),
     (dict(rank=2, world=2), 'rank=2 of world=2'), (dict(rank=-1), 'rank=-1 of world=1'),
     (dict(world=0), 'rank=0 of world=0'),
-    (dict(rank=.5), 'rank=0.5'), (dict(world=None), 'world=None'), (dict(cameras=[0]), '20 labels but 1 cameras'),
-    (dict(cameras=3), 'cameras: a flat list'), (dict(cameras=PEOPLE[:, None]), 'cameras: a flat list'),
+    (dict(rank=.5), 'rank=0.5'), (dict(world=None), 'world=None'), (dict(cameras=[0]), 'cameras has shape'),
+    (dict(cameras=3), 'cameras has shape'), (dict(cameras=PEOPLE[:, None]), 'cameras has shape'),
+    (dict(cameras=[0, None]*10), 'cameras: 10 of 20 .* unknown'),
     (dict(labels=PEOPLE + 1), '0..4 for 5 identities; they run from 1 to 5'),
-    (dict(labels=PEOPLE - 1), 'run from -1 to 3'),
+    (dict(labels=PEOPLE - 1), 'labels: 4 of 20 .* missing'),
     (dict(labels=np.repeat([0, 1, 7], 4)), '0..2 for 3 identities; they run from 0 to 7'), (dict(labels=[]), 'shape'),
-    (dict(labels=PEOPLE / 2), 'whole numbers'), (dict(labels=PEOPLE[:, None]), 'shape'), (dict(labels=3), 'shape'),
+    (dict(labels=PEOPLE / 2), 'is no label'), (dict(labels=PEOPLE[:, None]), 'shape'), (dict(labels=3), 'shape'),
     (dict(labels=list('aaaabbbb')), 'number names: numpy.unique'),
-    (dict(labels=[0, 1, None, 1]), r'labels\[2\] is None'),
-    (dict(labels=[0., 1., float('nan')]), 'whole numbers'), (dict(labels=PEOPLE > 2), r'labels\[0\] is'),
-    (dict(labels=torch.tensor([0., 1.])), 'whole numbers'), (dict(labels=[[0], [1, 2]]), 'rows of equal length')],
+    (dict(labels=[0, 1, None, 1]), 'labels: 1 of 4 .* first row 2'),
+    (dict(labels=[0., 1., float('nan')]), 'labels: 1 of 3 .* first row 2'), (dict(labels=PEOPLE > 2), 'labels, row 0: False'),
+    (dict(labels=[[0], [1, 2]]), 'labels, row 0')],
                          ids=str)
 def test_impossible_requests_name_the_argument(kind, options, words):
     with pytest.raises(ValueError, match=words): kind(**dict(labels=PEOPLE, batch=8) | options)
@@ -96,10 +97,10 @@ def test_impossible_requests_name_the_argument(kind, options, words):
 @pytest.mark.parametrize('options', [
     dict(batch=np.int32(8)), dict(batch=torch.tensor(8)), dict(instances=np.int64(4)), dict(seed=np.uint8(0)),
     dict(rank=torch.tensor(0), world=np.int16(1)), dict(cameras=[None] * 20), dict(cameras=[float('nan')] * 20),
-    dict(labels=PEOPLE.tolist()), dict(labels=torch.as_tensor(PEOPLE)), dict(labels=PEOPLE.astype(np.uint8)),
+    dict(labels=PEOPLE.tolist()), dict(labels=torch.tensor(PEOPLE/1)), dict(labels=torch.as_tensor(PEOPLE)), dict(labels=PEOPLE.astype(np.uint8)),
     dict(labels=torch.as_tensor(PEOPLE, dtype=torch.int16)), dict(labels=PEOPLE.astype(object)),
     dict(labels=pd.Series(PEOPLE, index=PEOPLE)),
-    dict(cameras=np.zeros(20)), dict(cameras=['door'] * 20), dict(cameras=torch.zeros(20, dtype=torch.bool))],
+    dict(cameras=np.zeros(20)), dict(cameras=['door'] * 20), dict(cameras=torch.zeros(20))],
                          ids=lambda o: str(o)[:40])
 def test_other_kinds_of_arguments_give_the_same_epoch(kind, options):
     assert list(kind(**dict(labels=PEOPLE, batch=8) | options)) == list(kind(PEOPLE, batch=8))
@@ -302,4 +303,4 @@ def test_a_word_is_no_yes(value):
 
 
 def test_labels_beyond_64_bits_are_named():
-    with pytest.raises(ValueError, match=r'labels\[1\]'): PKSampler([0, 10**20], batch=2, instances=1)
+    with pytest.raises(ValueError, match='labels do not fit'): PKSampler([0, 10**20], batch=2, instances=1)

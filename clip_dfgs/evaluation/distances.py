@@ -12,7 +12,7 @@ from typing import Iterator
 import numpy as np
 import torch
 
-from ..utils.checks import check_choice, _whole_number
+from ..utils.checks import check_choice, positive_int
 from ..utils.tensors import full_precision_matmul
 
 # %% ../../nbs/evaluation/01_distances.ipynb #d97dc198
@@ -114,7 +114,7 @@ def row_blocks(
     "Distances in blocks of queries, each of which overwrites the one before."
     check_choice('metric', metric, ('cosine', 'euclidean'))
     query, gallery = feature_pair(query, gallery)
-    block = min(_whole_number('block', block), max(1, 2**26//len(gallery)))  # 256 MB in single precision at most
+    block = min(positive_int('block', block), max(1, 2**26//len(gallery)))  # 256 MB in single precision at most
     buffer = gallery.new_empty(min(block, len(query)), len(gallery))
     later, first = (torch.tensor(rows, dtype=torch.long, device=gallery.device) for rows in _exact_copies(gallery))
     if metric == 'cosine': query = torch.nn.functional.normalize(query, dim=1)

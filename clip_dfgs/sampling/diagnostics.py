@@ -10,18 +10,14 @@ import numpy as np
 import torch
 
 from .graph import reversed_edges
-from ..utils.checks import camera_array, _array
+from ..utils.checks import as_cameras, as_labels, _array
 
 # %% ../../nbs/sampling/06_diagnostics.ipynb #339db47d
 def _numbered(
     labels, # identity of each image: numbers or names
 )->np.ndarray: # 0..N-1, shape [n]
     "Labels of any kind as numbers 0..N-1, in their own order."
-    found = _array('labels', labels)
-    if found.ndim != 1: raise ValueError(f'labels: a flat list is needed, got shape {list(found.shape)}')
-    unknown = [i for i, v in enumerate(found.tolist()) if v is None or v != v] if found.dtype.kind in 'fO' else []
-    if unknown: raise ValueError(f'labels[{unknown[0]}] is {found[unknown[0]]}; every image needs an identity')
-    return np.unique(found, return_inverse=True)[1].reshape(-1)
+    return np.unique(as_labels(labels), return_inverse=True)[1]
 
 def _batch_arrays(
     batches, # lists, arrays or tensors of image rows; also a sampler
@@ -100,7 +96,7 @@ def epoch_statistics(
 )->dict:
     "What an epoch holds: coverage of identities and images, identities per batch, cameras per tuplet, hardness."
     labels = _numbered(labels)
-    images, camera = len(labels), camera_array(cameras, len(labels))
+    images, camera = len(labels), as_cameras(cameras, len(labels))
     n, batches = int(labels.max()) + 1, _batch_arrays(batches, images)
     flat = np.concatenate(batches) if batches else np.empty(0, np.int64)
     batch_of = np.repeat(np.arange(len(batches)), [len(rows) for rows in batches])

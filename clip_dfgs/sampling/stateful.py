@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch.utils.data import Sampler
 
-from ..utils.checks import _whole
+from ..utils.checks import positive_int
 
 # %% ../../nbs/sampling/05_stateful.ipynb #e8b4ddfd
 class _Place:
@@ -90,7 +90,7 @@ class _Places:
 class _HandedOut(Sampler):
     "Epochs, ranks and passes; going on from a state is added by `StatefulBatchSampler`."
     def __init__(self, seed:int=0, rank:int=0, world:int=1):
-        self.seed, self.rank, self.world = _whole('seed', seed, 0), _whole('rank', rank), _whole('world', world)
+        self.seed, self.rank, self.world = positive_int('seed', seed, 0), positive_int('rank', rank, None), positive_int('world', world, None)
         if not 0 <= self.rank < self.world:
             raise ValueError(f'rank={rank} of world={world}; ranks run from 0 to world - 1')
         self.epoch, self._plan, self._told, self._warned = 0, None, False, False
@@ -108,7 +108,7 @@ class _HandedOut(Sampler):
         epoch:int, # 0, 1, ...
     ):
         "The epoch that the next pass plans."
-        epoch = _whole('epoch', epoch, 0)
+        epoch = positive_int('epoch', epoch, 0)
         self._told, self._whole_passes = True, 0
         if epoch != self.epoch:
             self.epoch, self._plan = epoch, None
@@ -178,7 +178,7 @@ class StatefulBatchSampler(_HandedOut):
     )->dict: # plain numbers
         "What is needed to go on in the middle of the epoch."
         place = self._places.counting(doubt=position is None)
-        if position is not None: position = _whole('position', position, 0)
+        if position is not None: position = positive_int('position', position, 0)
         elif place is not None: position = place.position
         else: position = 0 if self._loaded is None else self._loaded['position']
         if position > len(self): raise ValueError(f'position={position}; this epoch has {len(self)} batches')
@@ -194,7 +194,7 @@ class StatefulBatchSampler(_HandedOut):
         if missing: raise ValueError(f'the state has no {missing[0]!r}; it is not the state of a sampler')
         if state['seed'] != self.seed:
             raise ValueError(f'the state is of seed {state["seed"]!r}, this sampler has seed {self.seed!r}')
-        position = _whole('position', state['position'], 0)
+        position = positive_int('position', state['position'], 0)
         self.set_epoch(state['epoch'])
         self._forget()
         self._loaded = dict(state) | dict(position=position)

@@ -125,10 +125,10 @@ def estimate(
     if config.prompts: embedded += len(rows)
     if config.finetune and config.sampler != 'pk' and config.graph != 'text':
         graphs = -(-steps['finetune'][1]//config.refresh) # one image of each identity and camera is embedded for each
-        embedded += graphs*len(rows.drop_duplicates(['label', 'camera']))
+        embedded += graphs*len(rows.drop_duplicates(['label', 'cam_label']))
     images = len(rows) + tests
     seconds = sum(n*cost[s] for s, (n, _) in steps.items()) + cost['embed']*embedded + cost['decode']*images
     return dict(
-        identities=rows['label'].nunique(), images=len(rows), cameras=rows['camera'].nunique(),
+        identities=rows['label'].nunique(), images=len(rows), cameras=rows['cam_label'].nunique(),
         **{f'{s} steps': n for s, (n, _) in steps.items()}, test_images=tests,
         hours=seconds/3600, memory_GB=cost['memory'], cache_GB=images*cost['image_bytes']/1e9)

@@ -51,7 +51,7 @@ from clip_dfgs.data.transforms import Augment
 from clip_dfgs.models.encoder import normalize
 from clip_dfgs.training.losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.data.loader import augment_rest, training_images, workers_for
+from clip_dfgs.data.loader import workers_for
 from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.models.prompts import PROMPT, all_text_features
 from clip_dfgs.data.records import pool
@@ -366,15 +366,14 @@ def device_loading(name, rows, folder, device, batch, passes):
     plain = DataLoader(Plain(rows['path'].tolist(), pixels.shape[1:3]), batch_sampler=index, num_workers=workers)
     labels = rows['label'].to_numpy(copy=True)
     loaders = dict(plain=(plain, None)) | {
-        recipe: (make_loader(training_images(pixels, labels, labels, augment, device=device), index, workers=workers,
+        recipe: (make_loader(ImageDataset(pixels, labels, labels, augment), index, workers=workers,
                              pin=device != 'cpu'), augment) for recipe, augment in recipes.items()}
     for what, (loader, augment) in loaders.items():
         begun, seen = None, 0
         for loaded in loader:
             if augment is None: x = loaded.to(device)
             else:
-                images, *_, numbers = (t.to(device, non_blocking=True) for t in loaded)
-                x = normalize(augment_rest(images, numbers, augment) if numbers.ndim == 2 else images)
+                x = normalize(loaded[0].to(device, non_blocking=True))
             if begun is None: begun = time.perf_counter()                       # the first batch starts the workers
             else: seen += len(x)
         if device != 'cpu': torch.cuda.synchronize()

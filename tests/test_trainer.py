@@ -132,7 +132,7 @@ def test_a_rule_about_source_domains_reaches_every_graph(world, tmp_path, monkey
 
 def test_one_camera_and_a_tower_without_words(world, tmp_path):
     rows = rows_of(world)
-    rows = rows[rows['camera'] == 0].reset_index(drop=True)
+    rows = rows[rows['cam_label'] == 0].reset_index(drop=True)
     c = config(clip='timm:resnet18', image_size=(64, 32))
     assert len(fit(rows, only(c, adapt=1, finetune=1), tmp_path/'run').history) == 2
     with pytest.raises(ValueError, match='no text encoder'): fit(rows, replace(c, graph='text'), tmp_path/'no')
@@ -150,7 +150,7 @@ def test_a_column_of_the_user_s_own_called_label(world, tmp_path, label, camera)
     "Only `pool` makes a pooled table: the train rows are trained on, as they are without the column."
     records = load_dataset('market1501', world)
     own = records.assign(label=label(records))
-    if camera: own['camera'] = own['camid']
+    if camera: own['cam_label'] = own['camid']
     run = trainer._begin(own, config(), tmp_path/'run')
     bare = rows_of(world)
     assert set(run.records['split']) == {'train'} and len(run.records) == len(bare) == 72

@@ -142,7 +142,7 @@ def _check_held_out(share:float, changes:Changes):
 def _apart(rows, share:float, seed:int)->tuple: # pooled training rows; query and gallery rows, or None
     from clip_dfgs.data.records import hold_out, pool
     if not share: return rows, None
-    table = hold_out(rows.drop(columns=['label', 'camera']), share, seed)
+    table = hold_out(rows.drop(columns=['label', 'cam_label']), share, seed)
     apart = table['split'] != 'train'
     return pool(table[~apart]), table[apart]
 
@@ -153,8 +153,10 @@ def _warn_one_batch(people:int, config): # where everybody is in every batch, a 
                   'lower --batch or add data', stacklevel=3)
 
 def _warn(targets, training=()): # records; paths of the pictures that are trained on
-    from clip_dfgs.data.leakage import doubts
-    for sentence in doubts(targets, training): warnings.warn(sentence, stacklevel=2)
+    import pandas as pd
+    from clip_dfgs.data.leakage import find_leakage
+    train = pd.DataFrame(dict(path=list(training))) if len(training) else None
+    for sentence in find_leakage(train, targets)['sentence']: warnings.warn(sentence, stacklevel=2)
 
 def _print(results): # domain -> RetrievalResult
     from clip_dfgs.inference.evaluator import results_table

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from .folders import find_root, plain
 from .image_io import ImageError, load_image, nearly_one_color
-from .leakage import double_people, found_in_gallery
-from .parsers import MARKET_FOLDERS, MARKET_NAMES, PARSERS, read_mat
+from .leakage import find_leakage
+from .parsers import MARKET_MARKERS, MARKET_NAMES, PARSERS, read_mat
 from .records import check_records, COLUMNS, SPLITS
 from ..utils.checks import DatasetError, suggest
 from ..utils.files import stable_shuffle
@@ -36,7 +36,7 @@ def load_dataset(
     "The record table of a data set on the disk, checked; `DatasetError` for an unknown name, option or layout."
     parser = _parser(name, options)
     if domain is not None and not isinstance(domain, str): raise DatasetError(f'the domain is {domain!r}; give a text')
-    records = parser(root, **options)
+    records = _with_reasons(parser, root, options)
     if 'domain' not in records: records = records.assign(domain=_own_name(name, root) if domain is None else domain)
     elif domain is not None and set(records['domain']) != {domain}:
         own = ', '.join(sorted(set(records['domain']))[:4])
@@ -44,6 +44,16 @@ def load_dataset(
                            f'which would be lost under the name {domain!r}; leave the name out, or the column')
     more = [c for c in records if c not in COLUMNS]
     return check_records(records[COLUMNS + more].reset_index(drop=True), files=files)
+
+def _with_reasons(parser, root, options:dict)->pd.DataFrame:
+    "What a parser returns, with its warnings; an error tells what the warnings told before it."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        try: records = parser(root, **options)
+        except DatasetError as e:
+            raise DatasetError('; '.join(dict.fromkeys([str(e), *(str(w.message) for w in said)]))) from None
+    for w in said: warnings.warn(str(w.message), stacklevel=3)
+    return records
 
 def _parser(name:str, options:dict):
     "The parser of a name, if it takes these options."
@@ -65,7 +75,7 @@ def _own_name(name:str, root)->str:
     if name == 'csv': return Path(root).expanduser().resolve().stem
     if name == 'folder': return Path(root).expanduser().resolve().name
     if name != 'market1501': return name
-    own = find_root(name, root, MARKET_FOLDERS.values(), MARKET_NAMES).resolve().name
+    own = find_root(name, root, MARKET_MARKERS, MARKET_NAMES).resolve().name
     return name if plain(own) in map(plain, (name, *MARKET_NAMES)) else own
 
 # %% ../../nbs/data/04_datasets.ipynb #f63b39ac
@@ -236,17 +246,15 @@ def _alone(
             if not cameras.get(row.pid, set()) - ({row.camid} if rule else set())}
 
 def _match_warnings(tables)->list: # of sentences
-    "How many queries have no match in the gallery, and how many have their own picture there."
-    alone, themselves, said = set(), set(), []
+    "How many queries have no match in the gallery, and what else makes a test easier than it seems."
+    alone, said = set(), {}
     for table in tables:
         for _, rows in table.groupby('domain', sort=False): alone |= _alone(rows)
-        query = table[table['split'] == 'query']
-        themselves |= set(query['path'][found_in_gallery(table, content=True).to_numpy()])
-    if alone: said.append(f'{len(alone):,} queries have no match in the gallery, first: {min(alone)}')
-    if themselves:
-        said.append(f'{len(themselves):,} queries find themselves: the same picture is in the gallery, and no camera '
-                    f'leaves it out, first: {min(themselves)}')
-    return said
+        leaks = find_leakage(None, table)
+        for row in leaks[leaks['kind'].isin(['own image', 'two identities'])].itertuples():
+            said.setdefault((row.kind, row.domain), row.sentence)
+    first = [f'{len(alone):,} queries have no match in the gallery, first: {min(alone)}'] if alone else []
+    return first + list(said.values())
 
 def _camera_warnings(records:pd.DataFrame)->list: # of sentences
     "Which domains have one camera only."
@@ -271,12 +279,13 @@ def check_dataset(
         tables = identity_splits(name, records)
     expected = None if _own_name(name, root) != name else EXPECTED.get(name + '_detected'*bool(options.get('detected')))
     counts, notes = _compare(tables, expected)
-    cameras = records.groupby(['split', 'camid']).agg(identities=('pid', _identities), images=('path', 'size'))
+    written = 'camera' if 'camera' in records and (records['camera'] != '').any() else 'camid'
+    cameras = records.groupby(['split', written]).agg(identities=('pid', _identities), images=('path', 'size'))
     there = records['path'].map(os.path.isfile).astype(bool)
     notes = [str(w.message) for w in said] + notes + _match_warnings(tables) + _camera_warnings(records)
     files = sorted(set(records.loc[there, 'path']))
     looked = _looked_at(files, progress=progress) if decode else []
-    notes += double_people(records) + _odd_warnings(looked)
+    notes += _odd_warnings(looked)
     if decode: broken = [(file, why) for file, why, _ in looked if why]
     else: broken = [(file, 'the file is empty') for file in files if not os.path.getsize(file)]
     missing = records.loc[~there, 'path'].tolist()

@@ -249,7 +249,7 @@ def contact_sheet(
     size=(128, 64), # (H, W) of each image
     seed:int=0, # which identities
 )->Image.Image:
-    "Some identities, a row each under domain and number, sorted by camera (c0, c1, ...); distractors are not shown."
+    "Some identities, a row each under domain and identity, sorted by camera, with their written names; distractors are not shown."
     known = records[records['pid'] > 0]
     people = stable_shuffle(sorted(set(zip(known['domain'], known['pid']))), 'sheet', seed)[:identities]
     line, gap = 12, 4
@@ -260,9 +260,10 @@ def contact_sheet(
         mine = known[(known['domain'] == domain) & (known['pid'] == pid)].sort_values(['camid', 'path'])
         some = np.linspace(0, len(mine) - 1, min(images, len(mine))).astype(int)
         top = row*height
-        write((0, top), f'{domain} {pid}', 'black')
+        name = mine['identity'].iloc[0] if 'identity' in mine else pid
+        write((0, top), f'{domain} {name}', 'black')
         for column, i in enumerate(some):
-            write((column*width, top + line), f'c{mine["camid"].iloc[i]}', 'gray')
+            write((column*width, top + line), str(mine['camera' if 'camera' in mine else 'camid'].iloc[i]), 'gray')
             image = Image.fromarray(load_image(mine['path'].iloc[i], size))
             sheet.paste(image, (column*width, top + 2*line))
     return sheet

@@ -144,28 +144,18 @@ class Augment:
             if not 0 <= share <= 1: raise ValueError(f'Augment: {k} is a share between 0 and 1, not {share}')
         if self.pad < 0: raise ValueError(f'Augment: pad must be 0 or more pixels, not {self.pad}')
 
-    def begin(
+    def __call__(
         self,
         pixels, # uint8 [n,H,W,3], array-like
         index, # images of the batch, shape [B]
         seed:int=0, epoch:int=0, # decide, with the image, everything random
-        draws:int=20, # random numbers for each image
-    )->tuple: # uint8 [B,H,W,3] mirrored and cropped; random numbers in [0,1), float64 [B,draws]
-        "The first half of it, and the numbers for the second."
-        index = np.asarray(index, dtype=np.int64)
-        # 0,1 offset  2 flip  3 gray  4 jitter?  5..8 how  9 AugMix?  10 its seed  11 erase?  12..17 where  18,19 spare
-        u = random_table(seed, epoch, index, cumcount(index), draws)
-        dy, dx = (np.floor(u[:, j]*(2*self.pad + 1)).astype(int) for j in (0, 1))
-        return crop_and_flip(pixels, index, dy, dx, u[:, 2] < self.flip, self.pad), u
-
-    def __call__(
-        self,
-        pixels, # as in `begin`
-        index, # as in `begin`
-        seed:int=0, epoch:int=0, # as in `begin`
     )->torch.Tensor: # uint8 [B,3,H,W] (in channels-last memory)
         "The augmented images of one batch."
-        batch, u = self.begin(pixels, index, seed, epoch)
+        index = np.asarray(index, dtype=np.int64)
+        # 0,1 offset  2 flip  3 gray  4 jitter?  5..8 how  9 AugMix?  10 its seed  11 erase?  12..17 where  18,19 spare
+        u = random_table(seed, epoch, index, cumcount(index), 20)
+        dy, dx = (np.floor(u[:, j]*(2*self.pad + 1)).astype(int) for j in (0, 1))
+        batch = crop_and_flip(pixels, index, dy, dx, u[:, 2] < self.flip, self.pad)
         gray = u[:, 3] < self.gray
         if gray.any(): batch[gray] = to_gray(batch[gray])
         for b in np.flatnonzero(u[:, 4] < self.jitter):

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from ..data.image_cache import LazyImages
-from ..data.loader import training_images, workers_for
+from ..data.loader import ImageDataset, workers_for
 from ..inference.embed import embed_images, make_accelerator
 from ..training.config import STAGES, TrainConfig
 from ..training.run import Run
@@ -47,7 +47,7 @@ def _time_loading(
 )->float: # seconds an image, of one process
     "Time in which an image is augmented."
     options = pixels, None, None, run.config.augment, run.config.seed
-    data = training_images(*options, device=run.accelerator.device)
+    data = ImageDataset(*options)
     data.__getitems__(range(len(pixels)))                                      # warms up
     begun = time.perf_counter()
     for epoch in range(batches):
@@ -125,10 +125,10 @@ def estimate(
     if config.prompts: embedded += len(rows)
     if config.finetune and config.sampler != 'pk' and config.graph != 'text':
         graphs = -(-steps['finetune'][1]//config.refresh) # one image of each identity and camera is embedded for each
-        embedded += graphs*len(rows.drop_duplicates(['label', 'camera']))
+        embedded += graphs*len(rows.drop_duplicates(['label', 'cam_label']))
     images = len(rows) + tests
     seconds = sum(n*cost[s] for s, (n, _) in steps.items()) + cost['embed']*embedded + cost['decode']*images
     return dict(
-        identities=rows['label'].nunique(), images=len(rows), cameras=rows['camera'].nunique(),
+        identities=rows['label'].nunique(), images=len(rows), cameras=rows['cam_label'].nunique(),
         **{f'{s} steps': n for s, (n, _) in steps.items()}, test_images=tests,
         hours=seconds/3600, memory_GB=cost['memory'], cache_GB=images*cost['image_bytes']/1e9)

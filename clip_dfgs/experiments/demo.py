@@ -62,7 +62,7 @@ def epochs_compared(
     "What the first epoch of each sampler holds."
     pixels = cached_images(rows['path'].tolist(), model.config['image_size'], cache, progress=False)
     features = F.normalize(embed_images(model, pixels), dim=1)
-    labels, cameras = (rows[name].to_numpy(copy=True) for name in ('label', 'camera'))
+    labels, cameras = (rows[name].to_numpy(copy=True) for name in ('label', 'cam_label'))
     people = identity_features(features, torch.from_numpy(labels))
     graph = nearest_identities(people, k=max(k, batch//4 - 1))
     given = dict(batch=batch, instances=4, seed=seed)

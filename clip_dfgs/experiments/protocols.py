@@ -19,7 +19,7 @@ import pandas as pd
 
 from ..data.datasets import check_dataset, identity_splits, load_dataset
 from ..data.image_cache import cached_images
-from ..data.leakage import leaks
+from ..data.leakage import find_leakage
 from ..data.records import pool
 from ..data.specs import options_for
 from .cost import estimate, measure
@@ -203,7 +203,8 @@ def _leaks_of(
     said = []
     for name, (rows, targets) in jobs.items():
         tests = pd.concat([part for parts in targets.values() for part in parts])
-        said += [f'{name}: {sentence}' for sentence in leaks(rows['path'], tests)]
+        found = find_leakage(rows[['path']], tests)
+        said += [f'{name}: {sentence}' for sentence in found['sentence'][found['kind'] == 'trained image']]
     return said
 
 def _check_jobs(

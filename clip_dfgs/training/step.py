@@ -16,7 +16,6 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
-from ..data.loader import augment_rest
 from ..inference.embed import autocast, deterministic_attention
 from ..models.encoder import check_range
 from ..models.reid_model import ReIDModel
@@ -75,8 +74,7 @@ def image_losses_of(
     "The losses of an image stage."
     config, stage = run.config, getattr(run.config, name)
     def losses(net, batch):
-        images, labels, cameras, _, *numbers = batch
-        if numbers: images = augment_rest(images, *numbers, config.augment)
+        images, labels, cameras, _ = batch
         features, logits = net(run.model.normalize(images), cameras if config.cameras else None)
         features, logits, labels = _joined(run, features, logits, labels)
         parts = image_losses(features, logits, labels, stage, text, config.temperature)

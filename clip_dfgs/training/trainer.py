@@ -22,9 +22,9 @@ from accelerate.utils import broadcast_object_list
 
 from ..data.image_cache import cached_images
 from ..data.image_io import ImageError
-from ..data.leakage import check_not_merged, one_of_each
-from ..data.loader import FeatureDataset, ImageDataset, make_loader, training_images, workers_for
-from ..data.records import check_records, is_pooled, pool
+from ..data.leakage import one_of_each
+from ..data.loader import FeatureDataset, ImageDataset, make_loader, workers_for
+from ..data.records import check_not_merged, check_records, is_pooled, pool
 from ..inference.embed import embed_images, embed_together, make_accelerator, process_state
 from ..models.prompts import all_text_features
 from ..models.reid_model import ReIDModel
@@ -161,7 +161,7 @@ def make_sampler(
 
 def _labels(records:pd.DataFrame)->tuple:
     "Labels and cameras of pooled rows, as arrays of their own."
-    return records['label'].to_numpy(copy=True), records['camera'].to_numpy(copy=True)
+    return records['label'].to_numpy(copy=True), records['cam_label'].to_numpy(copy=True)
 
 def _batches(sampler, epoch:int)->list: # of lists of rows
     "One epoch of a sampler, whole."
@@ -213,7 +213,7 @@ def _describe_epoch(run:Run, sampler, epoch:int):
 def _image_data(run:Run)->ImageDataset:
     "The training images, augmented."
     options = run.pixels, *_labels(run.records), run.config.augment, run.config.seed
-    return training_images(*options, device=run.accelerator.device)
+    return ImageDataset(*options)
 
 def _shuffled(run:Run, n:int, epoch:int)->list: # of lists of rows
     "All rows in random batches of one size (the rest of a last one is dropped), this process's share."
@@ -262,7 +262,7 @@ def one_step(
         losses = prompt_losses_of(run)
     else:
         options = pixels, *_labels(records.iloc[rows]), run.config.augment, run.config.seed
-        batch = training_images(*options, device=run.accelerator.device)
+        batch = ImageDataset(*options)
         if name == 'finetune' and (run.config.prompts or run.config.init) and run.model.has_text:
             text = all_text_features(run.model).float()
         losses = image_losses_of(run, name, text)
@@ -330,7 +330,7 @@ def new_model(
     identities = rows['label'].nunique()
     if config.init: model = _saved_model(config, rows)
     else:
-        cameras = int(rows['camera'].max()) + 1 if config.cameras else 0
+        cameras = int(rows['cam_label'].max()) + 1 if config.cameras else 0
         model = ReIDModel.create(
             config.clip, config.pretrained, num_ids=identities, image_size=config.image_size, stride=config.stride,
             cameras=cameras, normalization=config.normalization, quick_gelu=config.quick_gelu, seed=config.seed)

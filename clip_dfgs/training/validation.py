@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 from accelerate.utils import broadcast_object_list
 
-from ..data.leakage import leaks
+from ..data.leakage import find_leakage
 from ..inference.evaluator import check_targets, evaluate_records
 from ..models.reid_model import ReIDModel
 from .checkpoints import checkpoints
@@ -42,7 +42,9 @@ def held_out_rows(
     both = sorted(known & set(zip(table['domain'], table['pid'])))
     if both: raise ValueError(f'validate: {len(both):,} of its people are trained on, first {both[0][1]} of '
                               f'{both[0][0]}; {keep_apart}')
-    for sentence in leaks(rows['path'], table): raise ValueError(f'validate: {sentence}; {keep_apart}')
+    found = find_leakage(rows[['path']], table)
+    for sentence in found['sentence'][found['kind'] == 'trained image']:
+        raise ValueError(f'validate: {sentence}; {keep_apart}')
     return table
 
 # %% ../../nbs/training/09_validation.ipynb #0e6729c4

@@ -43,7 +43,8 @@ def cloud(n, width, seed): return torch.randn(n, width, generator=torch.Generato
        st.sampled_from(['euclidean', 'cosine']), st.integers(0, 99))
 def test_graph_is_its_definition(n, k, skip_nearest, block, metric, seed):
     x = cloud(n, 5, seed)
-    assert nearest_identities(x, k, skip_nearest, metric, block=block).tolist() == definition(x, k, skip_nearest, metric)
+    found = nearest_identities(x, k, skip_nearest, metric, block=block).tolist()
+    assert found == definition(x, k, skip_nearest, metric)
 
 
 @settings(max_examples=40, deadline=None)

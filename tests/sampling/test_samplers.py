@@ -82,10 +82,10 @@ def test_impossible_requests_name_the_argument(options, name):
 @pytest.mark.parametrize('options', [
     dict(batch=np.int32(8)), dict(batch=torch.tensor(8)), dict(instances=np.int64(4)), dict(seed=np.uint8(0)),
     dict(rank=torch.tensor(0), world=np.int16(1)), dict(cameras=[None] * 20), dict(cameras=[float('nan')] * 20),
-    dict(labels=PEOPLE.tolist()), dict(labels=torch.tensor(PEOPLE/1)), dict(labels=torch.as_tensor(PEOPLE)), dict(labels=PEOPLE.astype(np.uint8)),
+    dict(labels=PEOPLE.tolist()), dict(labels=torch.as_tensor(PEOPLE)), dict(labels=PEOPLE.astype(np.uint8)),
     dict(labels=torch.as_tensor(PEOPLE, dtype=torch.int16)), dict(labels=PEOPLE.astype(object)),
     dict(labels=pd.Series(PEOPLE, index=PEOPLE)),
-    dict(cameras=np.zeros(20)), dict(cameras=['door'] * 20), dict(cameras=torch.zeros(20))],
+    dict(cameras=np.zeros(20)), dict(cameras=['door'] * 20), dict(cameras=torch.zeros(20, dtype=torch.bool))],
                          ids=lambda o: str(o)[:40])
 def test_other_kinds_of_arguments_give_the_same_epoch(kind, options):
     assert list(kind(**dict(labels=PEOPLE, batch=8) | options)) == list(kind(PEOPLE, batch=8))

@@ -61,7 +61,7 @@ TARGETS = dict(viper='VIPeR', prid='prid_2011', grid='underground_reid', ilids='
 BEGIN = Stage(steps=3000, lr=1e-3, id_weight=.5, triplet_on=('pooled',), weight_decay=5e-4)
 GO_ON = replace(BEGIN, steps=1000, lr=5e-4)
 WORDS = Stage(steps=200, batch=256, lr=1e-2, weight_decay=0.)
-SOFT = dict(sharpness=10., normalize=True)
+SOFT = dict(mining_temperature=.1, normalize=True)
 
 # name of a form -> settings of the run, settings of its stage; ALSO: those whose averages are taken anew on random
 # batches, which are no runs of their own, since the weights are those of 'live'

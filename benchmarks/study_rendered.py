@@ -170,7 +170,7 @@ def dfgs(graph='image', order='complete', **changes):
 
 def soft(config):
     "The last stage with all pairs weighted by a softmax, instead of the hardest pair alone."
-    return replace(config.finetune, sharpness=10.)
+    return replace(config.finetune, mining_temperature=.1)
 
 
 def main_variants(config):

@@ -113,7 +113,7 @@ def test_features_and_gradients_are_those_of_the_cpu(settings):
 @needs_gpu # a CPU looks at its labels and refuses them
 def test_a_batch_without_an_answer_is_not_a_number():
     f, alike = torch.randn(6, 4, device=DEVICE), torch.zeros(6, dtype=torch.long, device=DEVICE)
-    for loss in (batch_hard_triplet(f, alike), batch_hard_triplet(f, alike, sharpness=3.),
+    for loss in (batch_hard_triplet(f, alike), batch_hard_triplet(f, alike, mining_temperature=1/3),
                  image_text_contrastive(f, f, alike, alike + 1)): assert loss.isnan()
     model = ReIDModel.create('pedestrians', None, num_ids=4).to(DEVICE)
     found = model.text_features(torch.tensor([2, -1, 4], device=DEVICE)).isnan().all(1)

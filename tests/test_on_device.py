@@ -39,7 +39,7 @@ def without_numbers(**change):
     return Run(None, c, None, model, None, make_accelerator('no'))
 
 
-@pytest.mark.parametrize('change', [{}, dict(cameras=True), dict(sharpness=5.), dict(margin=None)])
+@pytest.mark.parametrize('change', [{}, dict(cameras=True), dict(mining_temperature=.2), dict(margin=None)])
 def test_an_image_step_never_looks(change):
     stage = {k: v for k, v in change.items() if k in Stage.__dataclass_fields__}
     run = without_numbers(**{k: v for k, v in change.items() if k not in stage})
@@ -73,7 +73,7 @@ class NotOfTheCPU(torch.Tensor):
 
 @pytest.mark.parametrize('loss', [
     lambda f, y: batch_hard_triplet(f, y), lambda f, y: batch_hard_triplet(f, y, None),
-    lambda f, y: batch_hard_triplet(f, y, sharpness=3.), lambda f, y: image_text_contrastive(f, f, y, y + 1)])
+    lambda f, y: batch_hard_triplet(f, y, mining_temperature=1/3), lambda f, y: image_text_contrastive(f, f, y, y + 1)])
 def test_a_batch_without_an_answer_is_not_a_number(loss):
     f = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     alike = torch.zeros(6, dtype=torch.long)

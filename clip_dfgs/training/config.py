@@ -66,7 +66,7 @@ class Stage:
     text_weight:float=1.     # of L_i2tce
     margin:float=.3          # of L_tri; None = soft margin
     normalize:bool=False     # L2-normalize features before L_tri
-    sharpness:float=None     # L_tri over all pairs, weighted by a softmax this sharp; None = the hardest pair alone
+    mining_temperature:float=None     # of a softmax over all pairs in L_tri; None = the hardest pair alone
     triplet_on:tuple=('last', 'pooled', 'projected') # features that L_tri sees
     norm:str='live'          # batch-norm statistics of the image tower: live, frozen, random; not used in `prompts`
 
@@ -273,7 +273,7 @@ def _check_share(config:TrainConfig):
 
 # %% ../../nbs/training/01_config.ipynb #4f956262
 _NOT_NEGATIVE = ('steps', 'epochs', 'lr', 'head_lr', 'bias_factor', 'weight_decay', 'warmup', 'warmup_from', 'floor',
-                 'clip_norm', 'sharpness', 'id_weight', 'triplet_weight', 'text_weight')
+                 'clip_norm', 'id_weight', 'triplet_weight', 'text_weight')
 
 def _check_stage(
     name:str, # adapt, prompts, finetune
@@ -292,6 +292,8 @@ def _check_stage(
         raise ValueError(f'{name}: neither steps nor epochs are given; leave the stage out with None')
     if stage.batch < 1 or stage.instances < 1:
         raise ValueError(f'{name}: batch {stage.batch} and instances {stage.instances} must be at least 1')
+    if stage.mining_temperature is not None and not stage.mining_temperature > 0:
+        raise ValueError(f'{name}: mining_temperature is {stage.mining_temperature}; it must be above 0')
     check_choice(f'{name}: norm', stage.norm, _NORMS)
     if name == 'prompts': return
     _check_losses(name, stage, text=name == 'finetune' and learned)

@@ -94,13 +94,13 @@ def hardest_pairs(
 def _weighted_distances(
     features:Tensor, # shape [B,D]
     labels:Tensor, # identity of each row, shape [B]
-    sharpness:float, # 0: the mean; large: the hardest
+    mining_temperature:float, # above 0; large: the plain mean, small: the hardest
 )->tuple[Tensor,Tensor]: # to the positives and to the negatives, shape [B] each
     "Softmax-weighted mean distances of each anchor; the weights are constants for the gradient."
     distances, same = _distances(features), same_identity(labels)
     others = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     positives = torch.where(others.any(1, keepdim=True), others, same)  # alone in the batch: its own positive
-    steep = distances.detach()*sharpness
+    steep = distances.detach()/mining_temperature
     of_positives = steep.masked_fill(~positives, -torch.inf).softmax(1)
     of_negatives = (-steep).masked_fill(same, -torch.inf).softmax(1)
     return (of_positives*distances).sum(1), (of_negatives*distances).sum(1)
@@ -111,16 +111,16 @@ def batch_hard_triplet(
     labels:Tensor, # identity of each row, shape [B]
     margin:float|None=0.3, # None: soft margin
     normalize:bool=False, # L2-normalize the features first
-    sharpness:float|None=None, # weigh all pairs instead of taking the hardest
+    mining_temperature:float|None=None, # of a softmax over all pairs; None: the hardest pair alone
 )->Tensor: # scalar: mean over anchors
     "Batch-hard triplet loss, `L_tri` [BoT], [CLIP-ReID]; for a batch of one identity ValueError, on a GPU NaN."
     f = features.to(torch.promote_types(features.dtype, torch.float32))  # half precision is too coarse for distances
     if normalize: f = F.normalize(f, dim=1)
-    if sharpness is None:
+    if mining_temperature is None:
         positive, negative = hardest_pairs(f, labels)
         d_ap, d_an = ((f - f[i]).norm(dim=1) for i in (positive, negative))
         if not labels.is_cpu: d_an = d_an.masked_fill(labels[negative] == labels, torch.nan)  # of one identity alone
-    else: d_ap, d_an = _weighted_distances(f, labels, sharpness)
+    else: d_ap, d_an = _weighted_distances(f, labels, mining_temperature)
     return F.softplus(d_ap - d_an).mean() if margin is None else F.relu(margin + d_ap - d_an).mean()
 
 # %% ../../nbs/training/03_losses.ipynb #261e818b

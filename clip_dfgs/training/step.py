@@ -42,7 +42,7 @@ def image_losses(
     parts = {}
     if stage.id_weight: parts['id'] = stage.id_weight*sum(id_loss(scores, labels) for scores in logits)
     if stage.triplet_weight:
-        options = stage.margin, stage.normalize, stage.sharpness
+        options = stage.margin, stage.normalize, stage.mining_temperature
         triplets = [batch_hard_triplet(getattr(features, name), labels, *options) for name in stage.triplet_on]
         parts['triplet'] = stage.triplet_weight*sum(triplets)
     if text is not None and stage.text_weight:

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'SAMPLERS', 'GRAPHS', 'Stage', 'rate', 'TrainConfig', 'config_dict', 'config_from', 'check_config',
-           'class_at', 'graph_width']
+           'class_at', 'place_of', 'graph_width']
 
 # %% ../../nbs/training/01_config.ipynb #cfc8f2b7
-import functools
 import importlib
 import importlib.util
 import json
@@ -25,25 +24,7 @@ from ..utils.checks import check_choice, suggest
 # %% ../../nbs/training/01_config.ipynb #2ca219b9
 STAGES = ('adapt', 'prompts', 'finetune')
 
-_FORMER = dict(
-    Stage=dict(start='warmup_from'),
-    TrainConfig=dict(pixels='normalization', neighbors='k', pk_share='pk_ratio'))
-
-def _takes_former_names(
-    kind, # a dataclass
-): # the same class
-    "Let a dataclass take and show fields that were renamed under their former names too."
-    former, make = _FORMER[kind.__name__], kind.__init__
-    @functools.wraps(make)
-    def init(self, *args, **fields):
-        for name in former.keys() & fields.keys(): fields[former[name]] = fields.pop(name)
-        make(self, *args, **fields)
-    kind.__init__ = init
-    for name, now in former.items(): setattr(kind, name, property(lambda self, now=now: getattr(self, now)))
-    return kind
-
 # %% ../../nbs/training/01_config.ipynb #26efaeb2
-@_takes_former_names
 @dataclass(frozen=True)
 class Stage:
     "How one stage is trained."
@@ -93,7 +74,6 @@ _SMALL = dict(
     finetune=replace(_small, head_lr=2e-3, text_weight=.5))
 
 # %% ../../nbs/training/01_config.ipynb #7801e75e
-@_takes_former_names
 @dataclass(frozen=True)
 class TrainConfig:
     "Everything that decides a run, apart from the images."
@@ -108,11 +88,11 @@ class TrainConfig:
     adapt:Stage=_SMALL['adapt']    # stage 0; None = skip
     prompts:Stage=_SMALL['prompts'] # stage 1; None = skip
     finetune:Stage=_SMALL['finetune'] # stage 2; None = skip
-    sampler:str='dfgs'            # of stage 2: pk, gs, dfgs, or 'package.module:Class' of the same first arguments
+    sampler:str='dfgs'            # of stage 2: pk, gs, dfgs, 'package.module:Class' or a callable of the same arguments
     graph:str='image'             # behind all samplers but pk: image, text, dual
     k:int=10                      # nearest identities that the graph keeps of each
     skip_nearest:int=0                    # nearest identities that it leaves out, m
-    refresh:int=1                 # epochs between two image graphs
+    graph_every_steps:int=None    # steps between two image graphs; None = one for each epoch of the sampler
     graph_text_weight:float=1.          # lambda of the dual distance
     metric:str='euclidean'        # of the graph: euclidean, cosine
     neighbors_from:str='any'         # of the graph, over source domains: any, within, across, balanced
@@ -140,7 +120,8 @@ def config_dict(
     config:TrainConfig,
 )->dict: # JSON-ready
     "A config as plain values; paths as text."
-    return json.loads(json.dumps(asdict(config), default=os.fspath))
+    def plain(value): return os.fspath(value) if isinstance(value, os.PathLike) else place_of(value)
+    return json.loads(json.dumps(asdict(config), default=plain))
 
 def config_from(
     values:dict, # what `config_dict` made
@@ -156,7 +137,7 @@ def _built(
     values:dict, # field -> plain value
 ): # of that kind
     "A dataclass from plain values; lists become tuples."
-    known = [*kind.__dataclass_fields__, *_FORMER.get(kind.__name__, ())]
+    known = [*kind.__dataclass_fields__]
     for name in values:
         if name not in known:
             near = suggest(name, known)
@@ -213,6 +194,13 @@ def class_at(
     except (ImportError, AttributeError, ValueError) as e:
         raise ValueError(f'sampler {place!r} is not there ({e}); name it as package.module:Class') from None
 
+def place_of(
+    value, # a class, a function, or another callable
+)->str:
+    "Its place as `class_at` takes it, for config.json."
+    kind = value if hasattr(value, '__qualname__') else type(value)
+    return f'{kind.__module__}:{kind.__qualname__}'
+
 # %% ../../nbs/training/01_config.ipynb #a351349d
 def _check_kinds(
     where:str, # a stage, for the message
@@ -232,8 +220,8 @@ def _check_kinds(
 # %% ../../nbs/training/01_config.ipynb #e3feb959
 def _check_names(config:TrainConfig):
     "ValueError for a name that is not known, or whose package or compiler is not there."
-    if ':' in config.sampler: class_at(config.sampler)
-    else: check_choice('sampler', config.sampler, SAMPLERS)
+    if not callable(config.sampler) and ':' in config.sampler: class_at(config.sampler)
+    elif not callable(config.sampler): check_choice('sampler', config.sampler, SAMPLERS)
     check_choice('graph', config.graph, GRAPHS)
     check_choice('order', config.order, _ORDERS)
     check_choice('metric', config.metric, _METRICS)
@@ -250,8 +238,9 @@ def _check_names(config:TrainConfig):
 
 def _check_numbers(config:TrainConfig):
     "ValueError for a number out of its range."
-    least = dict(k=1, skip_nearest=0, refresh=1, log_steps=1, checkpoint_steps=0, validate_steps=0, seed=0)
+    least = dict(k=1, skip_nearest=0, log_steps=1, checkpoint_steps=0, validate_steps=0, seed=0)
     if config.workers is not None: least |= dict(workers=0)
+    if config.graph_every_steps is not None: least |= dict(graph_every_steps=1)
     for name, lowest in least.items():
         value = getattr(config, name)
         if value < lowest: raise ValueError(f'{name} is {value}; it must be at least {lowest}')

@@ -123,6 +123,18 @@ def batch_hard_triplet(
     else: d_ap, d_an = _weighted_distances(f, labels, mining_temperature)
     return F.softplus(d_ap - d_an).mean() if margin is None else F.relu(margin + d_ap - d_an).mean()
 
+# %% ../../nbs/training/03_losses.ipynb #81a1fe67
+@torch.no_grad()
+def violated_share(
+    features:Tensor, # shape [B,D]
+    labels:Tensor, # identity of each row, shape [B]
+    normalize:bool=True, # on the unit sphere
+)->Tensor: # scalar in [0,1], on the features' device
+    "Share of anchors whose farthest positive is no nearer than their nearest negative."
+    f = F.normalize(features.float(), dim=1) if normalize else features.float()
+    positive, negative = hardest_pairs(f, labels)
+    return ((f - f[positive]).norm(dim=1) >= (f - f[negative]).norm(dim=1)).float().mean()
+
 # %% ../../nbs/training/03_losses.ipynb #261e818b
 @torch.no_grad()
 def triplet_health(
@@ -132,8 +144,6 @@ def triplet_health(
 )->dict[str,float]: # violated_triplets: share of anchors in [0,1]; embedding_std: in [0,1]
     "What a trainer watches for collapse: the share of violated anchors and the relative spread of the embeddings."
     f = F.normalize(features.float(), dim=1) if normalize else features.float()
-    positive, negative = hardest_pairs(f, labels)
-    violated = (f - f[positive]).norm(dim=1) >= (f - f[negative]).norm(dim=1)
     size = f.square().sum(1).mean()
     spread = ((f - f.mean(0)).square().sum(1).mean()/size.clamp_min(1e-20)).sqrt()
-    return dict(violated_triplets=violated.float().mean().item(), embedding_std=spread.item())
+    return dict(violated_triplets=violated_share(features, labels, normalize).item(), embedding_std=spread.item())

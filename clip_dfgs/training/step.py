@@ -16,7 +16,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from ..data.image_io import ImageError
-from ..data.loader import FeatureDataset, augment_rest, make_loader, workers_for
+from ..data.loader import FeatureDataset, make_loader, workers_for
 from ..inference.embed import autocast, deterministic_attention
 from ..models.encoder import check_range
 from ..models.reid_model import ReIDModel
@@ -54,7 +54,7 @@ def _scaled(image, text, temperature)->tuple:
     if temperature is None: return image, text
     return F.normalize(image, dim=1)/temperature, F.normalize(text, dim=1)/1.
 
-# %% ../../nbs/training/04_step.ipynb #c6a5f78c
+# %% ../../nbs/training/04_step.ipynb #9e6c40d2
 def prompt_losses(
     image, # image features of a batch, shape [B, D]
     text, # text features of the same rows' identities, shape [B, D]
@@ -88,15 +88,14 @@ class ImageLosses:
         if self.config.cameras: check_range('camera', cameras, self.model.config['cameras'])
 
     def __call__(self, net, batch):
-        images, labels, cameras, _, *numbers = batch
-        if numbers: images = augment_rest(images, *numbers, self.config.augment)
+        images, labels, cameras, _ = batch
         features, logits = net(self.model.normalize(images), cameras if self.config.cameras else None)
         features, logits, labels = gathered(self.accelerator, self.config.gather, features, logits, labels)
         parts = image_losses(features, logits, labels, self.stage, self.text, self.config.temperature)
         parts |= {name: weight*loss(features, labels) for name, (loss, weight) in self.extra.items()}
         return parts, (features.projected, labels)
 
-# %% ../../nbs/training/04_step.ipynb #8398481f
+# %% ../../nbs/training/04_step.ipynb #923c27f9
 class PromptLosses:
     "The losses of the prompts stage: function of (net, batch) -> parts, ()."
     def __init__(self, config:TrainConfig, accelerator:Accelerator): self.config, self.accelerator = config, accelerator
@@ -107,7 +106,7 @@ class PromptLosses:
         image, text, labels = gathered(self.accelerator, self.config.gather, image, net(labels=labels), labels)
         return prompt_losses(image, text, labels, self.config.temperature), ()
 
-# %% ../../nbs/training/04_step.ipynb #c3170f57
+# %% ../../nbs/training/04_step.ipynb #763f1be4
 def gathered(
     accelerator:Accelerator,
     gather:bool, # see `TrainConfig`
@@ -200,7 +199,7 @@ def prepared(
     model.train()
     return net, optimizer
 
-# %% ../../nbs/training/04_step.ipynb #e434f928
+# %% ../../nbs/training/04_step.ipynb #69fb1593
 class Batches:
     "The epochs of a batch sampler, whole."
     def __init__(self, sampler): self.sampler, self.state = sampler, {}
@@ -224,7 +223,7 @@ class Batches:
         if chosen is not None: return 'random' if number >= len(chosen) or chosen[number] else 'walked'
         return 'random' if getattr(self.sampler, 'neighbors', None) is None else 'walked'
 
-# %% ../../nbs/training/04_step.ipynb #329d7a76
+# %% ../../nbs/training/04_step.ipynb #33408fb0
 class GraphBatches(Batches):
     "Epochs over a graph that follows the training."
     def __init__(
@@ -353,7 +352,7 @@ class StageLoop:
         return Step(self.name, self.step, self.steps, self.epoch, self.position, kind, rows, loss, parts,
                     self.stage.lr*share, *watched)
 
-# %% ../../nbs/training/04_step.ipynb #3e4cbbb9
+# %% ../../nbs/training/04_step.ipynb #beafc94b
 def _move(
     optimizer, # with gradients
     scaler, # fp16's, or None

@@ -22,7 +22,7 @@ from accelerate.utils import broadcast_object_list
 
 from ..data.image_cache import cached_images
 from ..data.leakage import check_not_merged, one_of_each
-from ..data.loader import FeatureDataset, training_images
+from ..data.loader import FeatureDataset, ImageDataset
 from ..data.records import check_records, is_pooled, pool
 from ..inference.embed import embed_images, embed_together, make_accelerator, process_state
 from ..models.prompts import all_text_features
@@ -69,7 +69,7 @@ def _adapt(run:Run, extra=None, on_step=None):
     losses = ImageLosses(run.model, run.config, 'adapt', run.accelerator, extra=extra)
     _train(run, 'adapt', _image_data(run), Batches(sampler), losses, on_step)
 
-# %% ../../nbs/training/10_trainer.ipynb #47174886
+# %% ../../nbs/training/10_trainer.ipynb #86330522
 def _learn_prompts(run:Run, on_step=None):
     "Stage 1: four learnable context tokens for each identity; both encoders are frozen."
     if resume_point(run.restored, 'prompts') is None: return
@@ -78,7 +78,7 @@ def _learn_prompts(run:Run, on_step=None):
     sampler = _Shuffled(len(data), run.config.prompts.batch, run.config.seed, run.accelerator)
     _train(run, 'prompts', data, Batches(sampler), PromptLosses(run.config, run.accelerator), on_step)
 
-# %% ../../nbs/training/10_trainer.ipynb #a666bd77
+# %% ../../nbs/training/10_trainer.ipynb #396def42
 def _finetune(run:Run, extra=None, on_step=None):
     "Stage 2: an identity graph, batches of hard negatives from it, and the losses of the image encoder."
     config, text = run.config, _texts(run)
@@ -129,7 +129,7 @@ def _stop(run:Run, error:LossError):
         parts[0] += f'; batch of {len(rows)} images, first {rows["path"].iloc[0]}, all in {file}'
     raise TrainError('; '.join(filter(None, [*parts, last_good(run.out), error.advice]))) from None
 
-# %% ../../nbs/training/10_trainer.ipynb #acd51f0a
+# %% ../../nbs/training/10_trainer.ipynb #5fdccd72
 class _Watch:
     "Tells an adaptive share how many anchors of the random batches are violated; all processes must call it."
     def __init__(self, ratio:AdaptivePKRatio, accelerator:Accelerator):
@@ -204,10 +204,9 @@ def _describe_epoch(run:Run, sampler, epoch:int):
     write_csv(pd.DataFrame(rows, columns=['batch', 'row']), run.out/'epoch.csv', index=False)
 
 # %% ../../nbs/training/10_trainer.ipynb #da9c3394
-def _image_data(run:Run): # `ImageDataset`
+def _image_data(run:Run)->ImageDataset:
     "The training images, augmented."
-    options = run.pixels, *_labels(run.records), run.config.augment, run.config.seed
-    return training_images(*options, device=run.accelerator.device)
+    return ImageDataset(run.pixels, *_labels(run.records), run.config.augment, run.config.seed)
 
 class _Shuffled:
     "All rows in random batches of one size (the rest of a last one is dropped), this process's share."

@@ -274,7 +274,7 @@ def do(plan, job):
     run = fit(material(plan, job.phase)[0], config, folder)
     rows = rank(plan, run, job, form)
     if form in FORMS and form.replace('live', 'random') in ALSO:
-        renew_norm(run, 'finetune')
+        renew_norm(run.model, run.pixels, run.accelerator, [run.config.seed, 2, 2], run.config.finetune.batch)
         name = form.replace('live', 'random')
         rows += [row | dict(variant=name) for row in rank(plan, run, job, name)]
     history = run.history[run.history['stage'] == ('adapt' if job.name == 'start' else 'finetune')]

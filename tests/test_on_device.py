@@ -11,7 +11,7 @@ from running import config, only, rows_of, same, weights
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as f
 
-from clip_dfgs.training import trainer
+from clip_dfgs.training import step as stages
 from clip_dfgs.training.config import Stage
 from clip_dfgs.inference.embed import make_accelerator, autocast
 from clip_dfgs.data.loader import ImageDataset
@@ -21,11 +21,10 @@ from clip_dfgs.training.losses import batch_hard_triplet, image_text_contrastive
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.loader import _OPERATIONS, AUGMIX_DRAWS, FeatureDataset, HalfAugmented, _blended, _looked_up
 from clip_dfgs.data.loader import _moved
-from clip_dfgs.data.loader import augment_rest, augmix_batch, jitter_batch, training_images, workers_for
+from clip_dfgs.data.loader import augment_rest, augmix_batch, jitter_batch, workers_for
 from clip_dfgs.synthetic.domain import everyday_pictures
 from clip_dfgs.models.prompts import rows_of as table_rows
-from clip_dfgs.training.run import Run
-from clip_dfgs.training.step import image_losses_of, prompt_losses_of, Trainee
+from clip_dfgs.training.step import ImageLosses, PromptLosses, Trainee
 from clip_dfgs.models.towers import encode_front, text_tower
 from clip_dfgs.training.trainer import fit
 
@@ -33,21 +32,21 @@ from clip_dfgs.training.trainer import fit
 # No look at the device. A tensor on `meta` has a shape and no numbers: whoever looks at one gets an error.
 
 def without_numbers(**change):
-    "A run whose model has no numbers."
+    "Settings, and a model without numbers."
     c = replace(config(), **change)
     model = ReIDModel.create('pedestrians', None, num_ids=12, cameras=3 if c.cameras else 0).to('meta')
-    return Run(None, c, None, model, None, make_accelerator('no'))
+    return c, model, make_accelerator('no')
 
 
 @pytest.mark.parametrize('change', [{}, dict(cameras=True), dict(mining_temperature=.2), dict(margin=None)])
 def test_an_image_step_never_looks(change):
     stage = {k: v for k, v in change.items() if k in Stage.__dataclass_fields__}
-    run = without_numbers(**{k: v for k, v in change.items() if k not in stage})
-    run.config = replace(run.config, finetune=replace(run.config.finetune, **stage))
-    net, size = Trainee(run.model, run.config), run.model.config['image_size']
+    c, model, accelerator = without_numbers(**{k: v for k, v in change.items() if k not in stage})
+    c = replace(c, finetune=replace(c.finetune, **stage))
+    net, size = Trainee(model, c), model.config['image_size']
     batch = [torch.zeros(16, 3, *size, dtype=torch.uint8), torch.arange(16)//4, torch.arange(16) % 3, torch.arange(16)]
-    text = torch.zeros(12, run.model.widths.projected, device='meta')
-    parts, _ = image_losses_of(run, 'finetune', text)(net, [t.to('meta') for t in batch])
+    text = torch.zeros(12, model.widths.projected, device='meta')
+    parts, _ = ImageLosses(model, c, 'finetune', accelerator, text)(net, [t.to('meta') for t in batch])
     assert set(parts) == {'id', 'triplet', 'image_to_text'}
     sum(parts.values()).backward()
     with pytest.raises(RuntimeError): sum(parts.values()).item()               # a look would be seen
@@ -55,13 +54,13 @@ def test_an_image_step_never_looks(change):
 
 @pytest.mark.parametrize('once_a_stage', [True, False])
 def test_a_prompt_step_never_looks(once_a_stage):
-    run = without_numbers()
-    net = Trainee(run.model, run.config)
-    if once_a_stage: net.keep_front(run.accelerator)
-    data = FeatureDataset(torch.zeros(40, run.model.widths.projected), np.arange(40) % 12, 'meta')
-    parts, _ = prompt_losses_of(run)(net, data.__getitems__(range(16)))
+    c, model, accelerator = without_numbers()
+    net = Trainee(model, c)
+    if once_a_stage: net.keep_front(accelerator)
+    data = FeatureDataset(torch.zeros(40, model.widths.projected), np.arange(40) % 12, 'meta')
+    parts, _ = PromptLosses(c, accelerator)(net, data.__getitems__(range(16)))
     sum(parts.values()).backward()
-    assert run.model.prompts.context.grad.shape == run.model.prompts.context.shape
+    assert model.prompts.context.grad.shape == model.prompts.context.shape
 
 
 # What the CPU says with an error, a GPU says with NaN
@@ -132,8 +131,8 @@ def test_the_processes_that_load_stay_for_the_stage(world, tmp_path, monkeypatch
     def counted(*args, **options):
         made.append(make(*args, **options))
         return made[-1]
-    make = trainer.make_loader
-    monkeypatch.setattr(trainer, 'make_loader', counted)
+    make = stages.make_loader
+    monkeypatch.setattr(stages, 'make_loader', counted)
     c = only(config(workers=2, sampler='pk'), finetune=16)
     run = fit(rows_of(world), c, tmp_path/'two')
     assert run.history['epoch'].max() >= 2 and len(made) == 1
@@ -295,18 +294,3 @@ def test_the_rest_of_the_augmentation_never_looks(people):
     augment = Augment(gray=.1, jitter=.5, augmix=.6, erase=.5)
     images, *_, numbers = HalfAugmented(people, augment=augment).__getitems__(range(6))
     assert augment_rest(images.to('meta'), numbers.to('meta'), augment).shape == images.shape
-
-
-def test_a_run_on_a_gpu_gets_half_augmented_images(people):
-    options = people, np.arange(6), np.zeros(6, int), Augment(), 0
-    assert type(training_images(*options, device='cuda')) is HalfAugmented
-    assert type(training_images(*options, device='cpu')) is ImageDataset
-
-
-def test_a_run_with_the_rest_on_its_device_learns_alike(world, tmp_path, monkeypatch):
-    "On the CPU a stand-in: with gray and boxes only, the two ways end in the same weights, with two workers too."
-    c = only(config(augment=Augment(gray=.3, erase=.5)), adapt=3)
-    fit(rows_of(world), c, tmp_path/'whole')
-    monkeypatch.setattr(trainer, 'training_images', lambda *options, device: HalfAugmented(*options))
-    fit(rows_of(world), replace(c, workers=2), tmp_path/'half')
-    assert same(weights(tmp_path/'half'), weights(tmp_path/'whole'))

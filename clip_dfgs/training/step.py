@@ -54,7 +54,7 @@ def _scaled(image, text, temperature)->tuple:
     if temperature is None: return image, text
     return F.normalize(image, dim=1)/temperature, F.normalize(text, dim=1)/1.
 
-# %% ../../nbs/training/04_step.ipynb #9e6c40d2
+# %% ../../nbs/training/04_step.ipynb #41ac20c5
 def prompt_losses(
     image, # image features of a batch, shape [B, D]
     text, # text features of the same rows' identities, shape [B, D]
@@ -95,7 +95,7 @@ class ImageLosses:
         parts |= {name: weight*loss(features, labels) for name, (loss, weight) in self.extra.items()}
         return parts, (features.projected, labels)
 
-# %% ../../nbs/training/04_step.ipynb #923c27f9
+# %% ../../nbs/training/04_step.ipynb #d32b3b3c
 class PromptLosses:
     "The losses of the prompts stage: function of (net, batch) -> parts, ()."
     def __init__(self, config:TrainConfig, accelerator:Accelerator): self.config, self.accelerator = config, accelerator
@@ -106,7 +106,7 @@ class PromptLosses:
         image, text, labels = gathered(self.accelerator, self.config.gather, image, net(labels=labels), labels)
         return prompt_losses(image, text, labels, self.config.temperature), ()
 
-# %% ../../nbs/training/04_step.ipynb #763f1be4
+# %% ../../nbs/training/04_step.ipynb #bc692e7a
 def gathered(
     accelerator:Accelerator,
     gather:bool, # see `TrainConfig`
@@ -199,7 +199,7 @@ def prepared(
     model.train()
     return net, optimizer
 
-# %% ../../nbs/training/04_step.ipynb #69fb1593
+# %% ../../nbs/training/04_step.ipynb #9cd4e714
 class Batches:
     "The epochs of a batch sampler, whole."
     def __init__(self, sampler): self.sampler, self.state = sampler, {}
@@ -223,7 +223,7 @@ class Batches:
         if chosen is not None: return 'random' if number >= len(chosen) or chosen[number] else 'walked'
         return 'random' if getattr(self.sampler, 'neighbors', None) is None else 'walked'
 
-# %% ../../nbs/training/04_step.ipynb #33408fb0
+# %% ../../nbs/training/04_step.ipynb #29f82ba4
 class GraphBatches(Batches):
     "Epochs over a graph that follows the training."
     def __init__(
@@ -352,7 +352,7 @@ class StageLoop:
         return Step(self.name, self.step, self.steps, self.epoch, self.position, kind, rows, loss, parts,
                     self.stage.lr*share, *watched)
 
-# %% ../../nbs/training/04_step.ipynb #beafc94b
+# %% ../../nbs/training/04_step.ipynb #ecfa357c
 def _move(
     optimizer, # with gradients
     scaler, # fp16's, or None

@@ -123,7 +123,7 @@ def _train(
         targets = pd.concat(targets, ignore_index=True)
         check_targets(targets)
         _warn(targets, rows['path'])
-    run = fit(rows, config, out, resume, overwrite, validate=validate)
+    run = fit(rows, config, out, validate=validate, resume=resume, overwrite=overwrite)
     results = run.evaluate(targets) if len(targets) else None # by all processes together
     if not run.accelerator.is_main_process: return
     remember(out, meaning.options(), source=source, target=target)

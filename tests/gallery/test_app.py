@@ -209,6 +209,16 @@ def test_a_path_in_place_of_an_upload_is_refused(place, gallery, url):
             assert 'data:image' not in got and 'image.jpeg' not in got
 
 
+def test_the_page_opens_with_the_newest_images_and_their_names(url, gallery):
+    "Captions hold file name and camera as the gallery has them; no folder of the files is in the answer."
+    said = [asked(url, number, [12, [], []]) for number, takes in functions(url).items() if takes == 3]
+    shown = [text for text in said if 'the newest are shown' in text]
+    assert len(shown) == 1 and shown[0].count('image.jpeg') >= 12
+    names = [Path(path).name for path in gallery.records['path']]
+    assert sum(name in shown[0] for name in names) >= 12
+    assert str(Path(gallery.records['path'][0]).parent) not in shown[0]
+
+
 def test_nothing_is_fetched(url):
     "An address in place of an upload is not asked."
     hits = []

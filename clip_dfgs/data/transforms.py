@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
 
 from ..utils.tensors import cumcount
 
@@ -104,6 +103,7 @@ def jitter_colors(
     amount, # brightness, contrast, saturation (each 0 for no change) and hue (in turns), shape [4]
 ): # uint8 [H,W,3]
     "Brightness, contrast, saturation, hue, one after the other, by torchvision."
+    import torch
     from torchvision.transforms.v2 import functional as f
     brightness, contrast, saturation, hue = (float(a) for a in amount)
     x = torch.from_numpy(image).permute(2, 0, 1).contiguous()
@@ -116,6 +116,7 @@ def augmix(
     seed:int, # decides everything
 ): # uint8 [H,W,3]
     "torchvision's AugMix of one image; the global stream is left as it was."
+    import torch
     from torchvision.transforms.v2 import AugMix
     # the generator's own methods: torch.manual_seed would queue a call for every kind of GPU each time
     stream = torch.default_generator
@@ -163,8 +164,9 @@ class Augment:
         pixels, # as in `begin`
         index, # as in `begin`
         seed:int=0, epoch:int=0, # as in `begin`
-    )->torch.Tensor: # uint8 [B,3,H,W] (in channels-last memory)
+    ): # uint8 tensor [B,3,H,W] (in channels-last memory)
         "The augmented images of one batch."
+        import torch
         batch, u = self.begin(pixels, index, seed, epoch)
         gray = u[:, 3] < self.gray
         if gray.any(): batch[gray] = to_gray(batch[gray])

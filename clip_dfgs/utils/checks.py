@@ -9,9 +9,9 @@ __all__ = ['KINDS', 'suggest', 'check_choice', 'DatasetError']
 import difflib
 import operator
 import re
+import sys
 
 import numpy as np
-import torch
 
 # %% ../../nbs/utils/01_checks.ipynb #2adf2090
 def suggest(
@@ -36,12 +36,15 @@ def check_choice(
     raise ValueError(f'unknown {what} {name!r}' + (f'{near} ({names})' if near else f'; choose one of {names}'))
 
 # %% ../../nbs/utils/01_checks.ipynb #f8ab9e2b
+def _is_tensor(values)->bool: # without importing torch, which a tensor has done already
+    return 'torch' in sys.modules and sys.modules['torch'].is_tensor(values)
+
 def _array(
     name:str, # of the argument, for the message
     values, # list, array, tensor on any device, column of a table
 )->np.ndarray:
     "The values as an array, or ValueError when they are no array."
-    if torch.is_tensor(values):
+    if _is_tensor(values):
         values = values.detach().cpu()
         return (values.float() if values.is_floating_point() else values).numpy()
     try: return np.asarray(values)
@@ -55,7 +58,7 @@ def _whole(
 )->int:
     "The value as an int, or ValueError naming the argument."
     kind = getattr(value, 'dtype', type(value))
-    try: number = None if kind in (bool, np.bool_, torch.bool) else value.__index__()
+    try: number = None if kind in (bool, np.bool_) or str(kind) == 'torch.bool' else value.__index__()
     except (AttributeError, TypeError): number = None
     limits = '' if least is None else f' of {least} or more'
     if number is None or (least is not None and number < least):
@@ -128,8 +131,8 @@ def _as_array(labels, name:str)->np.ndarray:
     if isinstance(labels, np.ma.MaskedArray):
         return np.where(np.ma.getmaskarray(labels), None, np.asarray(labels).astype(object))
     kind = str(labels.dtype).split('.')[-1] if hasattr(labels, 'dtype') else 'float64'
-    if torch.is_tensor(labels):
-        limit = 2/torch.finfo(labels.dtype).eps if labels.is_floating_point() else 0
+    if _is_tensor(labels):
+        limit = 2/sys.modules['torch'].finfo(labels.dtype).eps if labels.is_floating_point() else 0
         labels = labels.detach().cpu()
         array = labels.double().numpy() if limit else labels.numpy()
     else:

@@ -10,7 +10,6 @@ import contextlib
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 
 # %% ../../nbs/utils/03_tensors.ipynb #4a350c41
 def cumcount(
@@ -37,6 +36,7 @@ def ranges_of(
 @contextlib.contextmanager
 def full_precision_matmul():
     "Matrix products in full single precision inside, whatever the caller allows: no TF32, no bfloat16, no autocast."
+    import torch
     matmul = torch.backends.cuda.matmul
     if hasattr(matmul, 'fp32_precision'):
         switches = [(matmul, 'fp32_precision', 'ieee'), (torch.backends.mkldnn.matmul, 'fp32_precision', 'ieee')]
@@ -58,6 +58,7 @@ def evaluating(
     model, # torch module; None: only without gradients
 ): # a context that gives the model
     "The model in eval mode without gradients; afterwards each of its modules is in the mode it was in."
+    import torch
     modes = {} if model is None else {module: module.training for module in model.modules()}
     try:
         if model is not None: model.eval()

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/cli/04_commands.ipynb #99e72570
+# %% ../../nbs/cli/04_commands.ipynb #5cdc13b0
 import os
 import warnings
 from pathlib import Path
 
 from .settings import DataOptions
 
-# %% ../../nbs/cli/04_commands.ipynb #f8c6d91b
+# %% ../../nbs/cli/04_commands.ipynb #e3974a09
 def read_data(
     options:DataOptions, # of the command line
     **sides, # `source=` and `target=`: words `name:folder`; targets with published splits become one table a split
@@ -38,7 +38,7 @@ def warn_leaks(targets, training=()): # records; paths of the images that are tr
     from clip_dfgs.data.leakage import doubts
     for sentence in doubts(targets, training): warnings.warn(sentence, stacklevel=2)
 
-# %% ../../nbs/cli/04_commands.ipynb #84294932
+# %% ../../nbs/cli/04_commands.ipynb #1cc94e98
 def render(
     out:Path, # folder to make
     *,
@@ -55,7 +55,7 @@ def render(
     splits = ', '.join(f'{n:,} {s}' for s, n in rows['split'].value_counts().items())
     print(f'{out}: {len(rows):,} images of {rows["pid"].nunique():,} identities, {splits}')
 
-# %% ../../nbs/cli/04_commands.ipynb #b26e0e34
+# %% ../../nbs/cli/04_commands.ipynb #0a3805bd
 def check_data(
     name:str, # market1501, msmt17, cuhk02, cuhk03, cuhk_sysu, prid, grid, viper, ilids, folder or csv
     folder:Path, # where it is
@@ -87,7 +87,7 @@ def check_ending(file:Path, *endings):
     if file.suffix.lower() in endings: return
     raise ValueError(f'{file}: name it {file.stem or "file"}{endings[0]}, for that is what is written')
 
-# %% ../../nbs/cli/04_commands.ipynb #51532469
+# %% ../../nbs/cli/04_commands.ipynb #ba7091cf
 def train(
     *,
     source:tuple=(), # data sets to train on, each name:folder; check-data --help has the names
@@ -138,7 +138,7 @@ def _warn_one_batch(identities:int, config):
     warnings.warn(f'every batch holds all {identities} identities, so --sampler {config.sampler} does what pk does; '
                   'lower --batch or add data', stacklevel=3)
 
-# %% ../../nbs/cli/04_commands.ipynb #53aff930
+# %% ../../nbs/cli/04_commands.ipynb #7bfdc68d
 def print_results(results): # domain -> RetrievalResult
     "A table of scores, a row a target; published splits as mean and standard deviation."
     from clip_dfgs.inference.evaluator import results_table
@@ -162,7 +162,7 @@ def by_target(
     means.loc['mean'] = means.drop(columns=['mAP std', 'R1 std']).mean()
     return means.rename_axis('domain')
 
-# %% ../../nbs/cli/04_commands.ipynb #e88f80bc
+# %% ../../nbs/cli/04_commands.ipynb #67c5c1e4
 def protocol(
     name:str, # p1, p2 or p3
     *,
@@ -189,7 +189,7 @@ def protocol(
     print(protocol_table(name, results).to_string())
     print(f'runs: {out}')
 
-# %% ../../nbs/cli/04_commands.ipynb #24839585
+# %% ../../nbs/cli/04_commands.ipynb #a1266e1a
 def matrix(
     *,
     source:tuple, # data sets to train on, each name:folder and a run of its own
@@ -217,7 +217,7 @@ def matrix(
     plot_matrix(tables).savefig(out/'matrix.png')
     print(f'heat map: {out/"matrix.png"}')
 
-# %% ../../nbs/cli/04_commands.ipynb #1c4432a1
+# %% ../../nbs/cli/04_commands.ipynb #1fbcf77b
 def study(
     *,
     source:tuple, # data sets to train on, each name:folder
@@ -244,7 +244,7 @@ def study(
     print(f'mAP in percent, difference to {variants[0]} in points\n{table.round(1).to_string()}')
     if latex: write_latex(table, found.last()[variants[0]].mean(), variants[0], latex)
 
-# %% ../../nbs/cli/04_commands.ipynb #21de9af7
+# %% ../../nbs/cli/04_commands.ipynb #3bc6977e
 def variant_of(word:str)->dict: # setting -> value
     "What a variant changes; ValueError for a setting that there is not."
     import json
@@ -284,7 +284,7 @@ def write_latex(
         lines.append(rf'{variant} & {score} & {difference} \\'.replace('_', r'\_'))
     write_text('\n'.join([*lines, r'\bottomrule', r'\end{tabular}', '']), file)
 
-# %% ../../nbs/cli/04_commands.ipynb #48ccd4a4
+# %% ../../nbs/cli/04_commands.ipynb #fe504d8a
 def trained_on(model:Path)->list: # paths of images, [] where it is not known
     "The images that a run was trained on, by its own table."
     import pandas as pd
@@ -320,7 +320,7 @@ def tested(
     results = [evaluate_records(m.to(accelerator.device), records, accelerator, **more) for m in opened]
     return results if accelerator.is_main_process else []
 
-# %% ../../nbs/cli/04_commands.ipynb #401cf744
+# %% ../../nbs/cli/04_commands.ipynb #0b94f662
 def test(
     model:Path, # RUN, RUN/model, or pedestrians: the small CLIP that ships
     *,
@@ -342,7 +342,7 @@ def test(
 def _check_bootstrap(n:int, least:int):
     if not least <= n <= 1_000_000: raise ValueError(f'--bootstrap {n}: give a number of {least} to a million')
 
-# %% ../../nbs/cli/04_commands.ipynb #c0add909
+# %% ../../nbs/cli/04_commands.ipynb #b53cfee4
 def compare(
     first:Path, # RUN, RUN/model, or pedestrians: the small CLIP that ships
     second:Path, # another
@@ -362,7 +362,7 @@ def compare(
         print(domain)
         print((100*table.drop(columns='better')).round(1).to_string())
 
-# %% ../../nbs/cli/04_commands.ipynb #fbf23600
+# %% ../../nbs/cli/04_commands.ipynb #6276943a
 def report(
     runs:tuple, # a run folder, or one that holds several; or two runs, to compare them query by query
     *,
@@ -376,7 +376,7 @@ def report(
     write = write_report if len(runs) == 1 else write_comparison
     print(f'report: {write(*runs, title=title, out=out)}')
 
-# %% ../../nbs/cli/04_commands.ipynb #7896fbdf
+# %% ../../nbs/cli/04_commands.ipynb #62ad6c85
 def export(
     model:Path, # RUN, RUN/model, or pedestrians: the small CLIP that ships
     *,
@@ -391,7 +391,7 @@ def export(
     distance = export_onnx(load_model(model, 'cpu'), to, tolerance=tolerance, precision=precision)
     print(f'{to}: {to.stat().st_size / 1e6:.1f} MB, {precision}, at most {distance:.1e} from torch')
 
-# %% ../../nbs/cli/04_commands.ipynb #03f51a38
+# %% ../../nbs/cli/04_commands.ipynb #5e6cbb9f
 def demo(
     *,
     out:Path=Path('runs/demo'), # the folder to write

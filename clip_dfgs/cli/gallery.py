@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/cli/05_gallery.ipynb #bcd0c091
+# %% ../../nbs/cli/05_gallery.ipynb #ca272e82
 import os
 import warnings
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..utils.checks import suggest
 from .commands import check_ending
 from .settings import DataOptions
 
-# %% ../../nbs/cli/05_gallery.ipynb #2acacafa
+# %% ../../nbs/cli/05_gallery.ipynb #06fa4056
 def embed(
     data:tuple, # folders of images, or data sets name:folder
     *,
@@ -54,7 +54,7 @@ def opened(folder:Path, model:str)->tuple: # the gallery and what embeds its que
     gallery = open_gallery(folder)
     return gallery, extractor_of(gallery, None if model is None else model_place(model))
 
-# %% ../../nbs/cli/05_gallery.ipynb #d9c648a5
+# %% ../../nbs/cli/05_gallery.ipynb #ed35b864
 def search(
     gallery:Path, # folder made by embed
     images:tuple=(), # images to search for
@@ -94,7 +94,7 @@ def search(
         with atomic_write(picture) as part: search_sheet(found, images, text, top).save(part, format='PNG')
         print(f'sheet: {picture}')
 
-# %% ../../nbs/cli/05_gallery.ipynb #9abdda70
+# %% ../../nbs/cli/05_gallery.ipynb #9deb01ca
 def _check_outputs(picture, csv, images):
     "ValueError where an answer would be written over a query, or over a table that is no answer."
     for image in images:
@@ -114,7 +114,7 @@ def print_answers(found): # of `search_gallery`
         if r.rank == 1: print(shown(r.query))
         print(f'  {r.rank:3} {r.score:7.4f}  {shown(r.domain):{wide}}  {shown(r.camera) or "-":>6}  {shown(r.path)}')
 
-# %% ../../nbs/cli/05_gallery.ipynb #286f99bf
+# %% ../../nbs/cli/05_gallery.ipynb #284b1343
 def serve(
     gallery:Path, # folder made by embed
     *,

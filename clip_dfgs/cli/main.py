@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../../nbs/cli/01_main.ipynb #9c6e9aa9
+# %% ../../nbs/cli/01_main.ipynb #1a640a00
 import argparse
 import contextlib
 import inspect
@@ -22,7 +22,7 @@ from . import commands, gallery
 from .parser import ArgumentError, command_parser, read
 from .settings import base_config, config_of, DataOptions, sources_beside
 
-# %% ../../nbs/cli/01_main.ipynb #76ac42ab
+# %% ../../nbs/cli/01_main.ipynb #7ad2ca43
 COMMANDS = dict( # name -> heading of the overview, function, a line that runs
     render=('data', commands.render, 'town --identities 40 --cameras 3'),
     check_data=('data', commands.check_data, 'market1501 town'),
@@ -40,7 +40,7 @@ COMMANDS = dict( # name -> heading of the overview, function, a line that runs
     serve=('using a model', gallery.serve, 'gallery'))
 COMMANDS = {name.replace('_', '-'): command for name, command in COMMANDS.items()}
 
-# %% ../../nbs/cli/01_main.ipynb #6592bfcc
+# %% ../../nbs/cli/01_main.ipynb #23823221
 def overview()->str: # a screen
     "What `--help` prints: the commands by heading."
     lines = ['usage: clip-dfgs COMMAND ...    more by: clip-dfgs COMMAND --help', '',
@@ -53,7 +53,7 @@ def overview()->str: # a screen
 
 def _purpose(f)->str: return textwrap.shorten(re.split('[:;]', f.__doc__)[0].rstrip('.'), 66, placeholder=' ...')
 
-# %% ../../nbs/cli/01_main.ipynb #18d93e1d
+# %% ../../nbs/cli/01_main.ipynb #1448420c
 def parser_of(
     name:str, # of a command
     words=(), # of the command line: --recipe and --config decide what the other settings are by default
@@ -64,7 +64,7 @@ def parser_of(
     base = base_config(words, 'clip_reid' if name == 'protocol' else 'small') if trains else None
     return command_parser(f'clip-dfgs {name}', f, f'clip-dfgs {name} {example}', base), base
 
-# %% ../../nbs/cli/01_main.ipynb #de15aa30
+# %% ../../nbs/cli/01_main.ipynb #24bbf4ab
 def run(
     words, # of the command line, without the program's name
 ):
@@ -89,7 +89,7 @@ def run(
             values[p.name] = tuple(given[p.name]) if p.annotation is tuple else given[p.name]
     return f(**values)
 
-# %% ../../nbs/cli/01_main.ipynb #bc0aae10
+# %% ../../nbs/cli/01_main.ipynb #297d94bd
 def completion(
     shell:str, # bash, zsh, ...
 )->str: # a script for it
@@ -107,7 +107,7 @@ def completion(
         subparsers.add_parser(name, parents=[parser], add_help=False, help=_purpose(f))
     return shtab.complete(whole, shell)
 
-# %% ../../nbs/cli/01_main.ipynb #26d5f4e6
+# %% ../../nbs/cli/01_main.ipynb #a133d0b9
 def explained(
     e:BaseException, # any error
 ): # a line, or None for a bug
@@ -137,7 +137,7 @@ def _other_process_stopped(e:BaseException)->bool:
     lost = re.search('Connection (closed|reset|refused)|Broken pipe', str(e)) is not None
     return lost or isinstance(e, (DistBackendError, DistNetworkError))
 
-# %% ../../nbs/cli/01_main.ipynb #a8640b30
+# %% ../../nbs/cli/01_main.ipynb #e783960c
 @contextlib.contextmanager
 def notes(): # a context
     "Warnings as single lines on stderr; of several processes only the main one prints them."
@@ -155,7 +155,7 @@ def notes(): # a context
         warnings.showwarning = show
         yield
 
-# %% ../../nbs/cli/01_main.ipynb #fc10175d
+# %% ../../nbs/cli/01_main.ipynb #a80199c6
 def main(
     args=None, # of the command line; None = `sys.argv`
 ):

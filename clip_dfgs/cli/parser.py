@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/cli/02_parser.ipynb #1915d0c7
+# %% ../../nbs/cli/02_parser.ipynb #8d2a3c72
 import argparse
 import inspect
 import re
@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from ..utils.checks import suggest
 
-# %% ../../nbs/cli/02_parser.ipynb #7499661b
+# %% ../../nbs/cli/02_parser.ipynb #e917ba77
 def comments(
     f, # a function or a dataclass
 )->dict: # parameter or field -> the comment behind it
@@ -27,7 +27,7 @@ def _path(text)->Path: # an argument that is a file or a folder
     if not text: raise ValueError('it is empty; name a file or a folder')
     return Path(text).expanduser()
 
-# %% ../../nbs/cli/02_parser.ipynb #7b08e46e
+# %% ../../nbs/cli/02_parser.ipynb #511201b9
 def add_option(
     parser, # or a group of one
     name:str, # of the parameter
@@ -51,7 +51,7 @@ def add_option(
 
 def flag(name:str)->str: return '--' + name.replace('_', '-')
 
-# %% ../../nbs/cli/02_parser.ipynb #9de51c5c
+# %% ../../nbs/cli/02_parser.ipynb #a703b0d9
 def command_parser(
     prog:str, # program and command
     f, # its function; a parameter whose default is a dataclass stands for a group of options
@@ -73,7 +73,7 @@ def command_parser(
         else: add_option(parser, p.name, p.annotation, p.default, words[p.name], p.kind is p.POSITIONAL_OR_KEYWORD)
     return parser
 
-# %% ../../nbs/cli/02_parser.ipynb #f832ac15
+# %% ../../nbs/cli/02_parser.ipynb #10968bef
 def read(
     parser:ArgumentParser, # of a command
     words, # of the command line, without program and command

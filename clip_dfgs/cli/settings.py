@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../nbs/cli/03_settings.ipynb #5fb4c449
+# %% ../../nbs/cli/03_settings.ipynb #08c3345b
 import argparse
 import json
 from dataclasses import dataclass, is_dataclass, replace
@@ -15,7 +15,7 @@ from typing import Optional, Union
 from ..training.config import config_dict, config_from, Stage, STAGES, TrainConfig
 from .parser import comments
 
-# %% ../../nbs/cli/03_settings.ipynb #008cb9c1
+# %% ../../nbs/cli/03_settings.ipynb #54a6bd16
 def base_config(
     words, # of the command line
     usual:str='small', # recipe where none is named
@@ -37,7 +37,7 @@ def base_config(
     try: return config_from(values)
     except (ValueError, TypeError) as e: raise ValueError(f'--config {named.config}: {e}') from None
 
-# %% ../../nbs/cli/03_settings.ipynb #a79caf8b
+# %% ../../nbs/cli/03_settings.ipynb #7bc617b9
 SHORT = dict(steps=('finetune.steps',), adapt_steps=('adapt.steps',), prompt_steps=('prompts.steps',),
              batch=('adapt.batch', 'finetune.batch'), lr=('finetune.lr',))
 
@@ -70,7 +70,7 @@ def _settings(config, prefix:str=''): # yields name, type, value and comment of 
 
 _MIXED = dict(pk_ratio=Union[float, str], pretrained=Union[bool, str, None])
 
-# %% ../../nbs/cli/03_settings.ipynb #831e461f
+# %% ../../nbs/cli/03_settings.ipynb #56e7d3de
 def config_of(
     given:dict, # of `parser.read`
     base:TrainConfig, # of `base_config`
@@ -102,7 +102,7 @@ def _with_weights(config:TrainConfig, base:TrainConfig, named)->TrainConfig:
         raise ValueError(f"--clip {config.clip} cannot have the weights 'pedestrians'")
     return config
 
-# %% ../../nbs/cli/03_settings.ipynb #0a4544e8
+# %% ../../nbs/cli/03_settings.ipynb #9b6142d5
 _WALK = {'order', 'shuffle_neighbors', 'curriculum', 'pk_ratio'}
 _GRAPH = {'graph', 'graph_text_weight', 'k', 'skip_nearest', 'metric', 'neighbors_from'}
 
@@ -118,7 +118,7 @@ def _check_idle(config:TrainConfig, named):
         raise ValueError(f'--{name.replace("_", "-")} would change nothing: {idle[name]}')
     if not (config.adapt or config.prompts or config.finetune): raise ValueError('every stage is left out')
 
-# %% ../../nbs/cli/03_settings.ipynb #b644eff7
+# %% ../../nbs/cli/03_settings.ipynb #020dc0a5
 @dataclass(frozen=True)
 class DataOptions:
     "how the data are read"
@@ -131,7 +131,7 @@ class DataOptions:
     def options(self)->dict: # option of a parser -> value, None where it is not given
         return dict(camera=self.camera, distractors=self.distractors, detected=self.detected or None)
 
-# %% ../../nbs/cli/03_settings.ipynb #63662980
+# %% ../../nbs/cli/03_settings.ipynb #7728dadd
 def sources_beside(
     file, # config.json of a run
     named, # options that stand on the command line

@@ -11,7 +11,6 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..utils.tensors import cumcount
 
 # %% ../../nbs/data/08_transforms.ipynb #0d87a62e
 def _mix(x):
@@ -153,6 +152,7 @@ class Augment:
         draws:int=20, # random numbers for each image
     )->tuple: # uint8 [B,H,W,3] mirrored and cropped; random numbers in [0,1), float64 [B,draws]
         "The first half of it, and the numbers for the second."
+        from clip_dfgs.utils.tensors import cumcount
         index = np.asarray(index, dtype=np.int64)
         # 0,1 offset  2 flip  3 gray  4 jitter?  5..8 how  9 AugMix?  10 its seed  11 erase?  12..17 where  18,19 spare
         u = random_table(seed, epoch, index, cumcount(index), draws)

@@ -70,6 +70,22 @@ def _settings(config, prefix:str=''): # yields name, type, value and comment of 
 
 _MIXED = dict(pk_ratio=Union[float, str], pretrained=Union[bool, str, None])
 
+# %% ../../nbs/cli/03_settings.ipynb #9b6142d5
+_WALK = {'order', 'shuffle_neighbors', 'curriculum', 'pk_ratio'}
+_GRAPH = {'graph', 'graph_text_weight', 'k', 'skip_nearest', 'metric', 'neighbors_from'}
+
+def _check_idle(config:TrainConfig, named):
+    "`ValueError` for an option that the rest of the settings makes idle."
+    idle = {}
+    if not config.finetune:
+        idle |= dict.fromkeys({'sampler', 'lr', 'select', *_GRAPH, *_WALK}, 'the finetune stage is left out')
+    elif config.sampler == 'pk': idle |= dict.fromkeys(_GRAPH | _WALK, 'the sampler pk has no graph')
+    elif config.sampler == 'gs': idle |= dict.fromkeys(_WALK, 'the sampler gs does not walk')
+    if config.init: idle |= dict.fromkeys(('clip', 'pretrained', 'quick_gelu'), '--init brings a model and its weights')
+    for name in sorted(idle.keys() & named):
+        raise ValueError(f'--{name.replace("_", "-")} would change nothing: {idle[name]}')
+    if not (config.adapt or config.prompts or config.finetune): raise ValueError('every stage is left out')
+
 # %% ../../nbs/cli/03_settings.ipynb #56e7d3de
 def config_of(
     given:dict, # of `parser.read`
@@ -101,22 +117,6 @@ def _with_weights(config:TrainConfig, base:TrainConfig, named)->TrainConfig:
     if config.pretrained == 'pedestrians' != config.clip:
         raise ValueError(f"--clip {config.clip} cannot have the weights 'pedestrians'")
     return config
-
-# %% ../../nbs/cli/03_settings.ipynb #9b6142d5
-_WALK = {'order', 'shuffle_neighbors', 'curriculum', 'pk_ratio'}
-_GRAPH = {'graph', 'graph_text_weight', 'k', 'skip_nearest', 'metric', 'neighbors_from'}
-
-def _check_idle(config:TrainConfig, named):
-    "`ValueError` for an option that the rest of the settings makes idle."
-    idle = {}
-    if not config.finetune:
-        idle |= dict.fromkeys({'sampler', 'lr', 'select', *_GRAPH, *_WALK}, 'the finetune stage is left out')
-    elif config.sampler == 'pk': idle |= dict.fromkeys(_GRAPH | _WALK, 'the sampler pk has no graph')
-    elif config.sampler == 'gs': idle |= dict.fromkeys(_WALK, 'the sampler gs does not walk')
-    if config.init: idle |= dict.fromkeys(('clip', 'pretrained', 'quick_gelu'), '--init brings a model and its weights')
-    for name in sorted(idle.keys() & named):
-        raise ValueError(f'--{name.replace("_", "-")} would change nothing: {idle[name]}')
-    if not (config.adapt or config.prompts or config.finetune): raise ValueError('every stage is left out')
 
 # %% ../../nbs/cli/03_settings.ipynb #020dc0a5
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ __all__ = ['as_labels', 'as_cameras', 'check_choice', 'DatasetError']
 # %% ../../nbs/utils/01_checks.ipynb #ad443899
 import difflib
 import re
+import sys
 
 import numpy as np
-import torch
 
 # %% ../../nbs/utils/01_checks.ipynb #7b480565
 _BLANK = ('', 'nan', 'NaN', 'None', '<NA>', 'NaT')
@@ -35,12 +35,15 @@ def plain_label(
     return value
 
 # %% ../../nbs/utils/01_checks.ipynb #06642e75
+def _is_tensor(values)->bool: # without importing torch, which a tensor has done already
+    return 'torch' in sys.modules and sys.modules['torch'].is_tensor(values)
+
 def _array(
     name:str, # of the argument, for the message
     values, # list, array, tensor on any device, column of a table
 )->np.ndarray:
     "The values as an array, or ValueError when they are no array."
-    if torch.is_tensor(values):
+    if _is_tensor(values):
         values = values.detach().cpu()
         return (values.float() if values.is_floating_point() else values).numpy()
     try: return np.asarray(values)
@@ -56,8 +59,8 @@ def _as_array(labels, name:str)->np.ndarray:
     if isinstance(labels, np.ma.MaskedArray):
         return np.where(np.ma.getmaskarray(labels), None, np.asarray(labels).astype(object))
     kind = str(labels.dtype).split('.')[-1] if hasattr(labels, 'dtype') else 'float64'
-    if torch.is_tensor(labels):
-        limit = 2/torch.finfo(labels.dtype).eps if labels.is_floating_point() else 0
+    if _is_tensor(labels):
+        limit = 2/sys.modules['torch'].finfo(labels.dtype).eps if labels.is_floating_point() else 0
         labels = labels.detach().cpu()
         array = labels.double().numpy() if limit else labels.numpy()
     else:
@@ -161,7 +164,7 @@ def positive_int(
 )->int:
     "A count as an int; ValueError naming the argument when it is none."
     kind = getattr(value, 'dtype', type(value))
-    try: number = None if kind in (bool, np.bool_, torch.bool) else value.__index__()
+    try: number = None if kind in (bool, np.bool_) or str(kind) == 'torch.bool' else value.__index__()
     except (AttributeError, TypeError): number = None
     if number is not None and (least is None or number >= least): return number
     raise ValueError(f'{name}={value!r}: give a whole number' + ('' if least is None else f', {least} or more'))

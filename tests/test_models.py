@@ -1,5 +1,6 @@
 "`ReIDModel`: the real architecture against the definition, what each stage trains, sentences, folders."
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from openai_layout import CONFIG, image_features, openai_state, text_feature
 from safetensors.torch import load_file
 
 from clip_dfgs.models.reid_model import ReIDModel
+from clip_dfgs.models.towers import memory_order
+from clip_dfgs.models.weights import _tokenizer
 from clip_dfgs.models.towers import encode_tokens
 
 
@@ -234,13 +237,6 @@ def test_saved_model_loads_in_a_fresh_process(tmp_path):
     assert float(out) == pytest.approx(expected, abs=1e-3)
 
 
-def test_folders_of_the_first_format_still_load(tmp_path):
-    model = ReIDModel.create('pedestrians', pretrained=None, num_ids=2)
-    model.save(tmp_path)
-    config = dict(model.config, format=1, pixels=model.config['normalization'])
-    config.pop('normalization')
-    (tmp_path/'config.json').write_text(json.dumps(config))
-    assert ReIDModel.load(tmp_path).config == model.config
 
 
 def change(folder, without='', **entries):
@@ -320,3 +316,117 @@ def test_sentences_without_an_order_are_refused(small, texts):
 @pytest.mark.parametrize('texts', ['', '  ', ['a', '\n']])
 def test_empty_sentences_are_said(small, texts):
     with pytest.warns(UserWarning, match='captions are empty'): small.encode_captions(texts)
+
+
+# ---------------------------------------------------------------- towers and sizes
+@pytest.mark.parametrize('clip,settings,lost,better', [
+    ('timm:vit_tiny_patch16_224', dict(image_size=(250, 120)), '10 rows and 8 columns', '(240, 112)'),
+    ('pedestrians', dict(stride=12), '4 rows and 0 columns', '(124, 64)'),
+    ('timm:convnext_atto', dict(image_size=(66, 64)), '2 rows and 0 columns', '(64, 64)'),
+    ('pedestrians', dict(), None, None), ('timm:resnet10t', dict(image_size=(65, 63)), None, None)])
+def test_pixels_that_reach_no_feature_are_said(clip, settings, lost, better):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        model = ReIDModel.create(clip, None, **settings).eval()
+    x = torch.randn(2, 3, *model.config['image_size'], requires_grad=True)
+    model.image_features(x).pooled.square().sum().backward()
+    unseen = x.grad.abs().sum((0, 1)) == 0
+    assert (int(unseen.all(1).sum()), int(unseen.all(0).sum())) == tuple(map(int, re.findall(r'\d+', lost or '0 0')))
+    assert [lost in str(w.message) and better in str(w.message) for w in said] == ([True] if lost else [])
+
+
+@pytest.mark.parametrize('name', ['cait_xxs24_224', 'levit_128s', 'pit_ti_224'])
+def test_a_tower_of_one_size_names_it(name):
+    with pytest.raises(ValueError, match=r'cannot take 256x128 images; .*\(224, 224\)') as said:
+        ReIDModel.create(f'timm:{name}', None)
+    assert '\n' not in str(said.value)
+
+
+def test_towers_without_a_patch_grid_are_resized():
+    assert ReIDModel.create('timm:maxvit_nano_rw_256', None, image_size=(128, 64)).width == 512
+
+
+def test_windows_stay_as_trained():
+    trunk = ReIDModel.create('timm:swin_tiny_patch4_window7_224', None).clip.visual.trunk
+    assert trunk.layers[0].blocks[0].window_size == (7, 7)
+
+
+@pytest.mark.parametrize('clip,stride', [('timm:resnet10t', 16), ('timm:vit_tiny_patch16_224', 12)])
+def test_strides_of_timm_towers_survive_saving(clip, stride, tmp_path):
+    model = ReIDModel.create(clip, None, image_size=(64, 40), stride=stride).eval()
+    model.save(tmp_path)
+    x = torch.randn(2, 3, 64, 40)
+    with torch.no_grad(): close(ReIDModel.load(tmp_path).eval().embed(x), model.embed(x), 0)
+    grid = model.clip.visual.trunk.forward_intermediates(x, indices=1, intermediates_only=True)[0].shape[2:]
+    assert tuple(grid) == ((4, 3) if stride == 16 else (5, 3))
+
+
+@pytest.mark.parametrize('clip,on_cpu', [
+    ('timm:resnet10t', True), ('timm:efficientnet_lite0', True), ('timm:mobilenetv3_small_050', False),
+    ('timm:convnext_atto', False), ('pedestrians', False)])
+def test_the_order_in_memory_follows_family_and_device(clip, on_cpu):
+    "Only what was measured faster and safe lies channels last, on a CPU alone."
+    model = ReIDModel.create(clip, None, image_size=(64, 32))
+    def order(device): return memory_order(model.clip.visual, device)
+    assert order('cpu') is (torch.channels_last if on_cpu else torch.contiguous_format)
+    assert order('cuda') is torch.contiguous_format
+    wide = [p for p in model.clip.visual.parameters() if p.ndim == 4 and min(p.shape[1:3]) > 1]
+    assert all(p.is_contiguous(memory_format=order('cpu')) for p in wide)
+    images = torch.randint(0, 256, (2, 64, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    assert model.normalize(images).is_contiguous(memory_format=order('cpu'))
+    assert all(p.is_contiguous() for p in model.to('meta').clip.visual.parameters())
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('clip', ['pedestrians', 'timm:resnet10t'])
+def test_models_of_other_precisions_give_features(clip, dtype):
+    model = ReIDModel.create(clip, None, image_size=(128, 64)).eval()
+    images = torch.randint(0, 256, (4, 3, 128, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        want, found = model.embed(images), model.to(dtype).embed(images)
+        if clip == 'pedestrians': assert model.encode_captions(['a man']).isfinite().all()
+    assert torch.nn.functional.cosine_similarity(found.float(), want).min() > .999
+
+
+# ---------------------------------------------------------------- a tokenizer of its own
+class Tokens:
+    "Stands for a tokenizer of another kind: a word a token, an end, padding with 3."
+    def __call__(self, texts, context_length=16):
+        rows = []
+        for text in texts:
+            words = [9 if word == 'X' else 5 + len(word) % 3 for word in text.replace('.', '').split()]
+            rows.append([1, *words, 2, *[3]*context_length][:context_length])
+        return torch.tensor(rows)
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    "A saved model whose tokenizer is not CLIP's, and whose folder of origin is gone."
+    text = dict(context_length=16, vocab_size=50, layers=1, width=64, heads=1, no_causal_mask=True, pool_type='last',
+                hf_tokenizer_name='some/tokenizer')
+    vision = dict(image_size=64, layers=1, width=64, patch_size=32)
+    cfg = dict(embed_dim=64, custom_text=True, vision_cfg=vision, text_cfg=text)
+    (tmp_path/'source').mkdir()
+    (tmp_path/'source'/'open_clip_config.json').write_text(json.dumps(dict(model_cfg=cfg)))
+    monkeypatch.setattr(open_clip, 'get_tokenizer', lambda *args, **options: Tokens())
+    _tokenizer.cache_clear()
+    model = ReIDModel.create(f'local-dir:{tmp_path/"source"}', None, num_ids=3, image_size=(64, 32)).eval()
+    model.save(tmp_path/'run')
+    shutil.rmtree(tmp_path/'source')
+    yield model, tmp_path/'run'
+    _tokenizer.cache_clear()
+
+
+def test_a_run_loads_without_its_tokenizer(foreign, monkeypatch):
+    model, folder = foreign
+    def gone(*args, **options): raise OSError('no such tokenizer')
+    monkeypatch.setattr(open_clip, 'get_tokenizer', gone)
+    _tokenizer.cache_clear()
+    back = ReIDModel.load(folder).eval()
+    with torch.no_grad(): close(back.text_features(torch.arange(3)), model.text_features(torch.arange(3)), 0)
+    with pytest.raises(ValueError, match='tokenizer could not be loaded'): back.encode_captions(['a man'])
+
+
+def test_long_sentences_are_said_whatever_the_tokenizer(foreign):
+    with pytest.warns(UserWarning, match='1 of 2 sentences are longer than the 16 tokens'):
+        foreign[0].encode_captions(['a '*14, 'a '*15])

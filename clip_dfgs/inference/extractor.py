@@ -18,8 +18,13 @@ from tqdm import tqdm
 
 from ..data.image_io import in_their_places, listed, read_block
 from .embed import ahead, fetched, pinned
+from .onnx import OnnxExtractor
 from ..models.reid_model import ReIDModel
+from ..models.timm_towers import guess_architecture
+from ..models.towers import ImageFeatures
+from ..models.weights import read_weights
 from ..utils.checks import at_least_one, check_choice
+from ..utils.files import digest_of_file
 from ..utils.tensors import evaluating
 
 # %% ../../nbs/inference/02_extractor.ipynb #6c31bceb
@@ -33,6 +38,7 @@ def _embed(
     "Features block by block."
     check_choice('channels', channels, ('rgb', 'bgr'))
     size, problems = extractor.model.config['image_size'], {}
+    if isinstance(extractor.model, OnnxModel): images = extractor.model.onnx.resized(images, channels)
 
     def read(start): # one block of pictures, while the one before is computed
         pixels, wrong = read_block(images, start, extractor.batch, size, channels, leave_out)
@@ -61,20 +67,55 @@ def check_finite(features:Tensor, what:str, precision:str='no'):
     raise ValueError(f'{len(bad):,} of {len(features):,} features {what} are not numbers, first {bad[0]}, '
                      f'counted from 0{advice}')
 
+# %% ../../nbs/inference/02_extractor.ipynb #2d118463
+class OnnxModel(nn.Module):
+    "An ONNX file in the place of a `ReIDModel`: test features on the CPU, no text."
+    def __init__(
+        self,
+        file, # see `OnnxExtractor`
+        **settings, # size, mean, std, input, resize of `OnnxExtractor`
+    ):
+        super().__init__()
+        self.onnx = OnnxExtractor(file, **settings)
+        facts = self.onnx.facts
+        self.width, self.has_text, self.num_ids, self.convolutional = facts['width'], False, 0, False
+        self.widths = ImageFeatures(*[self.width]*3)
+        self.config = dict(clip=Path(file).name, model_cfg=dict(onnx=digest_of_file(file)), token_seed=None,
+                           image_size=list(facts['image_size']), stride=None, cameras=0, num_ids=0,
+                           normalization={name: facts.get(name) for name in ('mean', 'std', 'input', 'resize')})
+        self.here = nn.Parameter(torch.zeros(()), requires_grad=False)  # says on which device it is
+
+    def embed(self, images:Tensor, cameras:Tensor|None=None)->Tensor: # [B,D]
+        "Features of uint8 images [B,3,H,W]."
+        return torch.from_numpy(self.onnx.features(images.cpu().numpy())).to(images.device)
+
+    def image_features(self, images:Tensor, cameras:Tensor|None=None)->ImageFeatures:
+        "The one feature that a file has, three times."
+        return ImageFeatures(*[self.embed(images)]*3)
+
+    def encode_captions(self, texts:list):
+        "ValueError: a file has no text encoder."
+        raise ValueError(f'{self.config["clip"]} has no text encoder')
+
 # %% ../../nbs/inference/02_extractor.ipynb #76fee4b0
 def load_model(
-    place, # RUN, RUN/model, or 'pedestrians' for the small CLIP that ships
-    device=None, # None: a GPU if there is one
-)->ReIDModel: # in evaluation mode
+    place, # RUN, RUN/model, 'pedestrians', a file (ONNX or weights), or a name like 'timm:NAME'
+    device=None, # None: a GPU if there is one; ONNX files stay on the CPU
+    **settings, # of an ONNX file (`size`, `mean`, `std`, `input`, `resize`), or of `ReIDModel.create`
+): # `ReIDModel` in evaluation mode, or an `OnnxModel`
     "A model by its place; ValueError where there is none, and for a run that has no model yet."
-    if str(place) == 'pedestrians' and not Path('pedestrians').is_dir():
-        model = ReIDModel.create('pedestrians', 'pedestrians')
+    path, name = Path(place).expanduser(), str(place)
+    if path.suffix == '.onnx': return OnnxModel(path, **settings)
+    if name.startswith(('timm:', 'hf-hub:', 'local-dir:')): model = ReIDModel.create(name, **settings)
+    elif path.is_file():
+        state, _ = read_weights(path)
+        model = ReIDModel.create(pretrained=path, **(guess_architecture(state, name) | settings))
+    elif name == 'pedestrians' and not path.is_dir(): model = ReIDModel.create('pedestrians', 'pedestrians')
     else:
-        folder = Path(place).expanduser()
-        inside = (folder/'model').is_dir()
-        if not inside and ((folder/'checkpoint').is_dir() or (folder/'history.csv').exists()):
+        inside = (path/'model').is_dir()
+        if not inside and ((path/'checkpoint').is_dir() or (path/'history.csv').exists()):
             raise ValueError(f'{place} has no model yet, its training has not ended; go on with train --resume')
-        model = ReIDModel.load(folder/'model' if inside else folder)
+        model = ReIDModel.load(path/'model' if inside else path)
     return model.eval().to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
 
 # %% ../../nbs/inference/02_extractor.ipynb #58ec10cc
@@ -82,16 +123,18 @@ class FeatureExtractor:
     "Test features of pictures in any form, and text features in the same space."
     def __init__(
         self,
-        model, # a `ReIDModel`, which is not changed, or a place of `load_model`: RUN, RUN/model, 'pedestrians'
+        model, # a `ReIDModel`, which is not changed, or a place of `load_model`: RUN, a file, 'timm:NAME', ...
         device=None, # None: where the model is; for a place a GPU if there is one
         batch:int=64, # pictures at a time
         normalize:bool=True, # unit length, so that a product is a cosine
         channels:str='rgb', # of arrays and tensors; "bgr" for those of OpenCV
         precision:str='no', # of the encoder: no, bf16, or fp16 on a GPU
+        **settings, # of `load_model`: `size`, `mean`, `std`, `input`, `resize` of an ONNX file
     ):
-        if not isinstance(model, (str, os.PathLike, ReIDModel)):
-            raise ValueError(f'model is a {type(model).__name__}; give a ReIDModel or the folder it was saved to')
-        if not isinstance(model, ReIDModel): model = load_model(model, device)
+        if isinstance(model, (str, os.PathLike)): model = load_model(model, device, **settings)
+        if not isinstance(model, (ReIDModel, OnnxModel)):
+            raise ValueError(f'model is a {type(model).__name__}; give a ReIDModel or the place of one')
+        if isinstance(model, OnnxModel): device = 'cpu'
         own = next(model.parameters()).device
         self.device = torch.empty(0, device=device or own).device               # 'cuda' is one of them by number
         self.model = model if self.device == own else copy.deepcopy(model).to(self.device)
@@ -145,7 +188,7 @@ class Embedder(nn.Module):
         unit:bool=True, # unit length
     ):
         super().__init__()
-        self.model, self.unit = copy.deepcopy(model), unit
+        self.model, self.unit = copy.deepcopy(model).float(), unit  # weights in half precision become whole
         self.eval()
 
     def forward(self, images:Tensor)->Tensor:

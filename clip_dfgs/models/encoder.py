@@ -15,21 +15,38 @@ from open_clip.transformer import VisionTransformer
 from torch import nn, Tensor
 
 from .prompts import PromptLearner, rows_of
-from .towers import encode_embeddings, encode_tokens, fit_tower, ImageFeatures, is_convolutional
-from .towers import text_tower, tower_features
+from .towers import cannot_take, encode_embeddings, encode_tokens, fit_tower, ImageFeatures
+from .towers import is_convolutional, memory_order, text_tower, tower_features
 from .weights import seeded, tokenizer_of
+from ..utils.checks import _first_line
 
 # %% ../../nbs/models/05_encoder.ipynb #324dab2d
 class ReIDEncoder(nn.Module):
     "What a re-identification model computes: features of images, of prompts and of sentences."
-    def __init__(self, clip:nn.Module, config:dict): # towers at the size they were trained; what `create` writes
+    def __init__(
+        self,
+        clip:nn.Module, # towers at the size they were trained
+        config:dict, # what `create` writes
+        sentence:dict|None=None, # `prefix`, `suffix` and `at` of saved prompts; None: of the model's tokenizer
+    ):
         super().__init__()
-        self.clip, self.config, self.has_text = clip, config, bool(config['model_cfg'])
+        self.clip, self.config, self.has_text = clip, config, 'text_cfg' in config['model_cfg']
         fit_tower(clip.visual, config['image_size'], config['stride'])
-        self.channels_last = is_convolutional(clip.visual)  # the order in memory that convolutions are fast in
-        if self.channels_last: clip.visual.to(memory_format=torch.channels_last)
+        self.convolutional = is_convolutional(clip.visual)
         for name, p in clip.named_parameters(): p.requires_grad_(name.startswith('visual.'))
-        _add_parts(self)
+        _add_parts(self, sentence)
+        self._lay_out()
+
+    def _apply(self, fn, recurse=True):
+        "As `nn.Module`, for `to` and its like; the order in memory follows the device."
+        before = next(self.parameters()).device.type
+        super()._apply(fn, recurse)
+        if next(self.parameters()).device.type != before: self._lay_out()
+        return self
+
+    def _lay_out(self):
+        "Lay the image tower's weights in the order that is fast and safe on their device."
+        self.clip.visual.to(memory_format=memory_order(self.clip.visual, next(self.parameters()).device))
 
     @property
     def num_ids(self)->int:
@@ -38,7 +55,7 @@ class ReIDEncoder(nn.Module):
 
     def normalize(self, images:Tensor)->Tensor:
         "uint8 images to what the encoder takes."
-        return normalize(images, **self.config['normalization'], channels_last=self.channels_last)
+        return normalize(images, **self.config['normalization'], order=memory_order(self.clip.visual, images.device))
 
     def image_features(self, images:Tensor, cameras:Tensor|None=None)->ImageFeatures:
         "Features of images [B,3,H,W], uint8 or normalized; `cameras` [B] if the model was made with cameras."
@@ -86,12 +103,16 @@ class BNNeck(nn.Module):
 # %% ../../nbs/models/05_encoder.ipynb #006461e3
 def _add_parts(
     model:ReIDEncoder, # with its towers
+    sentence:dict|None, # of saved prompts
 ):
-    "Necks, prompts and camera vectors."
+    "Necks, prompts and camera vectors; ValueError for a tower that cannot take the image size."
     visual, config = model.clip.visual, model.config
     training = visual.training
     visual.eval()
-    with torch.no_grad(): seen = tower_features(visual, torch.zeros(1, 3, *config['image_size']))
+    try:
+        with torch.no_grad(): seen = tower_features(visual, torch.zeros(1, 3, *config['image_size']))
+    except Exception as e:  # timm's towers fail in many ways
+        raise ValueError(f"{config['clip']}: {cannot_take(visual, config['image_size'])} ({_first_line(e)})") from None
     visual.train(training)
     model.widths = ImageFeatures(*(feature.shape[1] for feature in seen))
     model.width = seen.pooled.shape[1] if seen.projected is seen.pooled else sum(model.widths[1:])  # of `embed`
@@ -101,8 +122,10 @@ def _add_parts(
             model.neck_projected = BNNeck(model.widths.projected, config['num_ids'])
         if config['cameras']: model.camera = _new_cameras(visual, config)
     if config['num_ids'] and model.has_text:
-        tokenizer = tokenizer_of(config['clip'], text_tower(model.clip).context_length, config['model_cfg'])
-        model.prompts = PromptLearner.for_clip(model.clip, tokenizer, config['num_ids'], config['seed'])
+        if sentence: model.prompts = PromptLearner(config['num_ids'], **sentence, seed=config['seed'])
+        else:
+            tokenizer = tokenizer_of(config['clip'], text_tower(model.clip).context_length, config['model_cfg'])
+            model.prompts = PromptLearner.for_clip(model.clip, tokenizer, config['num_ids'], config['seed'])
 
 # %% ../../nbs/models/05_encoder.ipynb #dec1ec95
 def _new_cameras(visual, config:dict)->nn.Parameter:
@@ -144,9 +167,9 @@ def check_images(
     height, width = model.config['image_size']
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, height, width):
         raise ValueError(f'images have shape {tuple(images.shape)}, the model takes [B, 3, {height}, {width}]')
-    if images.dtype == torch.uint8: return model.normalize(images)
+    if images.dtype == torch.uint8: images = model.normalize(images)
     if not images.is_floating_point(): raise ValueError(f'images are {images.dtype}, not uint8 and not normalized')
-    return images
+    return images.to(next(model.clip.visual.parameters()).dtype)  # of a model in half precision
 
 def _need_text(model:ReIDEncoder):
     "ValueError for a backbone without a text encoder."
@@ -160,6 +183,13 @@ def need_prompts(model:ReIDEncoder):
     if not model.num_ids: raise ValueError('this model has no prompts; create it with num_ids')
 
 # %% ../../nbs/models/05_encoder.ipynb #31463d8b
+def _too_long(texts:list, tokenizer, context:int)->list:
+    "Those that have other tokens than padding behind the context, whatever the tokenizer."
+    if not texts: return []
+    try: ids = tokenizer(['', *texts], context_length=2*context)
+    except TypeError: return []  # a tokenizer of one length
+    return [text for text, row in zip(texts, ids[1:]) if (row[context:] != ids[0, -1]).any()]
+
 def _token_ids(
     model:ReIDEncoder,
     texts, # a list of sentences, or one
@@ -176,8 +206,7 @@ def _token_ids(
     context = text_tower(model.clip).context_length
     if not texts: return torch.zeros(0, context, dtype=torch.long)
     tokenizer = tokenizer_of(model.config['clip'], context, model.config['model_cfg'])
-    encode = getattr(tokenizer, 'encode', None)
-    long = [text for text in texts if encode and len(encode(text)) + 2 > context]  # and a token at either end
+    long = _too_long([text for text in texts if len(text.encode()) + 2 > context], tokenizer, context)
     if long:
         shown = long[0] if len(long[0]) <= 60 else f'{long[0][:60]}...'
         warnings.warn(f'{len(long)} of {len(texts)} sentences are longer than the {context} tokens that '
@@ -203,10 +232,10 @@ def normalize(
     images:torch.Tensor, # uint8 [B,3,H,W]
     mean=(0.5, 0.5, 0.5), # of pixels in [0,1], one number or three; None: of the image itself
     std=(0.5, 0.5, 0.5), # the same
-    channels_last:bool=False, # the order in memory that convolutions are fast in
+    order:torch.memory_format=torch.contiguous_format, # in memory
 )->torch.Tensor: # float32 [B,3,H,W]
     "Bytes to float32 with the given mean and standard deviation, on the device of `images`."
-    x = images.to(torch.float32, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    x = images.to(torch.float32, memory_format=order)
     if mean is None:
         variance = x.var((2, 3), keepdim=True, unbiased=False)
         return (x - x.mean((2, 3), keepdim=True))/(variance + 1e-5*255**2).sqrt()

@@ -1,9 +1,13 @@
-# make demo   the main job, on any machine      make test   everything that CI checks      make docs   the site
+# make demo   the main job, on any machine      make test   what every change must pass
+# make fast   the quick tests     make test-all   slow ones too     make chapter CH=sampling/03_depth_first
+# make docs   the site            make fresh      run notebooks and compare with their stored outputs
 SHELL := /bin/bash
 PY := .venv/bin/python
 STAMP := .venv/.ready
+ALONE := export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= TMPDIR=$$(mktemp -d) && trap 'rm -rf "$$TMPDIR"' EXIT && \
+	export CLIP_DFGS_CACHE=$$TMPDIR/cache
 
-.PHONY: demo test docs setup readme export clean
+.PHONY: demo test fast test-all chapter check docs fresh setup readme export clean
 setup: $(STAMP)
 $(STAMP): settings.ini setup.py
 	test -x $(PY) || python3 -m venv .venv
@@ -13,22 +17,35 @@ $(STAMP): settings.ini setup.py
 demo: setup
 	.venv/bin/clip-dfgs demo --out runs/demo --overwrite
 
-test: setup
+check: setup
 	.venv/bin/ruff check nbs clip_dfgs tests benchmarks setup.py
-	$(PY) tests/in_step.py
-	export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= TMPDIR=$$(mktemp -d) && trap 'rm -rf "$$TMPDIR"' EXIT && \
-	export CLIP_DFGS_CACHE=$$TMPDIR/cache && \
-	.venv/bin/nbdev_test --n_workers 3 --timing --path nbs && $(PY) -m pytest -q -n 3 --dist worksteal tests
-	$(PY) nbs/_sphinx/build.py _docs
+	$(PY) tests/check_export.py
+
+test: check
+	$(ALONE) && .venv/bin/nbdev_test --n_workers 2 --timing --path nbs && \
+	$(PY) -m pytest -q -n 2 --dist worksteal -m 'not slow and not cuda' --durations 20 tests
+
+fast: setup
+	$(ALONE) && $(PY) -m pytest -q -n 2 -m 'not slow and not cuda' tests/sampling tests/test_evaluation.py \
+	tests/test_losses.py tests/test_structure.py --deselect tests/sampling/test_sampler_processes.py
+
+test-all: test docs
+	$(ALONE) && $(PY) -m pytest -q -n 2 --dist worksteal -m 'slow and not cuda' --durations 20 tests
+
+chapter: setup
+	$(ALONE) && .venv/bin/nbdev_test --path nbs/$(CH).ipynb
 
 docs: setup
 	$(PY) nbs/_sphinx/build.py _docs && echo "the site: _docs/html/index.html"
+
+fresh: setup
+	$(PY) tests/fresh.py
 
 export: setup
 	.venv/bin/nbdev_export
 
 readme: setup
-	$(PY) tests/in_step.py --readme
+	$(PY) tests/check_export.py --readme
 
 clean:
 	rm -rf .venv build dist _docs *.egg-info

@@ -1,4 +1,4 @@
-"""Samplers, measured: one epoch of PK, GS, DFGS and published DFGS over growing numbers of identities.
+"""Samplers, measured: one epoch of PK, GS, DFGS and the released DFGS over growing numbers of identities.
 
     python benchmarks/samplers.py              # 1,000 to 20,000 identities x 17 images: time, memory, coverage
     python benchmarks/samplers.py --million    # 1,000,000 identities x 10 images (about 3 minutes, below 8 GB)
@@ -28,7 +28,7 @@ from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PK
 KINDS = dict(
     pk=(PKSampler, 0, {}), gs=(GraphSampler, 15, {}), dfgs=(DepthFirstGraphSampler, 10, {}),
     paper=(DepthFirstGraphSampler, 10, dict(order='paper')),
-    published=(DepthFirstGraphSampler, 10, dict(order='released')))
+    released=(DepthFirstGraphSampler, 10, dict(order='released')))
 
 
 def crowd(n, width=128, seed=0):
@@ -55,7 +55,7 @@ def measure(kind, n, images):
     if k: sampler.neighbors = nearest_identities(x, k, recall=recall)
     row['graph'] = time.process_time() - start
     start = time.process_time()
-    plan = sampler.plan()
+    plan = sampler.planned()
     row |= dict(plan=time.process_time() - start, wall=time.perf_counter() - clock)
     row |= dict(memory=peak() - before, total_memory=peak(), batches=len(plan))
     row |= dict(identities=len(np.unique(labels[plan])) / n, images=len(np.unique(plan)) / len(labels))

@@ -448,3 +448,14 @@ def test_counts_that_are_none(number, extract):
 def test_a_gallery_of_another_width_or_model_is_named(extract):
     with pytest.raises(ValueError, match=r'shape \[2, 3\]'): Gallery(['a', 'b'], torch.ones(2, 3), extract)
     with pytest.raises(ValueError, match='model is a Linear'): FeatureExtractor(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize('kind', [np.float64, np.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_gallery_of_features_of_any_floating_kind(kind, extract):
+    pictures = [picture(i) for i in range(4)]
+    features = extract(pictures)
+    given = features.to(kind) if isinstance(kind, torch.dtype) else features.numpy().astype(kind)
+    found = Gallery(list('abcd'), given, extract).search(pictures, k=2)
+    assert found['path'][found['rank'] == 1].tolist() == list('abcd')
+    np.testing.assert_allclose(found['score'], Gallery(list('abcd'), features, extract).search(pictures, k=2)['score'],
+                               atol=1e-2)

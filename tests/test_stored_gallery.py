@@ -17,7 +17,7 @@ from PIL import Image
 
 from clip_dfgs.inference.extractor import FeatureExtractor
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.gallery.index import build_cells, nearest_in_cells, nearest_rows, open_cells
+from clip_dfgs.gallery.index import build_cells, nearest_in_cells, nearest_rows, open_cells, row_lengths
 from clip_dfgs.gallery.search import extractor_of, search_gallery, search_sheet
 from clip_dfgs.gallery.store import _alone, _read_table, _write_table, embed_gallery, find_images, open_gallery
 from clip_dfgs.gallery.store import shown
@@ -496,3 +496,14 @@ def test_one_folder_needs_no_list_and_an_empty_table_is_said(tmp_path):
         with pytest.raises(ValueError, match=words): find_images([tmp_path/'a'], camera=camera)
     with pytest.raises(ValueError, match='no pictures to embed'):
         embed_gallery(found[:0], 'pedestrians', tmp_path/'g', progress=False)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32, np.float64])
+def test_lengths_that_are_kept_change_nothing(dtype):
+    draw = np.random.default_rng(0)
+    table = (draw.normal(size=(3000, 16))[draw.integers(0, 1000, 3000)]*draw.uniform(.1, 9, (3000, 1))).astype(dtype)
+    some, lengths = np.flatnonzero(draw.random(3000) < .5), row_lengths(table)
+    for among in (None, some):
+        for n in (1, 20):
+            kept, anew = (nearest_rows(table[:n], table, 12, among, lengths=given) for given in (lengths, None))
+            assert (kept[0] == anew[0]).all() and (kept[1] == anew[1]).all()

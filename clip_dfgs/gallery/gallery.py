@@ -49,7 +49,7 @@ class Gallery:
         extractor:FeatureExtractor, # of queries
     ):
         if len(paths) != len(features): raise ValueError(f'{len(paths):,} paths for {len(features):,} features')
-        features = torch.as_tensor(features)
+        features = torch.as_tensor(features).float() # also double and half precision
         check_finite(features, 'of the gallery')
         if features.shape[1:] != (extractor.model.width,):
             raise ValueError(f'features have shape {list(features.shape)}, those of the extractor are '

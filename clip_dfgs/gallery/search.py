@@ -144,7 +144,7 @@ def _nearest(gallery:StoredGallery, query:np.ndarray, k:int, among, exact:bool)-
     cells, facts = gallery.about.get('cells'), gallery.about.get('cells_facts')
     index = None
     if cells and not exact and has_faiss(): index = open_cells(gallery.folder/cells, gallery.features.shape)
-    if index is None: return nearest_rows(query, gallery.features, k, among)
+    if index is None: return nearest_rows(query, gallery.features, k, among, lengths=gallery.lengths)
     warnings.warn(f'the answer is approximate: {facts["visited"]:,} of {facts["cells"]:,} cells are looked at, which '
                   f'found {facts["recall"]:.0%} of ten neighbors; --exact looks at every picture', stacklevel=3)
     return nearest_in_cells(query, gallery.features, index, k, among)

@@ -8,6 +8,7 @@ __all__ = ['find_images', 'shown', 'model_digest', 'StoredGallery', 'open_galler
 # %% ../../nbs/gallery/02_store.ipynb #994a45c5
 import contextlib
 import csv
+import functools
 import hashlib
 import json
 import os
@@ -23,9 +24,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from ..data.folders import camera_rule
+from ..data.leakage import camera_rule
 from ..data.specs import load_named, options_for
-from .index import build_cells, has_faiss
+from .index import build_cells, has_faiss, row_lengths
 from ..inference.extractor import FeatureExtractor, load_model, _embed
 from ..models.reid_model import ReIDModel
 from ..utils.checks import at_least_one, check_choice
@@ -120,6 +121,8 @@ class StoredGallery:
     about:dict
     records:pd.DataFrame
     features:np.ndarray
+    @functools.cached_property
+    def lengths(self): return row_lengths(self.features) # measured once
     def __len__(self): return len(self.records)
     def __repr__(self):
         return f'StoredGallery({self.folder}: {len(self):,} pictures, {self.features.shape[1]} columns)'

@@ -198,7 +198,7 @@ def _describe_epoch(run:Run, sampler, epoch:int):
     "Keep what an epoch covers on all processes (sampler.csv) and, of the first, its batches (epoch.csv)."
     if not run.accelerator.is_main_process: return
     sampler.set_epoch(epoch)
-    batches = sampler.plan().tolist() if hasattr(sampler, 'plan') else [*sampler]
+    batches = sampler.planned().tolist() if hasattr(sampler, 'plan') else [*sampler]
     file = run.out/'sampler.csv'
     row = dict(epoch=epoch, **epoch_statistics(batches, *_labels(run.records)))
     if run.config.pk_ratio: row['pk_ratio'] = getattr(sampler, 'pk_ratio', 0.)

@@ -2,7 +2,6 @@
 
 `python nbs/_sphinx/build.py _docs` writes `_docs/html/index.html`; a broken link or reference is an error.
 """
-import ast
 import importlib
 import inspect
 import json
@@ -19,22 +18,24 @@ root = here.parent.parent
 TAGS = dict(DFGS='dfgs', GS='gs', CoOp='coop', CLIP='clip', SupCon='supcon', BoT='bot', TransReID='transreid',
             rollout='rollout', MaskCLIP='maskclip',
             **{'CLIP-ReID': 'clipreid', 'k-reciprocal': 'kreciprocal'})
-PARTS = {'Begin here': '0', 'Data': '1', 'Batches': '2', 'Model and losses': '3', 'Evaluation': '4', 'Training': '5',
-         'Looking and using': '6', 'Commands': '7'}
+PAPER = ['00_method', 'sampling/01_graph', 'sampling/03_depth_first', 'sampling/04_samplers', 'training/03_losses',
+         'training/10_trainer']                               # the paper in six chapters
+FOLDERS = ['data', 'sampling', 'models', 'evaluation', 'inference', 'synthetic', 'training', 'gallery', 'viz',
+           'experiments', 'cli', 'utils']
 
 
-def chapters(prefix):
-    "The chapters of a floor, in order."
-    return sorted(p.stem for p in (root/'nbs').glob(f'{prefix}*.ipynb'))
+def chapters(folder):
+    "The chapters of a folder, in order."
+    return [f'{folder}/{p.stem}' for p in sorted((root/'nbs'/folder).glob('*.ipynb'))]
 
 
 def site_cell(cell):
     "A cell without nbdev's directives; code that only draws is folded, code that nobody reads is gone."
     source = ''.join(cell['source'])
     if cell['cell_type'] != 'code':
-        for tag, key in TAGS.items():
-            source = source.replace(f'[[{tag}]](references.bib)', f'[[{tag}]](/references.md)')
-            source = source.replace(f'[[{tag}]](../references.bib)', f'[[{tag}]](/references.md)')
+        for tag in TAGS:
+            link = rf'\[\[{re.escape(tag)}\]\]\((?:\.\./)*references\.bib\)'
+            source = re.sub(link, f'[[{tag}]](/references.md)', source)
         return cell | dict(source=source)
     directives = re.findall(r'^#\|\s*(\w[\w-]*)', source, re.M)
     if {'hide', 'default_exp'} & set(directives): return None
@@ -65,39 +66,39 @@ def parameters(thing):
     return '\n'.join(['| parameter | default | |', '|---|---|---|', *rows]) + '\n' if rows else ''
 
 
-def api_page(module):
-    "The public names of a module with signatures, sentences and parameters."
-    tree = ast.parse((root/'clip_dfgs'/f'{module}.py').read_text())
-    names = next(ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign)
-                 and getattr(n.targets[0], 'id', '') == '__all__')
+def api_page(chapter):
+    "The public names of a chapter's module with signatures, sentences and parameters."
+    folder, stem = chapter.split('/')
+    module = f'{folder}.{stem.split("_", 1)[1]}'
     loaded = importlib.import_module(f'clip_dfgs.{module}')
-    page = [f'# {module}', '', inspect.getdoc(loaded) or '', '']
-    chapter = [c for c in chapters('') if c.split('_', 1)[-1] == module]
-    if chapter: page += [f'The chapter: [{chapter[0]}](/{chapter[0]}.ipynb).', '']
-    for name in names:
+    page = [f'# {module}', '', inspect.getdoc(loaded) or '', '', f'The chapter: [{stem}](/{chapter}.ipynb).', '']
+    for name in loaded.__all__:
         thing = getattr(loaded, name)
         if not callable(thing): continue
-        page += [f'## {name}', '', inspect.getdoc(thing) or '' if inspect.isclass(thing) or inspect.isfunction(thing)
-                 else '', '', parameters(thing)]
+        told = inspect.getdoc(thing) if inspect.isclass(thing) or inspect.isfunction(thing) else ''
+        page += [f'## {name}', '', told or '', '', parameters(thing)]
     return '\n'.join(page)
 
 
 def modules():
-    "The modules of the package in the order of their chapters."
-    known = {p.stem for p in (root/'clip_dfgs').glob('*.py') if not p.stem.startswith('_')}
-    return [c.split('_', 1)[1] for c in chapters('') if c.split('_', 1)[-1] in known]
+    "The chapters that are modules of the package."
+    return [c for folder in FOLDERS for c in chapters(folder)]
 
 
 def table_of_contents():
-    "`_toc.yml`: the floors of the house, then guides, paper, API and references."
+    "`_toc.yml`: the paper in six chapters, guides, then the rest by folder, API and references."
     def lines(caption, files): return [f'- caption: {caption}', '  chapters:', *(f'  - file: {f}' for f in files)]
-    toc = ['format: jb-book', 'root: index', 'parts:']
-    for caption, prefix in PARTS.items(): toc += lines(caption, chapters(prefix))
-    for caption, folder in (('Guides', 'guides'), ('The paper', 'paper')):
-        books = sorted((root/'nbs'/folder).glob('*.ipynb'), key=lambda p: (p.stem != 'from_nothing', p.stem))
-        toc += lines(caption, [f'{folder}/{p.stem}' for p in books])
-    toc += lines('API', [f'api/{m}' for m in modules()]) + lines('References', ['references'])
+    toc = ['format: jb-book', 'root: index', 'parts:', *lines('The paper in six chapters', PAPER)]
+    guides = sorted(chapters('guides'), key=lambda c: (not c.endswith('from_nothing'), c))
+    toc += lines('Guides', guides) + lines('Figures and tables', chapters('paper'))
+    for folder in FOLDERS: toc += lines(folder.capitalize(), [c for c in chapters(folder) if c not in PAPER])
+    toc += lines('API', [f'api/{c.replace("/", "_")}' for c in modules()]) + lines('References', ['references'])
     return '\n'.join(toc) + '\n'
+
+
+def raw_tables(html):
+    "Built pages on which a Markdown table stands as text."
+    return [str(p) for p in Path(html).rglob('*.html') if re.search(r'<p>\s*\|[^<]*\|\s*-{3}', p.read_text('utf-8'))]
 
 
 def build(out):
@@ -108,7 +109,8 @@ def build(out):
         if not any(part.startswith(('.', '_')) for part in book.relative_to(root/'nbs').parts):
             site_notebook(book, source/book.relative_to(root/'nbs'))
     (source/'api').mkdir()
-    for module in modules(): (source/'api'/f'{module}.md').write_text(api_page(module), encoding='utf-8')
+    for chapter in modules():
+        (source/'api'/f'{chapter.replace("/", "_")}.md').write_text(api_page(chapter), encoding='utf-8')
     (source/'references.md').write_text('# References\n\n```{bibliography}\n:all:\n```\n')
     (source/'_toc.yml').write_text(table_of_contents())
     shutil.copy(root/'nbs'/'references.bib', source)
@@ -116,7 +118,9 @@ def build(out):
     (source/'_static').mkdir()
     shutil.copy(here/'site.css', source/'_static')
     command = [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', str(source), f'{out}/html']
-    return subprocess.run(command).returncode
+    code = subprocess.run(command).returncode
+    if raw := raw_tables(f'{out}/html'): sys.exit(f'tables stand as text on {raw}')
+    return code
 
 
 if __name__ == '__main__': sys.exit(build(sys.argv[1] if len(sys.argv) > 1 else '_docs'))

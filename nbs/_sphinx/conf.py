@@ -7,6 +7,7 @@ external_toc_path = '_toc.yml'
 bibtex_bibfiles = ['references.bib']
 nb_execution_mode = 'off'          # the outputs are those of the repository
 nb_merge_streams = True
+nb_render_markdown_format = 'myst'  # tables of an output are tables
 myst_enable_extensions = ['dollarmath', 'amsmath']
 myst_heading_anchors = 3
 html_theme = 'furo'

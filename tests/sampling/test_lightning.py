@@ -9,6 +9,7 @@ import pytest
 from clip_dfgs.sampling.samplers import DepthFirstGraphSampler
 
 pytest.importorskip('lightning')
+pytestmark = pytest.mark.slow
 LABELS = np.repeat(np.arange(24), 6)
 CAMERAS = np.tile(np.arange(3), 48)
 GRAPH = (np.arange(24)[:, None] + np.arange(1, 6)) % 24

@@ -37,7 +37,7 @@ def sampler(**options): return DepthFirstGraphSampler(LABELS, CAMERAS, batch=16,
 def test_loader_with_workers_gives_the_planned_batches(kind):
     options = {} if kind is PKSampler else dict(neighbors=nearest_identities(torch.randn(30, 3), 7))
     s = kind(LABELS, CAMERAS, batch=16, instances=2, **options)
-    planned = s.plan().tolist()
+    planned = s.planned().tolist()
     loader = DataLoader(Rows(), batch_sampler=s, num_workers=2)
     assert len(loader) == len(planned)
     assert [rows.tolist() for _, _, rows in loader] == planned
@@ -46,11 +46,11 @@ def test_loader_with_workers_gives_the_planned_batches(kind):
 def test_going_on_behind_a_loader_that_fetches_ahead():
     "The sampler is ahead of the training; the trainer's own count of batches is what has to be saved."
     s = sampler(neighbors=GRAPH)
-    planned, seen = s.plan().tolist(), []
+    planned, seen = s.planned().tolist(), []
     for x, y, rows in DataLoader(Rows(), batch_sampler=s, num_workers=1, prefetch_factor=4):
         seen.append(rows.tolist())
         if len(seen) == 5: break
-    assert s.position > 5
+    assert s.state_dict()['position'] > 5
     again = sampler(neighbors=s.neighbors)
     again.load_state_dict(s.state_dict(position=5))
     assert seen + [rows.tolist() for _, _, rows in DataLoader(Rows(), batch_sampler=again)] == planned
@@ -73,7 +73,7 @@ def test_stateful_loader_goes_on_where_it_stood(kind, workers):
     again.batch_sampler.set_epoch(1)
     alone = kind(LABELS, batch=16)
     alone.set_epoch(1)
-    assert found + seen(again) == alone.plan().tolist()
+    assert found + seen(again) == alone.planned().tolist()
 
 
 def train(s, step, model, optimizer, epochs=2):
@@ -120,7 +120,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     def pairs(s):                                               # the same plan, two batches at a time
         both = sampler(world=2, neighbors=s.neighbors)
         both.set_epoch(s.epoch)
-        return both.plan().reshape(-1, 32).tolist()
+        return both.planned().reshape(-1, 32).tolist()
     def loss(model, rows):
         value = cross_entropy(model, rows)
         value.backward()
@@ -163,7 +163,7 @@ def test_accelerate_does_not_share_a_second_time(tmp_path):
     alone = sampler(neighbors=GRAPH)
     for epoch, ways in enumerate((('dealt', 'own'), ('next',))):            # the next epoch by the loader's set_epoch
         alone.set_epoch(epoch)
-        whole = alone.plan().tolist()
+        whole = alone.planned().tolist()
         for way in ways:
             merged = [b for step in zip(*(r[way] for r in ranks)) for b in step]
             assert merged[:len(whole)] == whole and len(merged) - len(whole) < 2

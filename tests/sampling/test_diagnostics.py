@@ -42,10 +42,12 @@ def test_any_kind_of_labels_and_batches(labels, batches):
 
 @pytest.mark.parametrize('call, words', [
     (lambda: epoch_statistics([[0, 6]], LABELS), 'batch 0 holds row 6; there are 6 images'),
-    (lambda: epoch_statistics([[0], [-1]], LABELS), 'batch 1 holds row -1'), (lambda: pair_repetition([[[9]]], LABELS), 'row 9'),
+    (lambda: epoch_statistics([[0], [-1]], LABELS), 'batch 1 holds row -1'),
+    (lambda: pair_repetition([[[9]]], LABELS), 'row 9'),
     (lambda: epoch_statistics([[0]], LABELS, [0, 1]), '6 labels but 2 cameras'),
     (lambda: epoch_statistics([[0.5]], LABELS), 'batch 0 is of float64'),
-    (lambda: epoch_statistics([[0]], [0, None]), r'labels\[1\] is None'), (lambda: pair_repetition([], [0., np.nan]), 'is nan'),
+    (lambda: epoch_statistics([[0]], [0, None]), r'labels\[1\] is None'),
+    (lambda: pair_repetition([], [0., np.nan]), 'is nan'),
     (lambda: epoch_statistics([[0, 2]], LABELS, features=torch.zeros(4, 2)),
      r'shape \[4, 2\]; \[6, D\] of images or \[3, D\]')])
 def test_what_does_not_fit_is_named(call, words):

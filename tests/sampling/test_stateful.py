@@ -1,0 +1,244 @@
+"Epochs handed out: passes, ranks, and going on from where one stood."
+import json
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from layouts import KINDS, grouped, layouts, make, small
+from torch.utils.data import DataLoader
+
+from clip_dfgs.sampling.graph import load_graph, nearest_identities, save_graph
+from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler
+from clip_dfgs.sampling.stateful import StatefulBatchSampler
+
+kinds = pytest.mark.parametrize('kind', KINDS, ids=lambda kind: kind.__name__)
+
+
+def loader(sampler, **options): return DataLoader(range(140), batch_sampler=sampler, **options)
+
+
+@kinds
+def test_passes_do_not_disturb_each_other(kind):
+    s, whole = small(kind), list(small(kind))
+    assert list(zip(s, s)) == list(zip(whole, whole))
+    assert [rows.tolist() for rows in loader(s, num_workers=2)] == whole
+    s, given = small(kind), []
+    for rows in iter(s):
+        given.append(rows)
+        next(iter(s))                                           # looks from inside
+        s.plan(3), len(s), repr(s), s.set_epoch(s.epoch)
+    assert given == whole
+
+
+@kinds
+def test_a_pass_keeps_to_the_epoch_and_graph_it_began_with(kind):
+    s, whole = small(kind), list(small(kind))
+    running = iter(s)
+    first = next(running)
+    s.set_epoch(1)
+    if kind is not PKSampler: s.neighbors = None
+    again = small(kind)
+    again.load_state_dict(running.state_dict())
+    assert list(again) == whole[1:]
+    assert [first, *running] == whole and list(s) != whole
+
+
+@kinds
+def test_each_pass_knows_its_position(kind):
+    s, whole = small(kind), list(small(kind))
+    slow, fast = iter(s), iter(s)
+    next(slow)
+    for _ in range(4): next(fast)
+    assert s.state_dict() == fast.state_dict()                  # begun last
+    for one, left in ((slow, whole[1:]), (fast, whole[4:])):
+        again = small(kind)
+        again.load_state_dict(json.loads(json.dumps(one.state_dict())))
+        assert list(again) == left
+        straight = iter(small(kind))
+        straight.load_state_dict(one.state_dict())
+        assert list(straight) == left
+    assert s.state_dict(position=2)['position'] == 2
+
+
+@settings(max_examples=15, deadline=None)
+@given(layouts(), st.sampled_from(KINDS), st.integers(0, 3), st.floats(0, 1))
+def test_state_goes_through_json(layout, kind, epoch, share):
+    s, fresh = make(kind, layout), make(kind, layout)
+    for e in range(epoch + 1):
+        fresh.set_epoch(e)
+        whole = list(fresh)
+    for e in range(epoch):
+        s.set_epoch(e)
+        deque(s, 0)
+    s.set_epoch(epoch)
+    iterator = iter(s)
+    seen = [next(iterator) for _ in range(round(share * len(whole)))]
+    again = make(kind, layout)
+    again.load_state_dict(json.loads(json.dumps(s.state_dict())))
+    assert again.state_dict() == s.state_dict()
+    again.set_epoch(epoch)                                      # as a training loop does
+    assert seen + list(again) == whole
+    for sampler in (again, fresh): sampler.set_epoch(epoch + 1)
+    assert list(again) == list(fresh)
+
+
+@kinds
+def test_a_look_does_not_use_a_loaded_state_up(kind):
+    s, whole = small(kind), list(small(kind))
+    s.load_state_dict(small(kind).state_dict(position=3))
+    assert next(iter(loader(s))).tolist() == whole[3] and s.state_dict()['position'] == 4
+    assert list(s) == whole[3:]
+    assert list(s) == whole                                     # and the pass after that is whole
+
+
+@pytest.mark.filterwarnings('ignore:.*begins again')
+def test_pointers_move_once_an_epoch_however_often_it_is_looked_at():
+    s, calm = small(GraphSampler), small(GraphSampler)
+    for epoch in range(3):
+        for sampler in (s, calm): sampler.set_epoch(epoch)
+        for _ in range(3): assert list(s) == list(calm)
+        assert (s.pointers == calm.pointers).all()
+    assert s.pointers.sum() == 3 * len(s) * s.ids_per_batch
+    stopped = small(GraphSampler)
+    next(iter(stopped))
+    stopped.set_epoch(1)
+    assert not stopped.pointers.any()                           # an epoch that was left does not count
+
+
+@pytest.mark.parametrize('width', [np.int16, np.uint64, torch.int32, list])
+def test_state_survives_another_integer_width(width, tmp_path):
+    graph = small(DepthFirstGraphSampler).neighbors
+    if width is list: given = graph.tolist()
+    else: given = graph.to(width) if width is torch.int32 else graph.numpy().astype(width)
+    s, whole = small(DepthFirstGraphSampler, neighbors=given), list(small(DepthFirstGraphSampler))
+    iterator = iter(s)
+    next(iterator)
+    save_graph(tmp_path/'graph.npz', s.neighbors)
+    again = small(DepthFirstGraphSampler, neighbors=load_graph(tmp_path/'graph.npz')[0])
+    again.load_state_dict(iterator.state_dict())
+    assert list(again) == whole[1:] and s.neighbors.dtype == torch.int64
+
+
+def test_a_state_of_another_epoch_is_refused():
+    "In the middle of an epoch; at its beginning and its end there is nothing to go wrong."
+    labels, group, features = grouped(4, 5, 7)
+    graph = nearest_identities(features, 3)
+    state = DepthFirstGraphSampler(labels, None, graph, batch=16).state_dict(position=3)
+    for options, words in [(dict(neighbors=nearest_identities(features, 4)), 'another graph'),
+                           (dict(neighbors=None), 'another graph'), (dict(order='paper'), 'another epoch'),
+                           (dict(instances=2), 'another epoch'), (dict(cameras=labels % 3), 'another epoch'),
+                           (dict(batch=80), 'batch 3|another epoch')]:
+        other = DepthFirstGraphSampler(labels, **dict(neighbors=graph, batch=16) | options)
+        other.load_state_dict(state)
+        with pytest.raises(ValueError, match=words): list(other)
+    s = DepthFirstGraphSampler(labels, None, graph, batch=16)
+    for wrong, words in [({}, "'seed'"), (state | dict(position=-1), 'position'), (state | dict(epoch=None), 'epoch'),
+                         (state | dict(position=1.5), 'position'), (state | dict(seed=5), 'seed'), (None, 'state')]:
+        with pytest.raises(ValueError, match=words): s.load_state_dict(wrong)
+    s.load_state_dict(state | dict(position=99))
+    with pytest.raises(ValueError, match='99'): list(s)
+    with pytest.raises(ValueError, match='pointers'): small(GraphSampler).load_state_dict(small(PKSampler).state_dict())
+    with pytest.raises(ValueError, match='position'): s.state_dict(position=1000)
+
+
+@kinds
+@pytest.mark.parametrize('saved, loaded', [(2, 1), (2, 4)])
+def test_a_state_of_another_number_of_ranks_is_refused(kind, saved, loaded):
+    sampler, other = small(kind, world=saved), small(kind, world=loaded)
+    batches = iter(sampler)
+    next(batches)
+    other.load_state_dict(batches.state_dict())
+    with pytest.raises(ValueError, match='the number of ranks'): list(other)
+
+
+@kinds
+def test_state_is_plain_whatever_was_passed(kind):
+    s = small(kind, seed=np.int64(3), rank=np.int8(0), world=torch.tensor(2))
+    s.set_epoch(torch.tensor(1))
+    next(iter(s))
+    state = s.state_dict()
+    assert json.loads(json.dumps(state)) == state and state['seed'] == 3 and state['epoch'] == 1
+
+
+@kinds
+def test_a_repeated_epoch_is_said_once(kind):
+    s = small(kind)
+    with pytest.warns(UserWarning, match='call set_epoch') as caught:
+        for _ in range(4): deque(loader(s), 0)
+    assert len(caught) == 1
+    with pytest.warns(UserWarning, match='after 2 of'):         # broken off, and begun again
+        s = small(kind)
+        for number, _ in enumerate(s):
+            if number == 1: break
+        list(s)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        told = small(kind)
+        for epoch in range(2):
+            told.set_epoch(epoch)
+            for _ in range(2): list(told)                       # a report, and the training
+
+
+@kinds
+@pytest.mark.parametrize('epoch', [None, -1, 1.5, '1', True], ids=str)
+def test_wrong_epochs_are_named(kind, epoch):
+    with pytest.raises(ValueError, match='epoch='): small(kind).set_epoch(epoch)
+
+
+def test_a_sampler_of_your_own():
+    class Pairs(StatefulBatchSampler):
+        def plan(self, epoch): return np.random.default_rng([self.seed, epoch]).permutation(10).reshape(5, 2)
+    whole = list(Pairs())
+    assert len(Pairs()) == 5 and sorted(i for rows in whole for i in rows) == list(range(10))
+    assert [list(Pairs(rank=r, world=5)) for r in range(5)] == [[rows] for rows in whole]
+    assert [b for step in zip(*(Pairs(rank=r, world=3) for r in range(3))) for b in step] == whole + whole[:1]
+    s = Pairs()
+    s.load_state_dict(Pairs().state_dict(position=2))
+    assert list(s) == whole[2:]
+
+
+@kinds
+def test_pseudo_labels(kind):
+    "Other labels make another sampler, equal to a new one; assigning them would keep the old tuplets."
+    s, labels = small(kind), np.arange(140) % 10
+    s.set_epoch(2)
+    other = s.with_labels(labels)
+    fresh = kind(labels, s.cameras, batch=s.batch, instances=s.instances, seed=s.seed)
+    fresh.set_epoch(2)
+    assert list(other) == list(fresh) and other.neighbors is None and len(s.tuplets) != len(other.tuplets)
+    with pytest.raises(AttributeError): s.labels = labels
+
+
+TWO = """import json, sys, warnings
+import numpy as np, torch.distributed as dist
+from clip_dfgs.sampling import DepthFirstGraphSampler
+dist.init_process_group('gloo')
+rank = dist.get_rank() if 'share' in sys.argv else 0
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter('always')
+    s = DepthFirstGraphSampler(np.repeat(np.arange(16), 10), batch=16, rank=rank, world=2 if 'share' in sys.argv else 1)
+    if 'accelerate' in sys.argv: s.batch_size               # what its `prepare` reads
+    batches = list(s)
+print(json.dumps([batches, [str(w.message) for w in said]]))
+"""
+
+
+@pytest.mark.parametrize('how', ['alone', 'share', 'accelerate'])
+def test_several_processes_with_the_same_batches_are_said(how):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    env = dict(os.environ, MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2')
+    both = [subprocess.Popen([sys.executable, '-c', TWO, how], env=dict(env, RANK=str(r)), stdout=subprocess.PIPE)
+            for r in (0, 1)]
+    (a, said), (b, _) = (json.loads(p.communicate()[0].splitlines()[-1]) for p in both)
+    assert (a == b) == (how != 'share')
+    assert bool(said) == (how == 'alone') and all('rank and world' in sentence for sentence in said)

@@ -288,7 +288,7 @@ def test_files_that_cannot_be_read_are_one_line(message, exported, tmp_path):
     assert '\n' not in str(problem.value) and 'x.onnx' in str(problem.value)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(share=st.floats(0, .9999))
 def test_no_truncated_file_is_opened(exported, share):
     data = exported[1].read_bytes()

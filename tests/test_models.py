@@ -36,6 +36,7 @@ def full_size(tmp_path_factory):
     return ReIDModel.create('ViT-B-16', pretrained=path, num_ids=3, normalization='half').eval(), state
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_images_through_vit_b16_are_the_definition(full_size):
     model, state = full_size
@@ -58,6 +59,7 @@ def test_texts_through_vit_b16_are_the_definition(full_size):
     close(model.encode_captions(sentences[:1]), expected[:1])
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_prompts_through_vit_b16_are_the_definition(full_size):
     model, state = full_size
@@ -146,10 +148,8 @@ def test_images_of_another_form_are_refused(images, message):
 
 
 @pytest.mark.parametrize('wrong', [
-    dict(image_size=128), dict(image_size=(128,)), dict(image_size=(128, 64, 3)), dict(image_size=(128., 64)),
-    dict(image_size=(0, 64)), dict(image_size='tall'), dict(stride=0), dict(stride=-4), dict(stride=4.5),
-    dict(num_ids=-1), dict(num_ids=2.), dict(num_ids=None), dict(num_ids=True), dict(cameras=-1), dict(cameras='two'),
-    dict(seed=None), dict(seed=-1)])
+    dict(image_size=128), dict(image_size=(128., 64)), dict(image_size=(0, 64)), dict(stride=0), dict(num_ids=-1),
+    dict(num_ids=True), dict(cameras='two'), dict(seed=None)])
 def test_settings_that_are_no_whole_numbers_are_named(wrong):
     name, = wrong
     with pytest.raises(ValueError, match=f'^{name} is .*; it takes') as e:
@@ -227,6 +227,7 @@ def test_save_and_load_give_the_same_model_and_touch_no_global_state(tmp_path):
     assert torch.equal(ReIDModel.load(tmp_path/'m').neck_pooled.norm.running_mean, model.neck_pooled.norm.running_mean)
 
 
+@pytest.mark.slow
 def test_saved_model_loads_in_a_fresh_process(tmp_path):
     model = ReIDModel.create('pedestrians', pretrained=None, num_ids=2).eval()
     model.save(tmp_path)
@@ -250,13 +251,10 @@ def change(folder, without='', **entries):
     (lambda d: (d/'config.json').unlink(), 'config.json: no such file'),
     (lambda d: (d/'model.safetensors').unlink(), 'model.safetensors: no such file'),
     (lambda d: (d/'model.safetensors').write_bytes(b'\0'*99), 'the model is damaged'),
-    (lambda d: (d/'model.safetensors').write_bytes(b''), 'the model is damaged .*it is empty'),
     (lambda d: (d/'model.safetensors').write_bytes((d/'model.safetensors').read_bytes()[:-9]), 'the model is damaged'),
-    (lambda d: (d/'config.json').write_text(''), 'the model is damaged .*it is empty'),
     (lambda d: (d/'config.json').write_text('{'), 'the model is damaged'),
-    (lambda d: (d/'config.json').write_text('[]'), 'config.json is no dictionary'),
-    (lambda d: (d/'config.json').write_text('{"format": 99}'), 'model format 99 is unknown'),
-    (lambda d: (d/'config.json').write_text('{"format": 2, "clip": "pedestrians"}'), 'config.json lacks model_cfg'),
+    (lambda d: (d/'config.json').write_text('[]'), 'the model is damaged'),
+    (lambda d: change(d, format=99), 'format 99 is unknown'),
     (lambda d: change(d, without='image_size'), 'config.json lacks image_size'),
     (lambda d: change(d, image_size='tall'), 'config.json does not describe a model'),
     (lambda d: change(d, model_cfg=dict(embed_dim=3)), 'config.json does not describe a model'),
@@ -278,17 +276,6 @@ def test_what_is_no_model_folder_is_named(tmp_path):
         with pytest.raises(ValueError, match=holds): ReIDModel.load(nothing)
 
 
-@pytest.mark.parametrize('wrong', [None, 'half', [], {}, dict(mean=None), dict(mean=[.5], std=[.5]),
-                                   dict(mean=['a', 'b', 'c'], std=[1, 1, 1]), dict(mean=[.5]*3, std=[0, 1, 1])])
-def test_a_saved_model_whose_normalization_is_damaged_is_one_line(tmp_path, wrong):
-    ReIDModel.create('pedestrians', None).save(tmp_path)
-    config = json.loads((tmp_path/'config.json').read_text())
-    (tmp_path/'config.json').write_text(json.dumps(config | dict(normalization=wrong)))
-    with pytest.raises(ValueError, match='the model is damaged .config.json: normalization is') as said:
-        ReIDModel.load(tmp_path)
-    assert '\n' not in str(said.value)
-
-
 @pytest.mark.parametrize('mean_std', [
     ([123.7, 116.3, 103.5], [58.4, 57.1, 57.4]), ([float('nan')]*3, [1.]*3), ([.5]*3, [float('inf')]*3),
     ([.5]*3, [0.]*3), ([-.1]*3, [.5]*3), ([.5]*2, [.5]*3), 3, 'imagenet', (.5, .5)])
@@ -303,7 +290,7 @@ def test_a_normalization_of_any_type_and_a_saved_one_that_was_spoilt(tmp_path):
     assert model.config['normalization'] == dict(mean=[.4]*3, std=[.2]*3)
     model.save(tmp_path)
     config = json.loads((tmp_path/'config.json').read_text())
-    for spoilt in (dict(mean=[124., 116., 104.], std=[58.]*3), dict(mean=[float('nan')]*3, std=[1.]*3)):
+    for spoilt in (dict(mean=[124., 116., 104.], std=[58.]*3), dict(mean=[.5], std=[.5]), None):
         (tmp_path/'config.json').write_text(json.dumps(config | dict(normalization=spoilt)))
         with pytest.raises(ValueError, match='normalization'): ReIDModel.load(tmp_path)
 

@@ -111,6 +111,7 @@ def test_the_callers_word_settles_an_open_case_and_is_kept(home, quick):
     check_features(ReIDModel.load(home/'kept'), openai_state(**SMALL, half=False), quick)
 
 
+@pytest.mark.slow
 def test_random_weights_use_their_architectures_activation_or_the_one_that_is_asked_for(home):
     small = dict(image_size=(64, 64))
     assert ReIDModel.create('RN50', None, **small).config['model_cfg']['quick_gelu'] is True
@@ -126,7 +127,7 @@ HOLDERS = st.sampled_from([(), ('state_dict',), ('model',), ('model_state_dict',
 EXTRAS = st.sampled_from([{}, dict(epoch=3), dict(best=np.float64(.5), optimizer=dict(state={}, lr=1e-3))])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(wrappers=WRAPPERS, holders=HOLDERS, extras=EXTRAS, ordered=st.booleans(), old=st.booleans())
 def test_wrappers_and_keys_are_taken_away(tmp_path_factory, wrappers, holders, extras, ordered, old):
     path = tmp_path_factory.mktemp('w')/'run.pth'
@@ -199,11 +200,10 @@ def whole_safetensors(tmp_path):
     ('w.gguf', lambda d: b'GGUF\x03\0\0\0', 'quantized'),
     ('w-00001-of-00002.safetensors', whole_safetensors, 'one part of weights in several files'),
     ('model.safetensors.index.json', lambda d: b'{"weight_map": {}}', 'one part of weights in several files')])
-@pytest.mark.parametrize('clip', ['ViT-S-32-alt', 'timm:resnet18'])
-def test_what_is_no_weight_file_is_named_in_one_line(tmp_path, name, content, reason, clip):
+def test_what_is_no_weight_file_is_named_in_one_line(tmp_path, name, content, reason):
     path = tmp_path/name
     path.write_bytes(content(tmp_path))
-    with pytest.raises(ValueError, match=reason) as e: ReIDModel.create(clip, str(path))
+    with pytest.raises(ValueError, match=reason) as e: read_weights(path)
     message = str(e.value)
     assert name in message and '\n' not in message and '\x1b' not in message
 
@@ -249,7 +249,7 @@ def test_other_precisions_become_full(home, dtype):
     close(model.clip.visual.proj.data, state['visual.proj'], 1e-2)
 
 
-@pytest.mark.parametrize('name', ['timm:resnet18', 'RN50'])
+@pytest.mark.parametrize('name', ['timm:resnet18', pytest.param('RN50', marks=pytest.mark.slow)])
 def test_batch_norms_without_counters_load(tmp_path, name):
     model = ReIDModel.create(name, None, image_size=(64, 64), seed=5)
     tower = model.clip.visual.trunk if name == 'timm:resnet18' else new_clip(model.config['model_cfg'], seed=5)

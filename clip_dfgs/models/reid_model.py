@@ -19,8 +19,7 @@ from .small_clip import EYES, load_small_clip, new_small_clip, pack_tokens, PEDE
 from .small_clip import WEIGHTS
 from .timm_towers import load_timm, TimmTower
 from .towers import lost_pixels
-from .weights import fill_weights, load_clip, new_clip, not_weights, OPENAI_NORMALIZATION
-from .weights import tokenizer_of
+from .weights import fill_weights, load_clip, new_clip, OPENAI_NORMALIZATION, tokenizer_of
 from ..utils.checks import _first_line
 from ..utils.files import atomic_write, write_text
 
@@ -155,10 +154,9 @@ def _normalization(
         if all(values is None for values in mean_std): return dict(mean=None, std=None)
         mean, std = ([float(v) for v in values] for values in mean_std)
     except (TypeError, ValueError): mean, std = [], []
-    if len(mean) != 3 or len(std) != 3 or not np.isfinite(mean + std).all() or min(std) <= 0:
-        raise ValueError(f'normalization {asked!r} is no pair (mean, std) of three numbers each, std above 0')
-    if min(mean) < 0 or max(mean) > 1:
-        raise ValueError(f'normalization {asked!r}: pixels and their means are between 0 and 1; divide by 255')
+    pair = len(mean) == len(std) == 3 and np.isfinite(mean + std).all() and min(std) > 0
+    if not pair or min(mean) < 0 or max(mean) > 1:
+        raise ValueError(f'normalization {asked!r} is no pair (mean, std) of three numbers each, of pixels in [0,1]')
     return dict(mean=mean, std=std)
 
 # %% ../../nbs/models/06_reid_model.ipynb #2ca7809f
@@ -225,25 +223,17 @@ def _read_folder(
     if (folder/'model'/'config.json').is_file(): holds += f', as {folder/"model"} does'
     for file in (folder/'config.json', folder/'model.safetensors'):
         if not file.is_file(): raise ValueError(f'{file}: no such file; {holds}')
-        if reason := not_weights(file): raise ValueError(f'{folder}: the model is damaged ({file.name}: {reason})')
-    try: config, state = json.loads((folder/'config.json').read_text('utf-8')), load_file(folder/'model.safetensors')
+    entries = 'clip model_cfg image_size stride cameras num_ids normalization token_seed seed format'.split()
+    try:
+        config, state = json.loads((folder/'config.json').read_text('utf-8')), load_file(folder/'model.safetensors')
+        lost = [name for name in entries if name not in config]
+        if lost: raise ValueError(f'config.json lacks {", ".join(lost)}')
+        if config['format'] != 2: raise ValueError(f'format {config["format"]!r} is unknown to this version')
+        pixels = config['normalization']
+        config['normalization'] = _normalization((pixels['mean'], pixels['std']), None)
     except Exception as e:
         raise ValueError(f'{folder}: the model is damaged ({type(e).__name__}: {_first_line(e)})') from None
-    if not isinstance(config, dict): raise ValueError(f'{folder}: the model is damaged (config.json is no dictionary)')
-    return _checked_config(config, folder), state
-
-def _checked_config(config:dict, folder:Path)->dict:
-    "The config; ValueError for an unknown format, missing entries and a damaged normalization."
-    if config.get('format') != 2:
-        raise ValueError(f"{folder}: model format {config.get('format')!r} is unknown to this version")
-    entries = 'clip model_cfg image_size stride cameras num_ids normalization token_seed seed'.split()
-    lost = [name for name in entries if name not in config]
-    if lost: raise ValueError(f'{folder}: the model is damaged (config.json lacks {", ".join(lost)})')
-    pixels = config['normalization']
-    try: known = _normalization((pixels['mean'], pixels['std']), None)
-    except (TypeError, KeyError, ValueError): known = None
-    if known is None: raise ValueError(f'{folder}: the model is damaged (config.json: normalization is {pixels!r})')
-    return config
+    return config, state
 
 def _empty_towers(config:dict)->nn.Module:
     "The towers of a saved model before its weights are read."

@@ -15,8 +15,8 @@ import torch
 
 from .bootstrap import bootstrap_intervals
 from .distances import feature_pair, row_blocks
-from .matching import in_block, no_match, warn_of_nothing, _cameras, _digest, _identities, _pairs
-from .matching import _self_matches
+from .matching import in_block, no_match, warn_of_nothing, _cameras, _digest, _groups, _identities
+from .matching import _pairs, _self_matches
 from .reranking import reranked
 from ..utils.checks import check_choice, checked_ranks, checked_resamples, positive_int
 
@@ -215,6 +215,8 @@ def evaluate(
     gallery_ids,            # identities, [G], of the same kind
     query_cams=None,        # cameras, [Q]; None for both, or all unknown: the rule of the camera is off
     gallery_cams=None,      # cameras, [G]
+    query_groups=None,      # sequence, tracklet or clothes, [Q]: what shares identity and group does not count
+    gallery_groups=None,    # [G]
     metric:str='cosine',    # 'cosine' or 'euclidean'
     ranks=(1, 5, 10),       # ranks at which CMC is reported
     rerank:bool|dict=False, # rank by `reranked_blocks`; a dict gives its k1, k2, lambda_value
@@ -228,7 +230,8 @@ def evaluate(
     Q, G = len(query), len(gallery)
     query_ids, gallery_ids = _identities(query_ids, gallery_ids, Q, G)
     query_cams, gallery_cams = _cameras(query_cams, gallery_cams, Q, G)
-    matches, junk = _pairs(query_ids, gallery_ids, query_cams, gallery_cams)
+    groups = _groups(query_groups, gallery_groups, Q, G)
+    matches, junk = _pairs(query_ids, gallery_ids, query_cams, gallery_cams, groups)
     if not matches.size: raise no_match(query_ids, gallery_ids, query_cams, gallery_cams)
     warn_of_nothing(query, gallery)
     if settings is None: blocks = row_blocks(query, gallery, metric, block)
@@ -236,9 +239,10 @@ def evaluate(
     table = _query_table(query_ids, matches, *_ranks(gallery.device, blocks, matches, junk, Q))
     if metric == 'euclidean' and settings is None:
         table.update(table[['match_distance', 'wrong_distance']].clip(lower=0)**.5)
+    ranked_by = metric if settings is None else f'{metric}, re-ranked {settings or ""}'.strip()
     result = _averages(
         table, ranks, camera_rule=query_cams is not None, self_matches=_self_matches(query, gallery, matches),
-        ranked_by=metric if settings is None else f'{metric}, re-ranked {settings or ""}'.strip(),
+        ranked_by=ranked_by + (', groups left out' if groups else ''),
         query_digest=_digest(query_ids, query_cams), gallery_digest=_digest(gallery_ids, gallery_cams, ordered=False))
     if not bootstrap: return result
     return replace(result, intervals=bootstrap_intervals(table, ranks, bootstrap, seed))

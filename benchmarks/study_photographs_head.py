@@ -118,7 +118,7 @@ class Head(nn.Module):
         "The loss of a batch, and its features."
         f = self(x)
         loss = stage.id_weight*id_loss(self.neck(f), y)
-        return loss + batch_hard_triplet(f, y, stage.margin, stage.normalize, stage.sharpness), f
+        return loss + batch_hard_triplet(f, y, stage.margin, stage.normalize, stage.mining_temperature), f
 
 
 class Eyes(nn.Module):

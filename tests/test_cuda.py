@@ -18,7 +18,6 @@ from accelerate.state import AcceleratorState
 from running import config, only, rows_of, weights
 from safetensors.torch import load_file
 
-from clip_dfgs.training import trainer
 from clip_dfgs.utils.files import TrainError
 from clip_dfgs.inference.embed import choose_precision
 from clip_dfgs.data.loader import ImageDataset, make_loader
@@ -26,6 +25,7 @@ from clip_dfgs.data.transforms import Augment
 from clip_dfgs.training.losses import batch_hard_triplet, id_loss, image_text_contrastive
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.synthetic.domain import everyday_pictures
+from clip_dfgs.training.step import StageLoop
 from clip_dfgs.training.trainer import fit
 
 DEVICE = os.environ.get('CLIP_DFGS_TEST_DEVICE', 'cuda')
@@ -112,7 +112,7 @@ def test_features_and_gradients_are_those_of_the_cpu(settings):
 @needs_gpu # a CPU looks at its labels and refuses them
 def test_a_batch_without_an_answer_is_not_a_number():
     f, alike = torch.randn(6, 4, device=DEVICE), torch.zeros(6, dtype=torch.long, device=DEVICE)
-    for loss in (batch_hard_triplet(f, alike), batch_hard_triplet(f, alike, sharpness=3.),
+    for loss in (batch_hard_triplet(f, alike), batch_hard_triplet(f, alike, mining_temperature=1/3),
                  image_text_contrastive(f, f, alike, alike + 1)): assert loss.isnan()
     model = ReIDModel.create('pedestrians', None, num_ids=4).to(DEVICE)
     found = model.text_features(torch.tensor([2, -1, 4], device=DEVICE)).isnan().all(1)
@@ -139,12 +139,12 @@ def test_workers_and_pinned_memory_give_equal_bytes():
 @pytest.mark.parametrize('precision', ['no', 'bf16', 'fp16'])
 def test_three_stages_without_a_look_at_the_device(world, tmp_path, monkeypatch, precision):
     "From its second step on, a stage that synchronizes with the device raises an error."
-    step = trainer.training_step
-    def strict(run, name, number, *args):
-        torch.cuda.set_sync_debug_mode('error' if number else 'default')
-        try: return step(run, name, number, *args)
+    take = StageLoop.take
+    def strict(loop, *args):
+        torch.cuda.set_sync_debug_mode('error' if loop.step else 'default')
+        try: return take(loop, *args)
         finally: torch.cuda.set_sync_debug_mode('default')
-    monkeypatch.setattr(trainer, 'training_step', strict)
+    monkeypatch.setattr(StageLoop, 'take', strict)
     c = config(precision=precision, cameras=True, augment=Augment(jitter=.5, augmix=.3, gray=.2), **SMALL)
     run = fit(rows_of(world), c, tmp_path/'run')
     assert run.history['stage'].tolist() == ['adapt']*5 + ['prompts']*5 + ['finetune']*7

@@ -610,15 +610,6 @@ def test_an_error_inside_puts_the_switches_back(products):
     assert torch.get_float32_matmul_precision() == 'high'
 
 
-# What others count on
-
-@pytest.mark.parametrize('room', 'graph distances matching reranking verification intervals evaluation'.split())
-def test_import_is_light(room):
-    code = f'import sys, clip_dfgs.{room}; print(*sys.modules)'
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    assert not {'torchvision', 'open_clip', 'timm', 'matplotlib', 'scipy', 'sklearn'} & set(done.stdout.split())
-
-
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
 def test_memory_stays_far_below_the_matrix():
     code = textwrap.dedent("""
@@ -663,6 +654,37 @@ def test_cameras_of_one_number_under_two_names_are_said(query, gallery, said):
     x = np.random.default_rng(0).normal(size=(9, 4))
     words = cautioned(x[:3], x[3:], PEOPLE[:3], PEOPLE[3:], [query]*3, gallery*3)
     assert ('have no name in common' in words) == said
+
+
+def test_a_zero_is_a_point_like_any_other_for_the_euclidean_distance():
+    x = np.random.default_rng(0).normal(size=(9, 4))
+    zero = np.r_[np.zeros((1, 4)), x[1:3]], x[3:], PEOPLE[:3], PEOPLE[3:]
+    assert 'zero' in cautioned(*zero) and not cautioned(*zero, metric='euclidean')
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+@pytest.mark.parametrize('offset', [0, 3, 100, 1e4])
+def test_what_features_have_in_common_costs_no_digits(offset, dtype):
+    rng, ids = np.random.default_rng(0), np.repeat(np.arange(50), 4)
+    x = (rng.normal(size=(50, 64))[ids] + 2*rng.normal(size=(200, 64)) + offset).astype(dtype)
+    q, g, qi, gi = x[::4], np.delete(x, np.s_[::4], 0), ids[::4], np.delete(ids, np.s_[::4])
+    g[0] = 0  # no row to be measured from
+    d = ((q[:, None].astype(float) - g[None])**2).sum(-1)
+    for options in ({}, dict(block=7)):
+        got = evaluate(q, g, qi, gi, metric='euclidean', **options)
+        assert got.mAP == pytest.approx(slow(q, g, qi, gi, distances=d)['mAP'], abs=1e-6)
+    near = nearest_gallery(q, g, k=5, metric='euclidean')
+    assert (near == d.argsort(1, kind='stable')[:, :5]).mean() > .99
+
+
+@pytest.mark.parametrize('width', [40, 9000])
+def test_ranks_of_few_and_many_matches(width):
+    "Counting and sorting, among whole numbers full of ties."
+    rng = np.random.default_rng(width)
+    d = rng.integers(0, 30, (3, width)).astype(np.float32)
+    row, column = np.nonzero(np.arange(width) < np.array([[3], [63], [200]]))
+    want = d.argsort(1, kind='stable').argsort(1) + 1
+    assert (_match_ranks(d.copy(), row, column) == want[row, column]).all()
 
 
 def test_groups_that_do_not_count():

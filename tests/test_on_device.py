@@ -8,7 +8,7 @@ import torch
 from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
 from running import config, only, rows_of, same, weights
 
-from clip_dfgs.training import trainer
+from clip_dfgs.training import step as stages
 from clip_dfgs.training.config import Stage
 from clip_dfgs.inference.embed import make_accelerator, autocast
 from clip_dfgs.data.loader import ImageDataset
@@ -17,8 +17,7 @@ from clip_dfgs.training.losses import batch_hard_triplet, image_text_contrastive
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.loader import FeatureDataset, workers_for
 from clip_dfgs.models.prompts import rows_of as table_rows
-from clip_dfgs.training.run import Run
-from clip_dfgs.training.step import image_losses_of, prompt_losses_of, Trainee
+from clip_dfgs.training.step import ImageLosses, PromptLosses, Trainee
 from clip_dfgs.models.towers import encode_front, text_tower
 from clip_dfgs.training.trainer import fit
 
@@ -26,21 +25,21 @@ from clip_dfgs.training.trainer import fit
 # No look at the device. A tensor on `meta` has a shape and no numbers: whoever looks at one gets an error.
 
 def without_numbers(**change):
-    "A run whose model has no numbers."
+    "Settings, and a model without numbers."
     c = replace(config(), **change)
     model = ReIDModel.create('pedestrians', None, num_ids=12, cameras=3 if c.cameras else 0).to('meta')
-    return Run(None, c, None, model, None, make_accelerator('no'))
+    return c, model, make_accelerator('no')
 
 
-@pytest.mark.parametrize('change', [{}, dict(cameras=True), dict(sharpness=5.), dict(margin=None)])
+@pytest.mark.parametrize('change', [{}, dict(cameras=True), dict(mining_temperature=.2), dict(margin=None)])
 def test_an_image_step_never_looks(change):
     stage = {k: v for k, v in change.items() if k in Stage.__dataclass_fields__}
-    run = without_numbers(**{k: v for k, v in change.items() if k not in stage})
-    run.config = replace(run.config, finetune=replace(run.config.finetune, **stage))
-    net, size = Trainee(run.model, run.config), run.model.config['image_size']
+    c, model, accelerator = without_numbers(**{k: v for k, v in change.items() if k not in stage})
+    c = replace(c, finetune=replace(c.finetune, **stage))
+    net, size = Trainee(model, c), model.config['image_size']
     batch = [torch.zeros(16, 3, *size, dtype=torch.uint8), torch.arange(16)//4, torch.arange(16) % 3, torch.arange(16)]
-    text = torch.zeros(12, run.model.widths.projected, device='meta')
-    parts, _ = image_losses_of(run, 'finetune', text)(net, [t.to('meta') for t in batch])
+    text = torch.zeros(12, model.widths.projected, device='meta')
+    parts, _ = ImageLosses(model, c, 'finetune', accelerator, text)(net, [t.to('meta') for t in batch])
     assert set(parts) == {'id', 'triplet', 'image_to_text'}
     sum(parts.values()).backward()
     with pytest.raises(RuntimeError): sum(parts.values()).item()               # a look would be seen
@@ -48,13 +47,13 @@ def test_an_image_step_never_looks(change):
 
 @pytest.mark.parametrize('once_a_stage', [True, False])
 def test_a_prompt_step_never_looks(once_a_stage):
-    run = without_numbers()
-    net = Trainee(run.model, run.config)
-    if once_a_stage: net.keep_front(run.accelerator)
-    data = FeatureDataset(torch.zeros(40, run.model.widths.projected), np.arange(40) % 12, 'meta')
-    parts, _ = prompt_losses_of(run)(net, data.__getitems__(range(16)))
+    c, model, accelerator = without_numbers()
+    net = Trainee(model, c)
+    if once_a_stage: net.keep_front(accelerator)
+    data = FeatureDataset(torch.zeros(40, model.widths.projected), np.arange(40) % 12, 'meta')
+    parts, _ = PromptLosses(c, accelerator)(net, data.__getitems__(range(16)))
     sum(parts.values()).backward()
-    assert run.model.prompts.context.grad.shape == run.model.prompts.context.shape
+    assert model.prompts.context.grad.shape == model.prompts.context.shape
 
 
 # What the CPU says with an error, a GPU says with NaN
@@ -66,7 +65,7 @@ class NotOfTheCPU(torch.Tensor):
 
 @pytest.mark.parametrize('loss', [
     lambda f, y: batch_hard_triplet(f, y), lambda f, y: batch_hard_triplet(f, y, None),
-    lambda f, y: batch_hard_triplet(f, y, sharpness=3.), lambda f, y: image_text_contrastive(f, f, y, y + 1)])
+    lambda f, y: batch_hard_triplet(f, y, mining_temperature=1/3), lambda f, y: image_text_contrastive(f, f, y, y + 1)])
 def test_a_batch_without_an_answer_is_not_a_number(loss):
     f = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
     alike = torch.zeros(6, dtype=torch.long)
@@ -125,8 +124,8 @@ def test_the_processes_that_load_stay_for_the_stage(world, tmp_path, monkeypatch
     def counted(*args, **options):
         made.append(make(*args, **options))
         return made[-1]
-    make = trainer.make_loader
-    monkeypatch.setattr(trainer, 'make_loader', counted)
+    make = stages.make_loader
+    monkeypatch.setattr(stages, 'make_loader', counted)
     c = only(config(workers=2, sampler='pk'), finetune=16)
     run = fit(rows_of(world), c, tmp_path/'two')
     assert run.history['epoch'].max() >= 2 and len(made) == 1

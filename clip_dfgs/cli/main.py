@@ -123,7 +123,7 @@ def _train(
         targets = pd.concat(targets, ignore_index=True)
         check_targets(targets)
         _warn(targets, rows['path'])
-    run = fit(rows, config, out, resume, overwrite, validate=validate)
+    run = fit(rows, config, out, validate=validate, resume=resume, overwrite=overwrite)
     results = run.evaluate(targets) if len(targets) else None # by all processes together
     if not run.accelerator.is_main_process: return
     remember(out, meaning.options(), source=source, target=target)
@@ -353,10 +353,10 @@ def _export(
     "Write a model as an ONNX file, checked against torch."
     from clip_dfgs.inference.onnx import export_onnx
     from clip_dfgs.inference.extractor import load_model
-    from clip_dfgs.gallery.store import shown
+    from clip_dfgs.gallery.search import printable
     if to.suffix != '.onnx': raise ValueError(f'{to}: ONNX is written; name the file {to.stem or "features"}.onnx')
     distance = export_onnx(load_model(model, 'cpu'), to, tolerance=tolerance, precision=precision)
-    print(f'{shown(to)}: {to.stat().st_size / 1e6:.1f} MB, {precision}, at most {distance:.1e} from torch')
+    print(f'{printable(to)}: {to.stat().st_size / 1e6:.1f} MB, {precision}, at most {distance:.1e} from torch')
 
 # %% ../../nbs/cli/01_main.ipynb #afac4898
 for _f, _example in ((_embed, 'clip-dfgs embed market1501:town --model pedestrians --out gallery'),

@@ -6,6 +6,7 @@
 __all__ = ['RetrievalResult', 'evaluate', 'nearest_gallery']
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #d39eb41d
+import functools
 from dataclasses import dataclass, replace
 from typing import Iterator
 
@@ -15,33 +16,44 @@ import torch
 
 from .bootstrap import bootstrap_intervals
 from .distances import feature_pair, row_blocks
-from .matching import in_block, no_match, warn_of_nothing, _cameras, _digest, _groups, _identities
-from .matching import _pairs, _self_matches
+from .matching import digest_of, in_block, no_match, warn_of_nothing, _cameras, _groups
+from .matching import _identities, _may_be_equal, _pairs, _self_matches
 from .reranking import reranked
 from ..utils.checks import check_choice, checked_ranks, checked_resamples, positive_int
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #bc332942
-_MANY = 256 # matches of one query above which an argsort is cheaper than counting for each
+_MANY = 64 # matches of one query above which a sort is cheaper than counting for each; fewer in a small gallery
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #0c41b0a0
 def _match_ranks(
-    distances:np.ndarray, # of a block of queries, shape [b, G]; junk at infinity
+    distances:np.ndarray, # of a block of queries, shape [b, G]; junk at infinity, where the matches go too
     row:np.ndarray,       # query of each match, counted in the block, ascending, shape [n]
     column:np.ndarray,    # its gallery position, shape [n]
 )->np.ndarray:            # ranks, 1 = nearest, shape [n]
     "Rank of each match among its query's distances; ties are ordered by gallery position."
-    ranks, ahead = np.empty(len(row), int), np.empty(distances.shape[1], bool)
-    first = np.searchsorted(row, np.arange(len(distances) + 1)).tolist()
-    for d, start, stop in zip(distances, first[:-1], first[1:]):
-        if stop - start > _MANY:
-            place = np.empty(len(d), int)
-            place[d.argsort(kind='stable')] = np.arange(1, len(d) + 1)
-            ranks[start:stop] = place[column[start:stop]]
-            continue
-        for j, m in enumerate(column[start:stop].tolist(), start):
-            np.less_equal(d[:m], d[m], out=ahead[:m])
-            np.less(d[m:], d[m], out=ahead[m:])
-            ranks[j] = 1 + np.count_nonzero(ahead)
+    own, b = distances[row, column], np.arange(len(distances) + 1)
+    distances[row, column] = np.inf
+    ranks, order = np.empty(len(row), int), np.lexsort((column, own, row))
+    many = min(_MANY, distances.shape[1]//128)
+    ranks[order] = 1 + np.arange(len(row)) - np.searchsorted(row, b)[row]    # among the matches of its query
+    late = np.flatnonzero(own >= distances.min(1)[row])                      # others may be ahead of these
+    first, ahead = np.searchsorted(row[late], b).tolist(), np.empty((many, distances.shape[1]), bool)
+    for d, start, stop in zip(distances, first, first[1:]):
+        some = late[start:stop]
+        at = own[some]
+        if len(some) > many:
+            d = np.sort(d)
+            nearer, tied = d.searchsorted(at), d.searchsorted(at, side='right')
+            ranks[some] += nearer
+            tied = some[tied > nearer]
+        elif len(some):
+            found = ahead[:len(some)]
+            np.less(d, at[:, None], out=found)
+            ranks[some] += [np.count_nonzero(f) for f in found]
+            np.equal(d, at[:, None], out=found)
+            tied = some[found.any(1)] if found.any() else ()
+        else: continue
+        for i in tied: ranks[i] += np.count_nonzero(distances[row[i], :column[i]] == own[i])
     return ranks
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #a1fdab5b
@@ -57,8 +69,7 @@ def _rank_matches(
     for start, d in blocks:
         here, cells = in_block(matches, start, start + len(d))
         d[in_block(junk, start, start + len(d))[1]] = np.inf
-        ranks[here], at[here] = _match_ranks(d, *cells), d[cells]
-        d[cells] = np.inf
+        at[here], ranks[here] = d[cells], _match_ranks(d, *cells)
         best = d.argmin(1)
         found = np.flatnonzero(d[np.arange(len(d)), best] < np.inf)
         wrong[start + found], wrong_at[start + found] = best[found], d[found, best[found]]
@@ -117,7 +128,7 @@ def _query_table(
     at:np.ndarray,        # its distance, shape [n]
     wrong:np.ndarray,     # nearest wrong image of each query, shape [Q]
     wrong_at:np.ndarray,  # its distance, shape [Q]
-)->pd.DataFrame: # pid, matches, AP, INP, first_hit, last_hit, best_match, match_distance, best_wrong, wrong_distance
+)->dict: # pid, matches, AP, INP, first_hit, last_hit, best_match, match_distance, best_wrong, wrong_distance
     "One row of scores per query."
     Q, order = len(query_ids), np.lexsort((ranks, matches[0]))
     query, position, rank, at = matches[0, order], matches[1, order], ranks[order], at[order]
@@ -129,9 +140,8 @@ def _query_table(
     total = np.where(some, n, np.nan)
     AP, INP = np.bincount(query, nth/rank, minlength=Q)/total, total/np.where(some, last_hit, 1)
     best_match, match_distance = pick(position, first, -1), pick(at, first, np.nan)
-    return pd.DataFrame(dict(pid=query_ids, matches=n, AP=AP, INP=INP, first_hit=first_hit, last_hit=last_hit,
-                             best_match=best_match, match_distance=match_distance,
-                             best_wrong=wrong, wrong_distance=wrong_at))
+    return dict(pid=query_ids, matches=n, AP=AP, INP=INP, first_hit=first_hit, last_hit=last_hit, best_match=best_match,
+                match_distance=match_distance, best_wrong=wrong, wrong_distance=wrong_at)
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #0c04263b
 @dataclass(eq=False, repr=False)
@@ -142,13 +152,18 @@ class RetrievalResult:
     mINP:float                         # mean inverse negative penalty
     queries:int                        # how many queries were scored
     unmatched:int                      # how many had no match left and were not
-    per_query:pd.DataFrame             # one row a query
+    columns:dict                       # of `per_query`, one value a query
     intervals:pd.DataFrame|None = None # rows as in `summary`, columns low, high; only when bootstrapped
     camera_rule:bool|None = None       # whether same-camera images were left out; None: not known
     self_matches:int = 0               # queries that have a match with their own features
     ranked_by:str = ''                 # 'cosine', 'euclidean', and the settings of re-ranking
     query_digest:str = ''              # equal for the same identities and cameras in the same order
     gallery_digest:str = ''            # equal for the same identities and cameras in any order
+
+    @functools.cached_property
+    def per_query(self)->pd.DataFrame: # pid, matches, AP, INP, first_hit, ...; one row a query
+        "Who was found where."
+        return pd.DataFrame(self.columns)
 
     def summary(self)->pd.Series: # mAP, R1, R5, ..., mINP in 0..1
         "The averages as one row."
@@ -159,7 +174,7 @@ class RetrievalResult:
         max_rank:int=50, # last rank of the curve
     )->np.ndarray: # CMC at ranks 1..max_rank, shape [max_rank]
         "CMC at every rank up to `max_rank`."
-        first = self.per_query.first_hit[self.per_query.matches > 0].to_numpy()
+        first = self.columns['first_hit'][self.columns['matches'] > 0]
         return np.searchsorted(np.sort(first), np.arange(1, max_rank + 1), side='right')/len(first)
 
     def __repr__(self)->str:
@@ -175,15 +190,16 @@ class RetrievalResult:
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #5ad558c4
 def _averages(
-    per_query:pd.DataFrame,    # as from `_query_table`
+    columns:dict,              # as from `_query_table`
     ranks:tuple=(1, 5, 10),    # ranks at which CMC is reported
     **remembered,              # what else the result says
 )->RetrievalResult:
     "The averages of a per-query table; queries without a match are counted, not scored."
-    scored = per_query[per_query.matches > 0]
-    cmc = {r: float((scored.first_hit <= r).mean()) for r in ranks}
-    return RetrievalResult(float(scored.AP.mean()), cmc, float(scored.INP.mean()), len(scored),
-                           len(per_query) - len(scored), per_query, **remembered)
+    some = columns['matches'] > 0
+    AP, INP, first = (columns[name][some] for name in ('AP', 'INP', 'first_hit'))
+    cmc = {r: float((first <= r).mean()) for r in ranks}
+    return RetrievalResult(float(AP.mean()), cmc, float(INP.mean()), len(AP), len(some) - len(AP), columns,
+                           **remembered)
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #08da3208
 def _rerank_settings(rerank)->dict|None: # of `reranked_blocks`; None: no re-ranking
@@ -233,19 +249,21 @@ def evaluate(
     groups = _groups(query_groups, gallery_groups, Q, G)
     matches, junk = _pairs(query_ids, gallery_ids, query_cams, gallery_cams, groups)
     if not matches.size: raise no_match(query_ids, gallery_ids, query_cams, gallery_cams)
-    warn_of_nothing(query, gallery)
+    warn_of_nothing(query, gallery, metric)
     if settings is None: blocks = row_blocks(query, gallery, metric, block)
     else: blocks = reranked(query, gallery, metric=metric, block=block, **settings)
-    table = _query_table(query_ids, matches, *_ranks(gallery.device, blocks, matches, junk, Q))
-    if metric == 'euclidean' and settings is None:
-        table.update(table[['match_distance', 'wrong_distance']].clip(lower=0)**.5)
+    places, at, wrong, wrong_at = _ranks(gallery.device, blocks, matches, junk, Q)
+    asked = matches if settings is not None else _may_be_equal(query, matches, at, metric)
+    if metric == 'euclidean' and settings is None: at, wrong_at = (np.sqrt(d.clip(0)) for d in (at, wrong_at))
+    table = _query_table(query_ids, matches, places, at, wrong, wrong_at)
     ranked_by = metric if settings is None else f'{metric}, re-ranked {settings or ""}'.strip()
     result = _averages(
-        table, ranks, camera_rule=query_cams is not None, self_matches=_self_matches(query, gallery, matches),
+        table, ranks, camera_rule=query_cams is not None, self_matches=_self_matches(query, gallery, asked),
         ranked_by=ranked_by + (', groups left out' if groups else ''),
-        query_digest=_digest(query_ids, query_cams), gallery_digest=_digest(gallery_ids, gallery_cams, ordered=False))
+        query_digest=digest_of(query_ids, query_cams),
+        gallery_digest=digest_of(gallery_ids, gallery_cams, ordered=False))
     if not bootstrap: return result
-    return replace(result, intervals=bootstrap_intervals(table, ranks, bootstrap, seed))
+    return replace(result, intervals=bootstrap_intervals(result.per_query, ranks, bootstrap, seed))
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #df4d7c30
 def _junk(query_ids, gallery_ids, query_cams, gallery_cams, Q:int, G:int)->np.ndarray: # pairs, shape [2, n]

@@ -227,6 +227,7 @@ class OnnxExtractor:
             problems |= wrong
             if len(pixels): out.append(_run(self.session, pixels))
         features = np.concatenate(out)
+        if self.facts['unit']: features /= np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12) # float32 to its end
         return features if bad == 'raise' else in_their_places(features, problems, len(images))
 
 # %% ../../nbs/inference/05_onnx.ipynb #cb956ab2

@@ -6,7 +6,7 @@
 __all__ = ['choose_images', 'identity_features', 'graph_recall', 'nearest_identities', 'save_graph', 'load_graph',
            'nearest_across_domains', 'neighbor_search', 'reversed_edges']
 
-# %% ../../nbs/sampling/01_graph.ipynb #ba325806
+# %% ../../nbs/sampling/01_graph.ipynb #06718784
 import functools
 import json
 import logging
@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from ..utils.checks import as_cameras, as_labels, as_numbers, check_choice, positive_int
-from ..utils.tensors import full_precision_matmul
 from ..utils.files import atomic_write
+from ..utils.tensors import full_precision_matmul, smallest
 
+# %% ../../nbs/sampling/01_graph.ipynb #ba325806
 _log = logging.getLogger(__name__)
 
 # %% ../../nbs/sampling/01_graph.ipynb #4b759973
@@ -95,15 +96,24 @@ def _gap(squared:torch.Tensor, metric:str)->torch.Tensor:
     "The distance that belongs to a squared Euclidean one."
     return squared.clamp_min(0).sqrt() if metric == 'euclidean' else squared/2
 
-# %% ../../nbs/sampling/01_graph.ipynb #59175d8d
-def _block(views, rows, cols, metric:str)->torch.Tensor: # [rows, cols]
-    "Distances of some identities to others by one product per view, approximate in the last digits."
-    total = 0
+# %% ../../nbs/sampling/01_graph.ipynb #5e2b71ac
+def _sides(views, cols)->list[tuple]: # a view: features [N, D], their squared norms, both of `cols` alone, weight
+    "Views ready for products: their mean is taken off, which changes no distance and saves digits."
+    sides = []
     for x, weight in views:
-        a, b = x[rows], x[cols]
-        with full_precision_matmul(): product = torch.addmm(b.square().sum(1)[None], a, b.T, alpha=-2)
-        squared = product.add_(a.square().sum(1)[:, None])
-        total = total + weight*_gap(squared, metric)
+        x = x - x.mean(0)
+        norms = x.square().sum(1)
+        sides.append((x, norms, *((x, norms) if len(cols) == len(x) else (x[cols], norms[cols])), weight))
+    return sides
+
+# %% ../../nbs/sampling/01_graph.ipynb #59175d8d
+def _block(sides, rows, metric:str, out:torch.Tensor)->torch.Tensor: # [rows, cols]; overwrites `out`
+    "Distances by a product, wrong in the last digits: sums for two views; squares less the row's own for one."
+    total = 0
+    for x, norms, others, other_norms, weight in sides:
+        with full_precision_matmul(): torch.addmm(other_norms, x[rows], others.T, alpha=-2, out=out)
+        if len(sides) == 1: return out  # the order of a row is the same
+        total = total + weight*_gap(out + norms[rows, None], metric)
     return total
 
 # %% ../../nbs/sampling/01_graph.ipynb #4e6842df
@@ -118,26 +128,35 @@ def _rerank(views, rows, candidates, count:int, metric:str)->torch.Tensor: # [ro
     return candidates.gather(1, exact.argsort(dim=1, stable=True)[:, :count])
 
 # %% ../../nbs/sampling/01_graph.ipynb #cd505c3a
-def _doubt(views, distance:torch.Tensor, metric:str)->torch.Tensor:
-    "How far the product formula can be off at a distance: a few units in the last place of the largest squared norm."
-    error = [(weight, 4e-6*x.square().sum(1).max()) for x, weight in views]
-    if metric == 'cosine': return sum(weight*e/2 for weight, e in error)
+def _doubt(sides, rows, distance:torch.Tensor, metric:str)->torch.Tensor: # [rows]
+    "How far a row of `_block` can be off: the bound on the rounding of D products; for two views at a distance."
+    if len(sides) == 1:
+        x, norms, _, other_norms, _ = sides[0]
+        most = other_norms.max()
+        return (x.shape[1] + 16)*2.**-24*(most + 2*(norms[rows]*most).sqrt())
+    error = [(weight, 4e-6*norms.max()) for _, norms, *_, weight in sides]
+    if metric == 'cosine': return sum(weight*e/2 for weight, e in error)*torch.ones_like(distance)
     return sum(weight*torch.minimum(e.sqrt(), e/distance.clamp_min(1e-30)) for weight, e in error)
 
 # %% ../../nbs/sampling/01_graph.ipynb #fb21ba1e
 def _nearest(views, rows, cols, count:int, metric:str, block:int=1024, spare:int=8)->torch.Tensor: # [rows, count]
-    "The nearest of `cols` for each of `rows` (index tensors), itself excepted."
-    found = [torch.empty(0, count, dtype=torch.long, device=rows.device)]
+    "The nearest of `cols` for each of `rows` (ascending index tensors), itself excepted."
+    sides, found = _sides(views, cols), [torch.empty(0, count, dtype=torch.long, device=rows.device)]
+    out = sides[0][0].new_empty(min(block, len(rows)), len(cols))
+    place = torch.full((len(views[0][0]),), -1, device=rows.device)
+    place[cols] = torch.arange(len(cols), device=rows.device)
     for part in rows.split(block):
-        rough = _block(views, part, cols, metric)
-        rough[part[:, None] == cols[None]] = torch.inf
-        value, place = rough.topk(min(count + spare, len(cols)), dim=1, largest=False)
-        best = _rerank(views, part, cols[place], count, metric)
-        last = value[:, count - 1]
-        reach = last + 2*_doubt(views, last, metric)
-        unsure = (value[:, -1] <= reach) & (value.shape[1] < len(cols))  # more may be as near as these
+        rough, own = _block(sides, part, metric, out[:len(part)]), (place[part] >= 0).nonzero()[:, 0]
+        rough[own, place[part[own]]] = torch.inf
+        value, near = smallest(rough, min(count + spare, len(cols)))
+        last, near = value[:, count - 1], cols[near]
+        doubt = 2*_doubt(sides, part, last, metric)
+        close = (value[:, :count + 1].diff(dim=1) <= doubt[:, None]).any(1) | (len(views) > 1)
+        best = near[:, :count].clone()
+        best[close] = _rerank(views, part[close], near[close], count, metric)
+        unsure = (value[:, -1] <= last + doubt) & (value.shape[1] < len(cols))  # more may be as near as these
         for i in unsure.nonzero()[:, 0].tolist():
-            best[i] = _rerank(views, part[i:i + 1], cols[rough[i] <= reach[i]][None], count, metric)[0]
+            best[i] = _rerank(views, part[i:i + 1], cols[rough[i] <= last[i] + doubt[i]][None], count, metric)[0]
         found.append(best)
     return torch.cat(found)
 

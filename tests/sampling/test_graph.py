@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from clip_dfgs.utils.tensors import smallest
 from clip_dfgs.sampling.graph import _has_faiss
 from clip_dfgs.sampling.graph import choose_images
 from clip_dfgs.sampling.graph import nearest_across_domains
@@ -213,3 +214,33 @@ def test_files_that_are_no_graph_are_named(tmp_path):
     for name in ('bad', 'empty', 'cut', 'other.npz', 'array.npy'):
         with pytest.raises(ValueError, match=f'{name}: not a graph'): load_graph(tmp_path/name)
     with pytest.raises(FileNotFoundError): load_graph(tmp_path/'none.npz')
+
+
+KINDS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize('metric', ['euclidean', 'cosine'])
+@pytest.mark.parametrize('dtype', KINDS, ids=str)
+@pytest.mark.parametrize('case', ['cloud', 'copies', 'offset', 'zeros', 'outlier', 'near copies'])
+def test_hard_cases_are_the_definition_in_double_precision(case, dtype, metric):
+    "More rows than groups are worth, so that both ways of choosing candidates are met."
+    x = cloud(700, 8, 7)
+    if case == 'copies': x = x[torch.arange(700) % 90]
+    if case == 'offset': x = x + 1e4
+    if case == 'zeros': x[::7] = 0
+    if case == 'outlier': x[5] *= 1e3
+    if case == 'near copies': x = x[torch.arange(700) % 90] + 1e-6*x
+    x = x.to(dtype)
+    view = x.float() if metric == 'euclidean' else torch.nn.functional.normalize(x.float(), dim=1)
+    d = (view.double()[:, None] - view.double()[None]).square().sum(-1)
+    d = d.sqrt() if metric == 'euclidean' else d/2
+    want = d.fill_diagonal_(torch.inf).argsort(dim=1, stable=True)[:, 1:8]
+    for block in (64, 1024): assert torch.equal(nearest_identities(x, 7, 1, metric, block=block), want)
+
+
+@pytest.mark.parametrize('n, k', [(5, 5), (40, 3), (700, 7), (5003, 9)])
+def test_the_smallest_of_a_row(n, k):
+    values = torch.randint(0, 50, (6, n), generator=torch.Generator().manual_seed(n)).float()
+    found, columns = smallest(values, k)
+    assert torch.equal(found, values.sort(dim=1).values[:, :k]) and torch.equal(values.gather(1, columns), found)
+    assert all(len(set(row)) == k for row in columns.tolist())

@@ -685,3 +685,19 @@ def test_ranks_of_few_and_many_matches(width):
     row, column = np.nonzero(np.arange(width) < np.array([[3], [63], [200]]))
     want = d.argsort(1, kind='stable').argsort(1) + 1
     assert (_match_ranks(d.copy(), row, column) == want[row, column]).all()
+
+
+def test_groups_that_do_not_count():
+    "By hand: the nearest match shares the walk, the second the camera; only the third counts, at rank 2 of what is left."
+    query, gallery = [[1., 0.]], [[1., .01], [1., .02], [1., .2], [1., .1]]
+    ids, cams, walks = [5, 5, 5, 7], [1, 0, 2, 1], ['a', 'b', 'c', 'a']
+    plain = evaluate(query, gallery, [5], ids, [0], cams)
+    apart = evaluate(query, gallery, [5], ids, [0], cams, query_groups=['a'], gallery_groups=walks)
+    assert plain.cmc[1] == 1 and apart.cmc[1] == 0 and apart.mAP == pytest.approx(1/2)
+    for none in (None, float('nan'), -1, ''):
+        known = walks if isinstance(none, str) or none is None else [1, 2, 3, 1]
+        same = evaluate(query, gallery, [5], ids, [0], cams, query_groups=[none], gallery_groups=known)
+        assert same.mAP == plain.mAP
+    with pytest.raises(ValueError, match='query_groups'): evaluate(query, gallery, [5], ids, query_groups=['a'])
+    with pytest.raises(ValueError, match='gallery_groups'):
+        evaluate(query, gallery, [5], ids, query_groups=['a'], gallery_groups=['a'])

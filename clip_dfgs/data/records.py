@@ -270,7 +270,8 @@ def pool(
     rows = pd.concat([_as_text(t) for t in tables], ignore_index=True)
     rows = rows[(rows['pid'] > 0) if include_test else (rows['split'] == 'train')]
     if not len(rows):
-        raise DatasetError('pool: no training image in any table, '
+        names = ', '.join(name for table in tables for name in pd.unique(table['domain']))
+        raise DatasetError(f'pool: no training image in {names}, '
                            'only query and gallery (include_test=True takes them)')
     files = pd.DataFrame(dict(domain=rows['domain'], file=in_real_folders(rows['path'])))
     rows, files = rows[~files.duplicated()], files.drop_duplicates()
@@ -288,6 +289,13 @@ def _number(
     "Contiguous numbers of the pairs (domain, column): domains in the order they come, values sorted within each."
     place = pd.Series(pd.factorize(records['domain'])[0], index=records.index)
     return pd.DataFrame(dict(d=place, v=records[column])).groupby(['d', 'v'], sort=True).ngroup().astype('int64')
+
+def _check_domains(tables):
+    "`DatasetError` where two tables are of one domain."
+    names = [name for table in tables for name in pd.unique(table['domain'])]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice: raise DatasetError(f'two tables are of the domain {twice[0]!r}; '
+                                 'give each a name: load_dataset(..., domain="...")')
 
 # %% ../../nbs/data/01_records.ipynb #3cd0f075
 def is_pooled(
@@ -341,13 +349,6 @@ def one_table(
     if not tables: raise DatasetError('no table was given')
     _check_domains(tables)
     return pd.concat(tables, ignore_index=True)
-
-def _check_domains(tables):
-    "`DatasetError` where two tables are of one domain."
-    names = [name for table in tables for name in pd.unique(table['domain'])]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice: raise DatasetError(f'two tables are of the domain {twice[0]!r}; '
-                                 'give each a name: load_dataset(..., domain="...")')
 
 def check_not_merged(
     records:pd.DataFrame,

@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 import torch
 
-from ..utils.checks import as_cameras, as_labels, KINDS
+from ..utils.checks import as_cameras, as_labels, KINDS, read_array
 from ..utils.tensors import ranges_of
 
 # %% ../../nbs/evaluation/02_matching.ipynb #f410a095
@@ -66,15 +66,37 @@ def _cameras(query, gallery, Q:int, G:int)->tuple:
     return sides
 
 # %% ../../nbs/evaluation/02_matching.ipynb #8f82f1cf
-def _pairs(query_ids, gallery_ids, query_cams=None, gallery_cams=None)->tuple[np.ndarray, np.ndarray]:
+def _pairs(
+    query_ids,         # labels that have been read, [Q]
+    gallery_ids,       # [G]
+    query_cams=None,   # [Q]
+    gallery_cams=None, # [G]
+    groups=None,       # codes of both sides by `_groups`
+)->tuple[np.ndarray, np.ndarray]:
     "Pairs that match and pairs that do not count, of labels that have been read."
     order = np.argsort(gallery_ids, kind='stable')
     low, high = (np.searchsorted(gallery_ids[order], query_ids, side=side) for side in ('left', 'right'))
     query = np.repeat(np.arange(len(query_ids)), high - low)
     pairs = np.stack([query, order[ranges_of(low, high - low)]])
-    if query_cams is None: return pairs, pairs[:, :0]
-    junk = query_cams[pairs[0]] == gallery_cams[pairs[1]]
+    junk = np.zeros(pairs.shape[1], bool)
+    if query_cams is not None: junk |= query_cams[pairs[0]] == gallery_cams[pairs[1]]
+    if groups is not None: junk |= (groups[0][pairs[0]] == groups[1][pairs[1]]) & (groups[0][pairs[0]] >= 0)
     return pairs[:, ~junk], pairs[:, junk]
+
+def _groups(
+    query,   # group of each query (sequence, tracklet, clothes), [Q]; None: no groups
+    gallery, # [G]
+    Q:int,
+    G:int,
+)->tuple[np.ndarray, np.ndarray]: # codes, -1 for an image without a group; or None
+    "Groups of both sides as numbers; ValueError where one side has none."
+    if query is None and gallery is None: return None
+    if query is None or gallery is None: raise ValueError('give query_groups and gallery_groups, or neither')
+    sides = read_array(query, 'query_groups', Q), read_array(gallery, 'gallery_groups', G)
+    values = [value for side in sides for value in side.tolist()]
+    place = {value: code for code, value in enumerate(dict.fromkeys(v for v in values if v is not None))}
+    codes = np.array([-1 if value is None else place[value] for value in values])
+    return codes[:Q], codes[Q:]
 
 # %% ../../nbs/evaluation/02_matching.ipynb #fb00948d
 def matches_and_junk(
@@ -82,11 +104,14 @@ def matches_and_junk(
     gallery_ids,       # identities, [G], of the same kind
     query_cams=None,   # cameras, [Q]; None for both: no rule of the camera
     gallery_cams=None, # cameras, [G]
+    query_groups=None, # sequence, tracklet or clothes of each query, [Q]; None for both: no groups
+    gallery_groups=None, # [G]
 )->tuple[np.ndarray, np.ndarray]: # pairs (query, gallery position) that match [2, n], and that do not count [2, m]
     "Which gallery images are right, and which do not count, for each query; ValueError for labels out of the rule."
     Q, G = (len(labels) if hasattr(labels, '__len__') else 0 for labels in (query_ids, gallery_ids))
     identities = _identities(query_ids, gallery_ids, Q, G)
-    return _pairs(*identities, *_cameras(query_cams, gallery_cams, Q, G))
+    cameras, groups = _cameras(query_cams, gallery_cams, Q, G), _groups(query_groups, gallery_groups, Q, G)
+    return _pairs(*identities, *cameras, groups)
 
 # %% ../../nbs/evaluation/02_matching.ipynb #1a7f30a0
 def in_block(

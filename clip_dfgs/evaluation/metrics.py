@@ -16,8 +16,8 @@ import torch
 
 from .bootstrap import bootstrap_intervals
 from .distances import feature_pair, row_blocks
-from .matching import digest_of, in_block, no_match, warn_of_nothing, _cameras, _identities
-from .matching import _may_be_equal, _pairs, _self_matches
+from .matching import digest_of, in_block, no_match, warn_of_nothing, _cameras, _groups
+from .matching import _identities, _may_be_equal, _pairs, _self_matches
 from .reranking import reranked
 from ..utils.checks import check_choice, checked_ranks, checked_resamples, positive_int
 
@@ -231,6 +231,8 @@ def evaluate(
     gallery_ids,            # identities, [G], of the same kind
     query_cams=None,        # cameras, [Q]; None for both, or all unknown: the rule of the camera is off
     gallery_cams=None,      # cameras, [G]
+    query_groups=None,      # sequence, tracklet or clothes, [Q]: what shares identity and group does not count
+    gallery_groups=None,    # [G]
     metric:str='cosine',    # 'cosine' or 'euclidean'
     ranks=(1, 5, 10),       # ranks at which CMC is reported
     rerank:bool|dict=False, # rank by `reranked_blocks`; a dict gives its k1, k2, lambda_value
@@ -244,7 +246,8 @@ def evaluate(
     Q, G = len(query), len(gallery)
     query_ids, gallery_ids = _identities(query_ids, gallery_ids, Q, G)
     query_cams, gallery_cams = _cameras(query_cams, gallery_cams, Q, G)
-    matches, junk = _pairs(query_ids, gallery_ids, query_cams, gallery_cams)
+    groups = _groups(query_groups, gallery_groups, Q, G)
+    matches, junk = _pairs(query_ids, gallery_ids, query_cams, gallery_cams, groups)
     if not matches.size: raise no_match(query_ids, gallery_ids, query_cams, gallery_cams)
     warn_of_nothing(query, gallery, metric)
     if settings is None: blocks = row_blocks(query, gallery, metric, block)
@@ -253,9 +256,10 @@ def evaluate(
     asked = matches if settings is not None else _may_be_equal(query, matches, at, metric)
     if metric == 'euclidean' and settings is None: at, wrong_at = (np.sqrt(d.clip(0)) for d in (at, wrong_at))
     table = _query_table(query_ids, matches, places, at, wrong, wrong_at)
+    ranked_by = metric if settings is None else f'{metric}, re-ranked {settings or ""}'.strip()
     result = _averages(
         table, ranks, camera_rule=query_cams is not None, self_matches=_self_matches(query, gallery, asked),
-        ranked_by=metric if settings is None else f'{metric}, re-ranked {settings or ""}'.strip(),
+        ranked_by=ranked_by + (', groups left out' if groups else ''),
         query_digest=digest_of(query_ids, query_cams),
         gallery_digest=digest_of(gallery_ids, gallery_cams, ordered=False))
     if not bootstrap: return result

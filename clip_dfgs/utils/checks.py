@@ -73,7 +73,7 @@ def _as_array(labels, name:str)->np.ndarray:
     raise ValueError(f'{name} are {kind} and may have been rounded (row {row}: {array[row]:.0f}): give integers')
 
 # %% ../../nbs/utils/01_checks.ipynb #c029f2c0
-def _read(
+def read_array(
     values, # list, array, tensor or column
     name:str, # for errors: query_ids, gallery_cams, ...
     n:int=None, # how many images there are; None: as many as values
@@ -109,7 +109,7 @@ def as_labels(
     n:int=None, # number of images; None: as many as there are values
 )->np.ndarray: # int64 or text, shape [n]
     "Identities in plain types; ValueError for an unknown one and for what is no label, with its row."
-    labels = _read(values, name, n)
+    labels = read_array(values, name, n)
     missing = _unknown_rows(labels)
     if len(missing):
         raise ValueError(f'{name}: {len(missing):,} of {len(labels):,} identities are missing (None, NaN, empty, unknown '
@@ -118,7 +118,7 @@ def as_labels(
     return labels
 
 def _unknown_rows(labels:np.ndarray)->np.ndarray:
-    "Rows of labels read by `_read` that are unknown."
+    "Rows of labels read by `read_array` that are unknown."
     return np.flatnonzero([v is None for v in labels]) if labels.dtype == object else np.zeros(0, int)
 
 # %% ../../nbs/utils/01_checks.ipynb #82aa7483
@@ -129,7 +129,7 @@ def as_cameras(
 )->np.ndarray|None: # int64 or text, shape [n]; None where no camera is known
     "Cameras in plain types; ValueError where some are unknown, and for what is no label."
     if values is None: return None
-    cameras = _read(values, name, n)
+    cameras = read_array(values, name, n)
     missing = _unknown_rows(cameras)
     if len(missing) == n: return None
     if len(missing):

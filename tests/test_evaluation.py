@@ -191,7 +191,7 @@ def test_scale_does_not_matter_for_cosine_and_a_zero_vector_is_far_from_none():
     (dict(gallery=[['a', 'b', 'c']]*4), 'gallery features are no table of numbers'),
     (dict(gallery=[[1., 2.], [1.]]), 'gallery features are no table of numbers'),
     (dict(gallery=torch.zeros(4, 3, dtype=torch.complex64)), 'give a dense table of real numbers'),
-    (dict(query_ids=[1]), r'query_ids has shape \(1,\), but there are 2 query images'),
+    (dict(query_ids=[1]), r'query_ids has shape \(1,\)'),
     (dict(gallery_ids=np.zeros((4, 1))), 'gallery_ids has shape'),
     (dict(gallery_ids=None), 'gallery_ids has shape'),
     (dict(query_cams=[1], gallery_cams=[1]*4), 'query_cams has shape'),
@@ -266,7 +266,7 @@ def test_texts_of_any_type_are_the_same_text(way):
     assert got.summary().equals(want.summary()) and got.per_query.pid.tolist() == ['p0', 'p1', 'p2']
 
 
-@pytest.mark.parametrize('one, other', [(int, str), (str, int), (str, float), (bool, int), (str, bool), (bytes, int)])
+@pytest.mark.parametrize('one, other', [(int, str), (str, int), (str, float), (bytes, int)])
 @pytest.mark.parametrize('what', ['ids', 'cams'])
 def test_kinds_that_do_not_compare_are_refused(one, other, what):
     kinds = {bytes: lambda v: str(v).encode(), bool: lambda v: v > 0}
@@ -313,7 +313,7 @@ def test_missing_labels_in_arrays_and_tables():
 
 @pytest.mark.parametrize('labels, message', [
     ([0, '1', 2], r"query_ids mix numbers \(row 0: 0\) and text \(row 1: '1'\)"),
-    ([0, True, 2], r'query_ids mix numbers \(row 0: 0\) and true or false \(row 1: True\)'),
+    ([0, True, 2], 'query_ids, row 1: True is no label'),
     ([0, 1, 2.5], 'query_ids, row 2: 2.5 is no label'),
     (np.array([0, 1, 2.5]), 'query_ids, row 2: 2.5 is no label'),
     ([0, 1, np.inf], 'query_ids, row 2: inf is no label'),

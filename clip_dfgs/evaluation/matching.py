@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 import torch
 
-from ..utils.checks import KINDS, missing_rows, read_labels
+from ..utils.checks import as_cameras, as_labels, KINDS
 from ..utils.tensors import ranges_of
 
 # %% ../../nbs/evaluation/02_matching.ipynb #f410a095
@@ -44,17 +44,9 @@ def _warn_of_other_names(query:np.ndarray, gallery:np.ndarray):
 # %% ../../nbs/evaluation/02_matching.ipynb #32adc9cb
 def _identities(query, gallery, Q:int, G:int)->tuple[np.ndarray, np.ndarray]:
     "Identities of both sides; ValueError when one is missing or they do not compare."
-    sides = []
-    for name, labels, n in (('query_ids', query, Q), ('gallery_ids', gallery, G)):
-        labels = read_labels(labels, name, n)
-        missing = missing_rows(labels)
-        if len(missing):
-            raise ValueError(f'{name}: {len(missing):,} of {n:,} identities are missing (None, NaN, empty or -1), '
-                             f'first row {missing[0]}: leave these images out; strangers in a gallery need an '
-                             'identity that no query has')
-        sides.append(labels)
+    sides = as_labels(query, 'query_ids', Q), as_labels(gallery, 'gallery_ids', G)
     _same_kind(*sides, 'ids')
-    return tuple(sides)
+    return sides
 
 # %% ../../nbs/evaluation/02_matching.ipynb #2b516d8d
 def _cameras(query, gallery, Q:int, G:int)->tuple:
@@ -62,14 +54,7 @@ def _cameras(query, gallery, Q:int, G:int)->tuple:
     if (query is None) != (gallery is None):
         raise ValueError('give query_cams and gallery_cams, or neither (then same-camera images count as matches)')
     if query is None: return None, None
-    sides = []
-    for name, labels, n in (('query_cams', query, Q), ('gallery_cams', gallery, G)):
-        labels = read_labels(labels, name, n)
-        missing = missing_rows(labels)
-        if 0 < len(missing) < n:
-            raise ValueError(f'{name}: {len(missing):,} of {n:,} cameras are unknown, first row {missing[0]}: '
-                             'the rule of the camera needs all of them; give none to switch it off')
-        sides.append(None if len(missing) else labels)
+    sides = as_cameras(query, Q, 'query_cams'), as_cameras(gallery, G, 'gallery_cams')
     unknown = [side is None for side in sides]
     if all(unknown):
         warnings.warn('all cameras are unknown: the rule of the camera is off', stacklevel=4)
@@ -78,7 +63,7 @@ def _cameras(query, gallery, Q:int, G:int)->tuple:
         raise ValueError(f'{("query", "gallery")[unknown.index(True)]}_cams are all unknown, the others are not: '
                          'give both, or neither to switch the rule of the camera off')
     _same_kind(*sides, 'cams')
-    return tuple(sides)
+    return sides
 
 # %% ../../nbs/evaluation/02_matching.ipynb #8f82f1cf
 def _pairs(query_ids, gallery_ids, query_cams=None, gallery_cams=None)->tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..data.image_io import ImageError
 from ..inference.extractor import check_finite, FeatureExtractor, _embed
-from ..utils.checks import at_least_one, check_choice
+from ..utils.checks import check_choice, positive_int
 from ..utils.files import atomic_write, image_files, IMAGE_SUFFIXES, left_out
 
 # %% ../../nbs/gallery/03_gallery.ipynb #8af5e5a8
@@ -31,7 +31,7 @@ def _best(
     k:int, # answers to each
 )->pd.DataFrame: # query, rank, path, score
     "The k nearest paths to each query, block by block of queries."
-    k = min(at_least_one('k', k, 'ask for at least one answer'), len(features))
+    k = min(positive_int('k', k), len(features))
     best = [(block @ features.T).topk(k) for block in query.split(256)]
     where = torch.cat([b.indices for b in best]).flatten().tolist()
     table = dict(query=np.repeat(np.arange(len(query)), k), rank=np.tile(np.arange(1, k + 1), len(query)))

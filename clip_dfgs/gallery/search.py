@@ -19,7 +19,7 @@ from .index import has_faiss, nearest_in_cells, nearest_rows, open_cells
 from .store import model_digest, shown, StoredGallery
 from ..inference.extractor import FeatureExtractor, load_model
 from ..synthetic.captions import whole_captions, words_in
-from ..utils.checks import at_least_one, suggest
+from ..utils.checks import positive_int, suggest
 
 # %% ../../nbs/gallery/04_search.ipynb #5250acf5
 def extractor_of(
@@ -99,7 +99,7 @@ def search_gallery(
     images, like = listed(images), np.ravel(like).tolist()
     texts = [texts] if isinstance(texts, str) else list(texts)
     _check_question(gallery, images, texts, like)
-    k = at_least_one('k', k, 'ask for at least one answer')
+    k = positive_int('k', k)
     among, answers = rows_of(gallery, cameras, domains), []
     if images: answers.append(_nearest(gallery, extractor(images).numpy(), k, among, exact))
     if like: answers.append(_nearest(gallery, np.asarray(gallery.features[like], float), k, among, exact))

@@ -29,7 +29,7 @@ from ..data.specs import load_named, options_for
 from .index import build_cells, has_faiss, row_lengths
 from ..inference.extractor import FeatureExtractor, load_model, _embed
 from ..models.reid_model import ReIDModel
-from ..utils.checks import at_least_one, check_choice
+from ..utils.checks import check_choice, positive_int
 from ..utils.files import atomic_write, digest_of_file, fsync, image_files, left_out, write_text
 
 # %% ../../nbs/gallery/02_store.ipynb #ba9057ce
@@ -271,7 +271,7 @@ def embed_gallery(
 )->Embedded:
     "Make a gallery or bring it up to date; ValueError where it is of another model or source, or nothing can be read."
     check_choice('dtype', dtype, ('float16', 'float32'))
-    for name, value in dict(batch=batch, block=block).items(): at_least_one(name, value)
+    for name, value in dict(batch=batch, block=block).items(): positive_int(name, value)
     if not len(pictures): raise ValueError('there are no pictures to embed')
     out, place = Path(out).expanduser(), _place(model)
     _check_free(out)

@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..data.image_cache import cached_images
-from ..data.leakage import camera_rule, target_notes
+from ..data.leakage import camera_rule, find_leakage
 from ..evaluation.bootstrap import compare
 from ..evaluation.metrics import evaluate, RetrievalResult
 from ..inference.embed import embed_images, make_accelerator
@@ -124,7 +124,8 @@ def scores_table(
     names = [name for name in ('mAP', 'R1', 'R5', 'R10', 'mINP') if name in results]
     shown = {name: [_with_interval(row, name) for _, row in results.iterrows()] for name in names}
     shown = pd.DataFrame(shown | dict(queries=results['queries'].astype(int)), index=results.index)
-    notes = target_notes(pd.concat([side for r in found.values() for side in (r.query, r.gallery)], ignore_index=True))
+    rows = pd.concat([side for r in found.values() for side in (r.query, r.gallery)], ignore_index=True)
+    notes = find_leakage(None, rows, content=False).groupby('domain')['sentence'].agg(list).to_dict()
     if notes: shown['note'] = ['; '.join(notes.get(domain, ())) for domain in shown.index]
     return shown if len(found) > 1 else shown.drop(index='mean')
 

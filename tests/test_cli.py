@@ -267,7 +267,6 @@ report EMPTY EMPTY EMPTY | takes one run or two, not 3
 embed EMPTY --model pedestrians --out RUN | EMPTY: no
 embed WORLD/query --model nothing --out RUN | name a run, a saved model, or pedestrians
 embed WORLD/query --model pedestrians --out WORLD | choose another folder
-embed WORLD/query --model pedestrians --out RUN --camera c(\\d | is no regular expression
 embed WORLD/query --model pedestrians --out RUN --detected | would change nothing
 search EMPTY | no query
 search EMPTY WORLD/x.jpg | is no gallery

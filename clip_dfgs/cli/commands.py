@@ -35,8 +35,10 @@ def read_data(
 def is_main()->bool: return int(os.environ.get('RANK', 0)) == 0 # of several processes
 
 def warn_leaks(targets, training=()): # records; paths of the images that are trained on
-    from clip_dfgs.data.leakage import doubts
-    for sentence in doubts(targets, training): warnings.warn(sentence, stacklevel=2)
+    import pandas as pd
+    from clip_dfgs.data.leakage import find_leakage
+    train = pd.DataFrame(dict(path=list(training))) if len(training) else None
+    for sentence in find_leakage(train, targets)['sentence']: warnings.warn(sentence, stacklevel=2)
 
 # %% ../../nbs/cli/04_commands.ipynb #1cc94e98
 def render(
@@ -116,7 +118,7 @@ def train(
         targets = pd.concat(targets, ignore_index=True)
         check_targets(targets)
         warn_leaks(targets, rows['path'])
-    run = fit(rows, config, out, resume, overwrite, validate=validate)
+    run = fit(rows, config, out, validate=validate, resume=resume, overwrite=overwrite)
     results = run.evaluate(targets) if len(targets) else None # by all processes together
     if not is_main(): return
     remember(out, options.options(), source=source, target=target)
@@ -128,7 +130,7 @@ def held_out(rows, share:float, seed:int)->tuple: # pooled training rows; query 
     "A share of the identities put aside for validation."
     from clip_dfgs.data.records import hold_out, pool
     if not share: return rows, None
-    table = hold_out(rows.drop(columns=['label', 'camera']), share, seed)
+    table = hold_out(rows.drop(columns=['label', 'cam_label']), share, seed)
     apart = table['split'] != 'train'
     return pool(table[~apart]), table[apart]
 

@@ -153,6 +153,8 @@ class Augment:
         from clip_dfgs.utils.tensors import cumcount
         index = np.asarray(index, dtype=np.int64)
         # 0,1 offset  2 flip  3 gray  4 jitter?  5..8 how  9 AugMix?  10 its seed  11 erase?  12..17 where  18,19 spare
+        import torch
+        from clip_dfgs.utils.tensors import cumcount
         u = random_table(seed, epoch, index, cumcount(index), 20)
         dy, dx = (np.floor(u[:, j]*(2*self.pad + 1)).astype(int) for j in (0, 1))
         batch = crop_and_flip(pixels, index, dy, dx, u[:, 2] < self.flip, self.pad)

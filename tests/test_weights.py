@@ -287,7 +287,7 @@ def test_filling_does_not_change_the_callers_dictionary():
     (dict(clip='pedestrians', pretrained=None, image_size=(8, 8)), 'does not suit patches of 16'),
     (dict(clip='pedestrians', pretrained=None, stride=17), 'stride 17'),
     (dict(clip='pedestrians', pretrained=None, normalization='imagenet'), 'unknown normalization'),
-    (dict(clip='pedestrians', pretrained=None, normalization=([.5]*3, [0.]*3)), 'std above 0'),
+    (dict(clip='pedestrians', pretrained=None, normalization=([.5]*3, [0.]*3)), 'is no pair'),
     (dict(clip='timm:resnet18', pretrained=None, stride=12), 'stride can be chosen'),
     (dict(clip='timm:resnet18', pretrained=None, cameras=2), 'camera embedding needs')])
 def test_mistakes_are_named(call, message):

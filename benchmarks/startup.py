@@ -9,7 +9,8 @@ LINES = {
     'import torch': 'import torch',
     'import open_clip': 'import open_clip',
     'clip-dfgs --help': "from clip_dfgs.cli.main import main; main(['--help'])",
-    'clip-dfgs train --help': "from clip_dfgs.cli.main import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass",
+    'clip-dfgs train --help': "from clip_dfgs.cli.main import main\ntry: main(['train', '--help'])\n"
+                              'except SystemExit: pass',
     'import clip_dfgs': 'import clip_dfgs',
     'from clip_dfgs import FeatureExtractor': 'from clip_dfgs import FeatureExtractor',
     'what clip-dfgs search imports': 'import clip_dfgs.gallery.search, clip_dfgs.gallery.store',

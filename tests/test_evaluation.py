@@ -688,7 +688,7 @@ def test_ranks_of_few_and_many_matches(width):
 
 
 def test_groups_that_do_not_count():
-    "By hand: the nearest match shares the walk, the second the camera; only the third counts, at rank 2 of what is left."
+    "By hand: the nearest match shares the walk, the second the camera; the third counts, at rank 2 of what is left."
     query, gallery = [[1., 0.]], [[1., .01], [1., .02], [1., .2], [1., .1]]
     ids, cams, walks = [5, 5, 5, 7], [1, 0, 2, 1], ['a', 'b', 'c', 'a']
     plain = evaluate(query, gallery, [5], ids, [0], cams)

@@ -154,7 +154,6 @@ class Augment:
         index = np.asarray(index, dtype=np.int64)
         # 0,1 offset  2 flip  3 gray  4 jitter?  5..8 how  9 AugMix?  10 its seed  11 erase?  12..17 where  18,19 spare
         import torch
-        from clip_dfgs.utils.tensors import cumcount
         u = random_table(seed, epoch, index, cumcount(index), 20)
         dy, dx = (np.floor(u[:, j]*(2*self.pad + 1)).astype(int) for j in (0, 1))
         batch = crop_and_flip(pixels, index, dy, dx, u[:, 2] < self.flip, self.pad)
@@ -164,5 +163,4 @@ class Augment:
             batch[b] = jitter_colors(batch[b], (2*u[b, 5:9] - 1)*self.strength)
         for b in np.flatnonzero(u[:, 9] < self.augmix): batch[b] = augmix(batch[b], int(u[b, 10]*2**53))
         erase(batch, np.flatnonzero(u[:, 11] < self.erase), u[:, 12:18], self.area)
-        import torch
         return torch.from_numpy(batch).permute(0, 3, 1, 2)

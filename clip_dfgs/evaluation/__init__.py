@@ -7,5 +7,4 @@ __getattr__, __dir__, __all__ = lazy(
     matching='matches_and_junk',
     bootstrap='compare t_interval',
     reranking='k_reciprocal_distances',
-    verification='verification VerificationResult',
     distances='distance_blocks')

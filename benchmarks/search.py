@@ -1,22 +1,18 @@
 """Exact search of a gallery beside one matrix product and faiss's half-precision index, in one process.
 
     python benchmarks/search.py                    # 100,000 features of 256 numbers, half a minute
-    python benchmarks/search.py --n 1000000 --width 512 --cells
 
-Features are made up: groups of twenty, as identities are. Lengths of the rows are kept, as a stored gallery keeps them;
-`--cells` adds the approximate index, with its recall.
+Features are made up: groups of twenty, as identities are. Lengths of the rows are kept, as a gallery keeps them.
 """
 import argparse
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
 from beside import beside, installed
-from clip_dfgs.gallery.index import build_cells, nearest_in_cells, nearest_rows, open_cells, row_lengths
+from clip_dfgs.gallery.index import nearest_rows, row_lengths
 
 
-def main(n, width, k, threads, cells):
+def main(n, width, k, threads):
     faiss, draw = installed('faiss'), np.random.default_rng(0)
     torch.set_num_threads(threads)
     if faiss: faiss.omp_set_num_threads(threads)
@@ -28,7 +24,6 @@ def main(n, width, k, threads, cells):
         index = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         index.train(table[:100])
         index.add(table/lengths.numpy()[:, None])
-    if cells: facts = build_cells(half, file := Path(tempfile.mkdtemp())/'cells.faiss')
     for many in (1, 64):
         q = table[:many] + .5*draw.standard_normal((many, width), dtype=np.float32)
         ways = {'nearest_rows': lambda q=q: nearest_rows(q, table, k, lengths=lengths)[0],
@@ -37,14 +32,7 @@ def main(n, width, k, threads, cells):
                 'product': lambda q=q: torch.from_numpy(q) @ whole.T,
                 'product and topk': lambda q=q: (torch.from_numpy(q) @ whole.T).topk(k)}
         if faiss: ways['faiss float16'] = lambda q=q: index.search(q, k)
-        if cells:
-            near = open_cells(file, half.shape)
-            near.nprobe = facts['visited']
-            ways['nearest_in_cells'] = lambda q=q, near=near: nearest_in_cells(q, half, near, k)[0]
-        found = beside(f'{many} of {n:,} x {width}', ways, 9 if many == 1 else 3)
-        if cells:
-            pairs = zip(found['nearest_in_cells'], found['nearest_rows, float16'])
-            print(f'recall of the cells: {np.mean([len({*a} & {*b})/k for a, b in pairs]):.3f}')
+        beside(f'{many} of {n:,} x {width}', ways, 9 if many == 1 else 3)
 
 
 if __name__ == '__main__':
@@ -53,5 +41,4 @@ if __name__ == '__main__':
     parser.add_argument('--width', type=int, default=256)
     parser.add_argument('--k', type=int, default=10)
     parser.add_argument('--threads', type=int, default=1)
-    parser.add_argument('--cells', action='store_true', help='also the approximate index')
     main(**vars(parser.parse_args()))

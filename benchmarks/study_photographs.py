@@ -61,7 +61,7 @@ TARGETS = dict(viper='VIPeR', prid='prid_2011', grid='underground_reid', ilids='
 BEGIN = Stage(steps=3000, lr=1e-3, id_weight=.5, triplet_on=('pooled',), weight_decay=5e-4)
 GO_ON = replace(BEGIN, steps=1000, lr=5e-4)
 WORDS = Stage(steps=200, batch=256, lr=1e-2, weight_decay=0.)
-SOFT = dict(sharpness=10., normalize=True)
+SOFT = dict(mining_temperature=.1, normalize=True)
 
 # name of a form -> settings of the run, settings of its stage; ALSO: those whose averages are taken anew on random
 # batches, which are no runs of their own, since the weights are those of 'live'
@@ -274,7 +274,7 @@ def do(plan, job):
     run = fit(material(plan, job.phase)[0], config, folder)
     rows = rank(plan, run, job, form)
     if form in FORMS and form.replace('live', 'random') in ALSO:
-        renew_norm(run, 'finetune')
+        renew_norm(run.model, run.pixels, run.accelerator, [run.config.seed, 2, 2], run.config.finetune.batch)
         name = form.replace('live', 'random')
         rows += [row | dict(variant=name) for row in rank(plan, run, job, name)]
     history = run.history[run.history['stage'] == ('adapt' if job.name == 'start' else 'finetune')]

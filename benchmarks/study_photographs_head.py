@@ -118,7 +118,7 @@ class Head(nn.Module):
         "The loss of a batch, and its features."
         f = self(x)
         loss = stage.id_weight*id_loss(self.neck(f), y)
-        return loss + batch_hard_triplet(f, y, stage.margin, stage.normalize, stage.sharpness), f
+        return loss + batch_hard_triplet(f, y, stage.margin, stage.normalize, stage.mining_temperature), f
 
 
 class Eyes(nn.Module):
@@ -165,7 +165,7 @@ class Eyes(nn.Module):
 
 def sampler_of(rows, run, seed):
     "The sampler of a form."
-    labels, cameras = rows['label'].to_numpy(copy=True), rows['camera'].to_numpy(copy=True)
+    labels, cameras = rows['label'].to_numpy(copy=True), rows['cam_label'].to_numpy(copy=True)
     kind, options = run.get('sampler', 'dfgs'), {}
     if kind == 'dfgs': options = {name: run[name] for name in ('order', 'pk_ratio') if name in run}
     return KINDS[kind](labels, cameras, batch=64, instances=4, seed=seed, **options)

@@ -1,12 +1,12 @@
-"""The studies on rendered people: is the bed fit, which sampler helps, when, and do the settings matter.
+"""The studies on rendered identities: calibration of the setting, samplers, orders, settings, batch norm.
 
-    python benchmarks/study_rendered.py bed --scale long --out found     # calibrate: PK alone
+    python benchmarks/study_rendered.py setting --scale long --out found     # calibrate: PK alone
     python benchmarks/study_rendered.py samplers orders confirm tables norm --scale long --out found
     python benchmarks/study_rendered.py samplers --seeds 103 --only 'DFGS image complete' --out again   # one row again
     python benchmarks/study_rendered.py samplers --scale tiny --out tiny # the same code in a minute
 
 Parts, each with worlds and seeds of its own:
-bed       PK on one calibration world: fewest steps first, until a setting starts with half of PK's anchors violated
+setting   PK on one calibration world: fewest steps first, until a setting starts with half of PK's anchors violated
           and ends with less than a fifth. The choice is written to setting_SCALE.json, all that was tried to .csv.
 samplers  PK, GS and DFGS by image, text and both graphs, hardest pair and soft: six seeds.
 orders    the graphs in the paper's and the released order: the first three of the same worlds and starts.
@@ -14,38 +14,33 @@ tables    ablation, and k x m: the same; nothing is chosen by them.
 confirm   shares of random batches, fixed and adaptive: six other seeds.
 norm      a convolution tower trained from nothing, its batch norm live or frozen: three other seeds.
 
-Scales: `short` ends while PK's batches are becoming easy, `long` when they are; `wide` has six times the people of
-`long`, so that a random batch holds few look-alikes; `large` is for a GPU.
+Scales: `short` ends while PK's batches are becoming easy, `long` when they are; `wide` has six times the identities of
+`long`, so that a random batch holds few hard negatives; `large` is for a GPU.
 
-Work is cut into units (render a domain, train a start, train a variant), which processes take part by part, seed by
-seed: whatever is done when the time is over is the same study, smaller. A call that is repeated goes on. The small
-tables go to --out, the run folders to --work.
+This file is tables of variants; `compare_variants` trains, evaluates, shares the work among processes and goes on
+where it stopped. The small tables go to --out, the run folders to --work.
 """
 import argparse
 import contextlib
 import io
 import json
-import multiprocessing
-import multiprocessing.connection
 import sys
 import time
-import traceback
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
-import torch
+from filelock import FileLock
 
-from clip_dfgs.training.config import TrainConfig
-from clip_dfgs.data.transforms import Augment
 from clip_dfgs.data.datasets import load_dataset
-from clip_dfgs.utils.files import write_text
-from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.data.records import pool
+from clip_dfgs.data.transforms import Augment
 from clip_dfgs.evaluation.bootstrap import t_interval
 from clip_dfgs.experiments.studies import Study, compare_variants
+from clip_dfgs.synthetic.domain import render_domain
+from clip_dfgs.training.config import TrainConfig
+from clip_dfgs.utils.files import write_text
 
 RESULTS = Path(__file__).parent.parent/'results'
 CALIBRATION = 90                          # seed of its world
@@ -87,15 +82,6 @@ class Plan:
     every:int
 
 
-@dataclass(frozen=True)
-class Unit:
-    "A piece of work, and the pieces that come before it."
-    kind:str                              # render, start or variant
-    what:tuple                            # arguments of the function of that kind
-    needs:frozenset = frozenset()         # of (kind, what)
-    unless:Callable = bool                # true where it need not be done any more
-
-
 LIGHT = Augment(flip=.5, pad=2, erase=0., gray=0., jitter=0.) # with shifts of 6 pixels a quarter stays violated
 SCALES = dict(
     tiny=Scale(Size(2, 12, 4, 1, 8, 2), 16, 2, dict(identities=(12,), adapt=(2,), lr=(1e-4, 2e-4), steps=(4, 6))),
@@ -106,7 +92,7 @@ SCALES = dict(
     wide=Scale(Size(4, 150, 8, 3, 30), 48, 100, dict(identities=(150,), adapt=(5,), lr=(4e-4,), steps=(600,)), LIGHT),
     large=Scale(Size(6, 160, 25, 4, 100), 64, 200,
                 dict(identities=(80, 160), adapt=(60, 120), lr=(1e-4, 2e-4, 4e-4), steps=(400, 600, 900))))
-TINY_BED = dict(identities=12, adapt=2, lr=1e-4, steps=4)
+TINY_SETTING = dict(identities=12, adapt=2, lr=1e-4, steps=4)
 
 
 # -- worlds
@@ -123,20 +109,15 @@ def world_folder(work, seed, size):
     return Path(work)/'worlds'/f'{seed}-{size.sources}x{size.identities + size.held_out}-{size.targets}x{size.people}'
 
 
-def render(work, seed, size, name):
-    "Render one domain, unless it is there."
-    folder = world_folder(work, seed, size)/name
+def read_world(work, size, identities, seed):
+    "Pooled training rows of the first identities of each source; unseen domains and held-out identities to evaluate."
+    folder, tables = world_folder(work, seed, size), {}
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _, domain_seed, people, share = next(domain for domain in domains(seed, size) if domain[0] == name)
-    if folder.exists(): return
-    render_domain(folder, domain_seed, people, size.cameras, test_share=share, workers=1, progress=False)
-
-
-@lru_cache(2)
-def read_world(work, seed, size, identities):
-    "Pooled training rows of the first identities of each source; unseen domains and held-out identities to rank."
-    folder = world_folder(work, seed, size)
-    tables = {name: load_dataset('market1501', folder/name, domain=name) for name, *_ in domains(seed, size)}
+    with FileLock(f'{folder}.lock'):
+        for name, number, people, share in domains(seed, size):
+            if not (folder/name).exists():
+                render_domain(folder/name, number, people, size.cameras, test_share=share, workers=1, progress=False)
+            tables[name] = load_dataset('market1501', folder/name, domain=name)
     sources = [table for name, table in tables.items() if name[0] == 's']
     rows = pool([table[(table['split'] == 'train') & (table['pid'] <= identities)] for table in sources])
     targets = {name: table for name, table in tables.items() if name[0] == 't'}
@@ -153,14 +134,14 @@ def _apart(sources):
 
 # -- what is compared
 
-def config_of(bed, work, scale):
-    "The small recipe at the bed's length."
+def config_of(setting, work, scale):
+    "The small recipe at the setting's length."
     batch, prompts = SCALES[scale].batch, SCALES[scale].prompts
     config = TrainConfig(sampler='pk', augment=SCALES[scale].augment, cache=str(Path(work)/'cache'), workers=0,
                          log_steps=4 if scale == 'large' else 1)
-    return replace(config, adapt=replace(config.adapt, steps=bed['adapt'], batch=batch),
+    return replace(config, adapt=replace(config.adapt, steps=setting['adapt'], batch=batch),
                    prompts=replace(config.prompts, steps=prompts, batch=min(64, 2*batch)),
-                   finetune=replace(config.finetune, steps=bed['steps'], batch=batch, lr=bed['lr']))
+                   finetune=replace(config.finetune, steps=setting['steps'], batch=batch, lr=setting['lr']))
 
 
 def dfgs(graph='image', order='complete', **changes):
@@ -170,13 +151,14 @@ def dfgs(graph='image', order='complete', **changes):
 
 def soft(config):
     "The last stage with all pairs weighted by a softmax, instead of the hardest pair alone."
-    return replace(config.finetune, sharpness=10.)
+    return replace(config.finetune, mining_temperature=.1)
 
 
 def main_variants(config):
     "What all seeds are given."
     return {'PK': dict(sampler='pk'), 'DFGS image complete': dfgs(), 'GS': dict(sampler='gs'),
-            'DFGS text complete': dfgs('text'), 'DFGS image paper': dfgs(order='paper'), 'DFGS dual complete': dfgs('dual'),
+            'DFGS text complete': dfgs('text'), 'DFGS image paper': dfgs(order='paper'),
+            'DFGS dual complete': dfgs('dual'),
             'PK soft': dict(sampler='pk', finetune=soft(config)), 'DFGS soft': dfgs(finetune=soft(config))}
 
 
@@ -222,13 +204,12 @@ def norm_config(config, scale):
                    prompts=None, adapt=adapt, finetune=finetune)
 
 
-def plan_of(name, bed, work, scale):
+def plan_of(name, setting, work, scale):
     "A study by its name."
-    if name not in ('samplers', 'confirm', 'norm'): return next(p for p in bed_plans(work, scale) if p.name == name)
-    config = config_of(bed, work, scale)
+    config = config_of(setting, work, scale)
     if name == 'norm': config = norm_config(config, scale)
     variants = dict(samplers=all_variants, confirm=share_variants, norm=norm_variants)[name](config)
-    size = replace(SCALES[scale].size, identities=bed['identities'])
+    size = replace(SCALES[scale].size, identities=setting['identities'])
     return Plan(name, size, config, variants, max(1, config.finetune.steps//4))
 
 
@@ -237,7 +218,7 @@ def all_variants(config):
     return main_variants(config) | order_variants(config) | ablation_variants(config) | grid_variants(config)
 
 
-def bed_plans(work, scale):
+def setting_plans(work, scale):
     "A study for each start of the grid; its variants are PK with other rates and lengths."
     grid, found = SCALES[scale].grid, []
     usual = SCALES[scale].size
@@ -247,24 +228,8 @@ def bed_plans(work, scale):
             first = config_of(dict(identities=identities, adapt=adapt, lr=1e-4, steps=4), work, scale)
             variants = {f'lr={lr:g} steps={steps}': dict(finetune=replace(first.finetune, lr=lr, steps=steps))
                         for steps in grid['steps'] for lr in grid['lr']}
-            found.append(Plan(f'bed-{identities}-{adapt}', size, first, variants, 0))
+            found.append(Plan(f'setting-{identities}-{adapt}', size, first, variants, 0))
     return found
-
-
-# -- the work
-
-def units_of(parts, bed, work, scale, seeds, only):
-    "All units in the order of the parts."
-    if parts == ['bed']: return list(dict.fromkeys(bed_units(work, scale)))
-    units = []
-    for part in parts:
-        plan = plan_of(STUDY.get(part, part), bed, work, scale)
-        for group in groups_of(part, plan.config):
-            names = [name for name in group if not only or name in only]
-            usual = [seed + LATER.get(scale, 0) for seed in SEEDS[part]]
-            if scale == 'tiny': usual = usual[:1]
-            for seed in seeds or usual: units += seed_units(plan, seed, names)
-    return list(dict.fromkeys(units))
 
 
 def groups_of(part, config):
@@ -274,129 +239,38 @@ def groups_of(part, config):
     return [make(config) for make in groups[part]]
 
 
-def seed_units(plan, seed, names):
-    "Render a world, train its start and its variants."
-    if not names: return
-    rendered = [Unit('render', (seed, plan.size, name)) for name, *_ in domains(seed, plan.size)]
-    yield from rendered
-    start = Unit('start', (plan.name, seed), frozenset((unit.kind, unit.what) for unit in rendered))
-    yield start
-    for name in names: yield Unit('variant', (plan.name, seed, name), frozenset([(start.kind, start.what)]))
+# -- the work
 
-
-def bed_units(work, scale):
+def run_setting(a, left):
     "Shorter runs first; longer ones only while no shorter one fulfils the criterion."
-    found = bed_plans(work, scale)
-    for plan in found: yield from [unit for unit in seed_units(plan, CALIBRATION, ['-']) if unit.kind != 'variant']
-    for steps in sorted({changes['finetune'].steps for changes in found[0].variants.values()}):
-        def shorter(steps=steps):
-            table = bed_table(work, scale)
-            return bool(len(table)) and bool(table[table['steps'] < steps]['fulfils'].any())
-        for plan in found:
-            start = frozenset([('start', (plan.name, CALIBRATION))])
-            for name, changes in plan.variants.items():
-                if changes['finetune'].steps != steps: continue
-                yield Unit('variant', (plan.name, CALIBRATION, name), start, shorter)
+    plans = setting_plans(a.work, a.scale)
+    for steps in sorted({changes['finetune'].steps for changes in plans[0].variants.values()}):
+        for plan in plans:
+            some = {name: v for name, v in plan.variants.items() if v['finetune'].steps == steps}
+            world = partial(read_world, a.work, plan.size, int(plan.name.split('-')[1]))
+            compare_variants(world, None, plan.config, some, [CALIBRATION], Path(a.work)/plan.name,
+                             processes=a.processes, minutes=left())
+        if setting_table(a.work, a.scale)['fulfils'].any(): return
 
 
-def do(work, bed, scale, kind, what):
-    "Do a unit."
-    if kind == 'render': return render(work, *what)
-    name, seed, *variant = what
-    plan = plan_of(name, bed, work, scale)
-    identities = int(name.split('-')[1]) if name.startswith('bed') else plan.size.identities
-    rows, targets = read_world(work, seed, plan.size, identities)
-    chosen = {name: plan.variants[name] for name in variant}
-    compare_variants(rows, targets, plan.config, chosen, [seed], Path(work)/plan.name, plan.every)
-
-
-def worker(pipe, work, bed, scale):
-    "A process: takes units from a pipe and says what went wrong, or None."
-    torch.set_num_threads(1)
-    while True:
-        try: job = pipe.recv()
-        except EOFError: return                                                # the parent has ended
-        try:
-            with contextlib.redirect_stderr(io.StringIO()): do(work, bed, scale, *job)
-            pipe.send(None)
-        except Exception: pipe.send(traceback.format_exc()[-1500:])
-
-
-class Board:
-    "The units that are left, done, failed; and the time."
-    def __init__(self, units, minutes):
-        self.left, self.done, self.failed = units, set(), []
-        self.begun, self.seconds, self.longest = time.time(), 60*minutes, {}
-
-    @property
-    def now(self): return time.time() - self.begun
-
-    def take(self):
-        "The first unit that can be done in time, or None."
-        for unit in self.left:
-            if not unit.needs <= self.done or self.now + self.longest.get(unit.kind, 0) > self.seconds: continue
-            self.left.remove(unit)
-            if unit.unless(): return self.take()
-            return unit
-
-    def note(self, unit, took, wrong):
-        "Write down what became of a unit."
-        self.longest[unit.kind] = max(took, self.longest.get(unit.kind, 0))
-        if wrong: self.failed.append((unit, wrong))
-        else: self.done.add((unit.kind, unit.what))
-        label = ' '.join(str(part) for part in unit.what if not isinstance(part, Size))
-        if unit.kind != 'render' or wrong:
-            print(f'{self.now:6.0f} s  {unit.kind} {label}: {wrong or f"{took:.0f} s"}', flush=True)
-
-
-def alone(board, work, bed, scale):
-    "All units in this process."
-    while unit := board.take():
-        began, wrong = board.now, None
-        try:
-            with contextlib.redirect_stderr(io.StringIO()): do(work, bed, scale, unit.kind, unit.what)
-        except Exception: wrong = traceback.format_exc()[-1500:]
-        board.note(unit, board.now - began, wrong)
-
-
-def together(board, work, bed, scale, processes, save):
-    "All units in several processes, which are ended when the time is over."
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['clip_dfgs.experiments.studies', 'clip_dfgs.synthetic.domain'])
-    free, busy, people, saved = [], {}, {}, 0
-    for _ in range(processes):
-        mine, other = context.Pipe()
-        people[mine] = context.Process(target=worker, args=(other, work, bed, scale), daemon=True)
-        people[mine].start()
-        other.close()
-        free.append(mine)
-    while board.now < board.seconds:
-        while free and (unit := board.take()):
-            pipe = free.pop()
-            pipe.send((unit.kind, unit.what))
-            busy[pipe] = unit, board.now
-        if not busy: break
-        for pipe in multiprocessing.connection.wait(list(busy), timeout=2):
-            unit, began = busy.pop(pipe)
-            try: wrong = pipe.recv()
-            except EOFError: wrong = 'its process ended'
-            else: free.append(pipe)
-            board.note(unit, board.now - began, wrong)
-        if all(unit.unless() for unit in [*board.left, *(unit for unit, _ in busy.values())]): break
-        if board.now - saved > 30:
-            save()
-            saved = board.now
-    for process in people.values(): process.kill()
-    for process in people.values(): process.join()
-    if busy: print(f'{board.now:6.0f} s  {len(busy)} units were cut off', flush=True)
+def run_part(part, setting, a, left):
+    "The variants of a part, group by group."
+    plan = plan_of(STUDY.get(part, part), setting, a.work, a.scale)
+    seeds = a.seeds or [seed + LATER.get(a.scale, 0) for seed in SEEDS[part]][:1 if a.scale == 'tiny' else None]
+    world = partial(read_world, a.work, plan.size, plan.size.identities)
+    for group in groups_of(part, plan.config):
+        some = {name: plan.variants[name] for name in group if not a.only or name in a.only}
+        if not some: continue
+        compare_variants(world, None, plan.config, some, seeds, Path(a.work)/plan.name, plan.every,
+                         a.processes, left())
 
 
 # -- the tables
 
-def bed_table(work, scale):
+def setting_table(work, scale):
     "A row a setting that was tried: PK's violated share in the first and in the last tenth of its steps."
     lines = []
-    for plan in bed_plans(work, scale):
+    for plan in setting_plans(work, scale):
         if not (Path(work)/plan.name/'study.json').exists(): continue
         study = Study.load(Path(work)/plan.name)
         _, identities, adapt = plan.name.split('-')
@@ -432,9 +306,9 @@ def choice(table):
     return {name: best[name].item() for name in names}
 
 
-def save_bed(out, work, scale):
+def save_setting(out, work, scale):
     "What was tried, and the choice."
-    table = bed_table(work, scale)
+    table = setting_table(work, scale)
     if not len(table): return
     write_text(table.round(4).to_csv(index=False), out/f'setting_{scale}.csv')
     chosen = choice(table)
@@ -447,19 +321,18 @@ def thinned(history, parts=20):
     last = history.groupby('variant')['step'].transform('max')
     step = (-(-history['step']*parts//last)*last/parts).round().astype(int)
     keys = [history['seed'], history['variant'], step.rename('step')]
-    return history.groupby(keys, sort=False)[['violated_triplets', 'embedding_std', 'loss']].mean().reset_index().round(4)
+    means = history.groupby(keys, sort=False)[['violated_triplets', 'embedding_std', 'loss']].mean()
+    return means.reset_index().round(4)
 
 
-def ended(study, steps):
+def ended(study):
     "A study without the runs that were cut off."
-    table, history = study.table, study.history
-    runs = [tuple(run) for run in table[table['step'] == steps][['seed', 'variant']].drop_duplicates().to_numpy()]
-    def kept(rows): return rows[[(row.seed, row.variant) in runs for row in rows.itertuples()]]
-    starts = table[table['variant'] == 'start']
-    return replace(study, table=pd.concat([starts, kept(table)]), history=kept(history) if len(history) else history)
+    runs = study.table.loc[study.table['last'], ['seed', 'variant']].drop_duplicates()
+    def kept(rows): return rows.merge(runs) if len(rows) else rows
+    return replace(study, table=kept(study.table), history=kept(study.history))
 
 
-def save_studies(out, work, bed, scale):
+def save_studies(out, work, setting, scale):
     "A small table a study, and one of what training said on the way; runs that have not ended are left out."
     usual, histories = TrainConfig(), []
     some = dict(samplers=[*main_variants(usual), *order_variants(usual)],
@@ -467,12 +340,12 @@ def save_studies(out, work, bed, scale):
                 ablation=[*SHARED, *ablation_variants(usual)])
     for folder in ('samplers', 'confirm', 'norm'):
         if not (Path(work)/folder/'study.json').exists(): continue
-        study = ended(Study.load(Path(work)/folder), plan_of(folder, bed, work, scale).config.finetune.steps)
+        study = ended(Study.load(Path(work)/folder))
         histories.append(thinned(study.history).assign(study=folder))
         for name, variants in some.items() if folder == 'samplers' else [(folder, study.table['variant'].unique())]:
             own = {*variants} - SHARED if name in ('parameters', 'ablation') else {*variants}
             if not own & {*study.table['variant']}: continue
-            table = study.table[study.table['variant'].isin(['start', *variants])]
+            table = study.table[study.table['variant'].isin(['start', *variants])].drop(columns='last')
             if name == 'parameters': table = table.replace({'variant': {'DFGS image complete': 'k=10 m=0'}})
             write_text(table.round(5).to_csv(index=False), out/f'study_{name}.csv')
     if histories: write_text(pd.concat(histories).to_csv(index=False), out/'study_history.csv')
@@ -490,40 +363,41 @@ def told(where, name, to, scores):
 def arguments(given):
     "The command line."
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('parts', nargs='+', choices=('bed', *SEEDS))
+    p.add_argument('parts', nargs='+', choices=('setting', *SEEDS))
     p.add_argument('--out', type=Path, required=True, help='folder of the small tables')
-    p.add_argument('--work', type=Path, help='folder of worlds and runs; default: work, in --out')
+    p.add_argument('--work', help='folder of worlds and runs; default: work, in --out')
     p.add_argument('--processes', type=int, default=1, help='that share the work, and the GPU if there is one')
-    p.add_argument('--minutes', type=float, default=1e6, help='after which no work is taken and what runs is cut off')
+    p.add_argument('--minutes', type=float, default=1e6, help='after which no run is begun')
     p.add_argument('--seeds', type=int, nargs='+', help='instead of the usual ones')
     p.add_argument('--only', nargs='+', help='names of variants')
-    p.add_argument('--bed', type=Path, help="settings that `bed` has chosen; default: the scale's, in nbs/guides")
+    p.add_argument('--setting', type=Path, help="what `setting` has chosen; default: the scale's, in results")
     p.add_argument('--scale', choices=SCALES, default='long', help='short, long, wide: two cores; large: a GPU; '
                                                                    'tiny: a few steps')
     a = p.parse_args(given)
-    a.bed = a.bed or RESULTS/f'setting_{a.scale}.json'
-    if 'bed' in a.parts and len(a.parts) > 1: p.error('bed comes first and by itself: the others need its choice')
-    if 'bed' not in a.parts and a.scale != 'tiny' and not a.bed.exists(): p.error(f'{a.bed} is missing; run bed first')
+    a.setting, a.work = a.setting or RESULTS/f'setting_{a.scale}.json', a.work or str(a.out/'work')
+    alone = 'setting' in a.parts
+    if alone and len(a.parts) > 1: p.error('setting comes first and by itself: the others need its choice')
+    if not alone and a.scale != 'tiny' and not a.setting.exists(): p.error(f'{a.setting} is missing; run setting first')
     return a
 
 
 def main(given=None):
     "Work through the parts; returns the exit code."
-    a = arguments(given)
-    work, bed = str(a.work or a.out/'work'), TINY_BED
-    if a.scale != 'tiny' and 'bed' not in a.parts: bed = json.loads(a.bed.read_text())
+    a, until = arguments(given), time.time()
+    until += 60*a.minutes
+    def left(): return max(.01, (until - time.time())/60)
     a.out.mkdir(parents=True, exist_ok=True)
-    def save():
-        if a.parts == ['bed']: save_bed(a.out, work, a.scale)
-        else: save_studies(a.out, work, bed, a.scale)
-    board = Board(units_of(a.parts, bed, work, a.scale, a.seeds, a.only), a.minutes)
-    total = len(board.left)
-    if a.processes == 1: alone(board, work, bed, a.scale)
-    else: together(board, work, bed, a.scale, a.processes, save)
-    save()
-    print(f'{board.now:.0f} s: {len(board.done)} of {total} units done, {len(board.failed)} failed')
-    if a.parts == ['bed']: print('chosen:', choice(bed_table(work, a.scale)))
-    return 1 if board.failed else 0
+    with contextlib.redirect_stderr(io.StringIO()):
+        if a.parts == ['setting']:
+            run_setting(a, left)
+            save_setting(a.out, a.work, a.scale)
+            print('chosen:', choice(setting_table(a.work, a.scale)))
+            return 0
+        setting = TINY_SETTING if a.scale == 'tiny' else json.loads(a.setting.read_text())
+        for part in a.parts:
+            run_part(part, setting, a, left)
+            save_studies(a.out, a.work, setting, a.scale)
+    return 0
 
 
 if __name__ == '__main__': sys.exit(main())

@@ -44,25 +44,44 @@ from torch.utils.data import DataLoader
 
 from clip_dfgs.training.config import Stage, TrainConfig
 from clip_dfgs.data.datasets import load_dataset
-from clip_dfgs.inference.embed import make_accelerator
+from clip_dfgs.inference.embed import embed_images, make_accelerator
 from clip_dfgs.data.image_cache import cached_images
-from clip_dfgs.data.loader import ImageDataset, make_loader
+from clip_dfgs.data.loader import FeatureDataset, ImageDataset, make_loader
 from clip_dfgs.data.transforms import Augment
 from clip_dfgs.models.encoder import normalize
 from clip_dfgs.training.losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.data.loader import augment_rest, training_images, workers_for
+from clip_dfgs.data.loader import workers_for
 from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.models.prompts import PROMPT, all_text_features
 from clip_dfgs.data.records import pool
 from clip_dfgs.training.run import Run
 from clip_dfgs.models.towers import ImageFeatures, tower_features
-from clip_dfgs.training.trainer import fit, new_model, one_step
+from clip_dfgs.training.step import Batches, ImageLosses, PromptLosses, StageLoop
+from clip_dfgs.training.trainer import fit, make_sampler, new_model
 from clip_dfgs.models.weights import tokenizer_of
 
 MODELS = {'small': dict(clip='pedestrians', pretrained=None), 'ViT-B-16': dict(clip='ViT-B-16', pretrained=None)}
 BATCH = {'small': 64, 'ViT-B-16': 16}                                      # of stage 2
 TARGET = 5                                                                 # of stage 1 and of loading
+
+
+def one_step(run, name):
+    "The step of `fit`'s stage on one of its batches, which is loaded already; ready to be repeated."
+    config, a, rows = run.config, run.accelerator, run.records
+    labels, cameras = (rows[column].to_numpy(copy=True) for column in ('label', 'camera'))
+    if name == 'prompts':
+        some = list(range(min(config.prompts.batch, len(rows))))
+        seen = embed_images(run.model, run.pixels, some, part='projected', accelerator=a)
+        data, losses = FeatureDataset(seen, labels[some], a.device), PromptLosses(config, a)
+    else:
+        some = next(iter(make_sampler('pk', config, name, rows, a)))
+        data = ImageDataset(run.pixels, labels, cameras, config.augment, config.seed)
+        learned = name == 'finetune' and (config.prompts or config.init) and run.model.has_text
+        text = all_text_features(run.model).float() if learned else None
+        losses = ImageLosses(run.model, config, name, a, text)
+    loop, batch = StageLoop(name, config, run.model, data, Batches(None), losses, a), data.__getitems__(some)
+    return lambda: loop.take(some, batch).loss
 
 
 def padded_text(model, labels):
@@ -366,15 +385,14 @@ def device_loading(name, rows, folder, device, batch, passes):
     plain = DataLoader(Plain(rows['path'].tolist(), pixels.shape[1:3]), batch_sampler=index, num_workers=workers)
     labels = rows['label'].to_numpy(copy=True)
     loaders = dict(plain=(plain, None)) | {
-        recipe: (make_loader(training_images(pixels, labels, labels, augment, device=device), index, workers=workers,
+        recipe: (make_loader(ImageDataset(pixels, labels, labels, augment), index, workers=workers,
                              pin=device != 'cpu'), augment) for recipe, augment in recipes.items()}
     for what, (loader, augment) in loaders.items():
         begun, seen = None, 0
         for loaded in loader:
             if augment is None: x = loaded.to(device)
             else:
-                images, *_, numbers = (t.to(device, non_blocking=True) for t in loaded)
-                x = normalize(augment_rest(images, numbers, augment) if numbers.ndim == 2 else images)
+                x = normalize(loaded[0].to(device, non_blocking=True))
             if begun is None: begun = time.perf_counter()                       # the first batch starts the workers
             else: seen += len(x)
         if device != 'cpu': torch.cuda.synchronize()

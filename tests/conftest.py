@@ -25,3 +25,50 @@ def real(tmp_path_factory):
     for file in sorted(root.glob('*.tar.gz')):
         with tarfile.open(file) as archive: archive.extractall(out/file.name.split('.')[0], filter='data')
     return out
+
+
+# Runs that many tests read and none changes
+
+def _run(tmp_path_factory, name, train):
+    "The folder of a run, trained in one thread with a cache of its own."
+    import torch
+    threads, out = torch.get_num_threads(), tmp_path_factory.mktemp('shared')/name
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('CLIP_DFGS_CACHE', str(out.parent/'cache'))
+        train(out)
+    torch.set_num_threads(threads)
+    return out
+
+
+@pytest.fixture(scope='session')
+def whole(world, tmp_path_factory):
+    "An uninterrupted run of seventeen steps."
+    from running import config, fit, rows_of
+    return _run(tmp_path_factory, 'whole', lambda out: fit(rows_of(world), config(), out))
+
+
+@pytest.fixture(scope='session')
+def resumed(world, tmp_path_factory):
+    "The same run, killed in the last stage and resumed."
+    from running import config, fit, killed_at, rows_of
+    def train(out):
+        killed_at(world, out, config(), 'finetune', 5)
+        fit(rows_of(world), config(), out, resume=True)
+    return _run(tmp_path_factory, 'resumed', train)
+
+
+@pytest.fixture(scope='session')
+def pair(world, tmp_path_factory):
+    "The same run of two processes, which evaluate it too."
+    from running import config, said_by_two, two
+    def train(out): assert two(world, out, config(), test=True) == [0, 0], said_by_two(out)
+    return _run(tmp_path_factory, 'pair', train)
+
+
+@pytest.fixture(scope='session')
+def held_run(world, tmp_path_factory):
+    "A run with held-out identities that keeps the best model."
+    from running import fit, held, watched
+    rows, validate = held(world)
+    return _run(tmp_path_factory, 'held', lambda out: fit(rows, watched(select='best'), out, validate=validate))

@@ -112,7 +112,7 @@ def losses():
         hard=lambda x: losses.batch_hard_triplet(x, labels),
         soft_margin=lambda x: losses.batch_hard_triplet(x, labels, None),
         unit=lambda x: losses.batch_hard_triplet(x, labels, .3, True),
-        sharp=lambda x: losses.batch_hard_triplet(x, labels, .3, True, 10.),
+        sharp=lambda x: losses.batch_hard_triplet(x, labels, .3, True, .1),
         i2tce=lambda x: losses.image_to_text_ce(x, text, labels))
     out = {}
     for name, loss in tries.items():

@@ -2,8 +2,10 @@
 import multiprocessing
 import os
 import resource
+import signal
 import socket
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from clip_dfgs.data.records import pool
 from clip_dfgs.inference.evaluator import results_table
 from clip_dfgs.data.records import hold_out
 from clip_dfgs.utils.files import TrainError
+from clip_dfgs.training.history import read_history
 from clip_dfgs.training.trainer import fit
 
 SMALL_BATCH = dict(batch=16, instances=4)
@@ -38,6 +41,12 @@ def config(**more):
     c = TrainConfig(**dict(pretrained=None, checkpoint_steps=2, log_steps=1, precision='no') | more)
     return replace(c, adapt=replace(c.adapt, steps=5, **SMALL_BATCH), prompts=replace(c.prompts, steps=5, batch=24),
                    finetune=replace(c.finetune, steps=7, **SMALL_BATCH))
+
+
+def watched(**more):
+    "The short run, held-out identities evaluated every third step; rates so high that it does not always get better."
+    c = config(**dict(validate_steps=3) | more)
+    return replace(c, finetune=replace(c.finetune, lr=3e-3, steps=9))
 
 
 def only(c, **steps):
@@ -110,6 +119,24 @@ def ended(p, seconds=600):
     p.kill()
     p.join()
     return code
+
+
+def killed_at(world, out, c, stage='finetune', step=5, reached=None):
+    "A process that is killed as soon as a step is in the history, or something else is so."
+    def there():
+        if reached: return reached(out)
+        return any(r['stage'] == stage and r['step'] >= step for r in read_history(out/'history.csv'))
+    p, deadline = started(world, out, c), time.monotonic() + 600
+    while p.is_alive() and time.monotonic() < deadline:
+        time.sleep(.002)
+        if not there(): continue
+        os.kill(p.pid, signal.SIGSTOP)                                         # hold still: what we saw is still so
+        if there(): break
+        os.kill(p.pid, signal.SIGCONT)
+    assert there()
+    p.kill()
+    p.join()
+    assert p.exitcode == -signal.SIGKILL and not (out/'model').exists()
 
 
 def addresses():

@@ -317,11 +317,11 @@ def test_held_out_people_on_the_command_line_and_a_kill(world, tmp_path):
 def test_changes_of_a_recipe():
     small = RECIPES['small']
     assert changed('small', 3, Changes()) == replace(small, seed=3)
-    finetune = replace(small.finetune, steps=9, batch=32, lr=0., sharpness=5.)
+    finetune = replace(small.finetune, steps=9, batch=32, lr=0., mining_temperature=.2)
     prompts = replace(small.prompts, steps=7)
     want = replace(small, seed=0, sampler='gs', recompute=True, adapt=None, prompts=prompts, finetune=finetune)
     given = dict(sampler='gs', recompute=True, adapt_steps=0, prompt_steps=7)
-    assert changed('small', 0, Changes(**given, steps=9, batch=32, lr=0., sharpness=5.)) == want
+    assert changed('small', 0, Changes(**given, steps=9, batch=32, lr=0., mining_temperature=.2)) == want
     both = {stage: replace(getattr(small, stage), batch=32) for stage in ('adapt', 'finetune')}
     assert changed('small', 0, Changes(batch=32)) == replace(small, seed=0, **both)
 

@@ -104,7 +104,7 @@ STEP = dict(steps=1, batch=16)
     (dict(finetune=Stage(epochs=-3, batch=16)), 'finetune: epochs is -3'),
     (dict(adapt=Stage(**STEP, lr=float('nan'))), 'lr is nan'),
     (dict(adapt=Stage(**STEP, head_lr=-1.)), 'head_lr is -1'),
-    (dict(adapt=Stage(**STEP, sharpness=float('nan'))), 'sharpness is nan'),
+    (dict(adapt=Stage(**STEP, mining_temperature=float('nan'))), 'mining_temperature is nan'),
     (dict(adapt=Stage(**STEP, floor=-2.)), 'floor is -2'),
     (dict(adapt=Stage(**STEP, margin=float('nan'))), 'margin is nan'),
     (dict(adapt=Stage(**STEP, triplet_on=('pool',))), "did you mean 'pooled'"),

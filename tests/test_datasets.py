@@ -57,7 +57,7 @@ def test_counts_and_cameras(tmp_path, name, form, expected, cameras):
     records = load_dataset(name, root)
     assert counts(records) == expected
     assert set(records['camid']) == cameras
-    assert list(records.columns) == COLUMNS
+    assert set(records.columns) == {*COLUMNS, 'identity', 'camera'}
     if name in ('folder', 'csv'): return
     pd.testing.assert_frame_equal(load_dataset(name, tmp_path/'some données'), records)  # found from the folder above
     assert set(records['domain']) == {name}
@@ -359,7 +359,7 @@ def test_pool_never_joins_and_never_splits(made, include_test):
         return
     pooled = pool(made, include_test)
     assert sorted(pooled['path']) == sorted(trains['path'])
-    for number, column in (('label', 'pid'), ('camera', 'camid')):
+    for number, column in (('label', 'pid'), ('cam_label', 'camid')):
         pairs = set(zip(pooled['domain'], pooled[column], pooled[number]))
         assert len(pairs) == len({p[:2] for p in pairs}) == len({p[2] for p in pairs})
         assert sorted(set(pooled[number])) == list(range(pooled[number].nunique()))

@@ -16,7 +16,7 @@ from clip_dfgs.utils.checks import DatasetError
 from clip_dfgs.evaluation.metrics import evaluate
 from clip_dfgs.inference.embed import make_accelerator, choose_precision, embed_images, embed_together
 from clip_dfgs.inference.evaluator import check_targets
-from clip_dfgs.data.leakage import camera_rule, target_notes
+from clip_dfgs.data.leakage import camera_rule, find_leakage
 from clip_dfgs.inference.evaluator import evaluate_records, results_table
 from clip_dfgs.data.image_cache import cached_images
 from clip_dfgs.models.reid_model import ReIDModel
@@ -244,17 +244,17 @@ def test_with_one_camera_no_picture_is_its_own_answer(one_camera, tmp_path, agai
 
 def test_one_camera_is_said(one_camera):
     apart = one_camera.drop_duplicates('path')
-    assert target_notes(apart) == {'town': ["one camera only: pictures by the query's own camera count"]}
+    assert find_leakage(None, apart)['kind'].tolist() == ['one camera']
 
 
-@pytest.mark.parametrize('change, pictures, people', [
-    (dict(), '72 of its 72 pictures', '12 of its 12 people'),
-    (dict(domain='elsewhere'), '72 of its 72 pictures', None),                  # one set under two names
-    (dict(path='{town}/bounding_box_train/{i}.jpg'), None, '12 of its 12 people'),
-    (dict(path='{copy}/{name}'), None, '12 of its 12 people'),                  # the same pictures somewhere else
+@pytest.mark.parametrize('change, images, identities', [
+    (dict(), '72 of 72 test images', '12 of its 12 identities'),
+    (dict(domain='elsewhere'), '72 of 72 test images', None),                  # one set under two names
+    (dict(path='{town}/bounding_box_train/{i}.jpg'), None, '12 of its 12 identities'),
+    (dict(path='{copy}/{name}'), None, '12 of its 12 identities'),                  # the same pictures somewhere else
     (dict(path='{copy}/{i}.jpg'), None, None),                                  # another data set of the same name
     (dict(path='{town}/bounding_box_train/{i}.jpg', domain='elsewhere'), None, None)])
-def test_what_was_trained_on_is_said(world, tmp_path, change, pictures, people):
+def test_what_was_trained_on_is_said(world, tmp_path, change, images, identities):
     targets = load_dataset('market1501', world)
     targets = targets[targets['split'] != 'train']
     if 'path' in change:
@@ -262,14 +262,14 @@ def test_what_was_trained_on_is_said(world, tmp_path, change, pictures, people):
         paths = [change['path'].format(town=world, copy=tmp_path, i=i, name=Path(path).name)
                  for i, path in enumerate(targets['path'])]
         change = change | dict(path=paths)
-    notes = target_notes(targets, trained=targets.assign(split='train', **change)).get('town', [])
-    expected = [f'{words} were trained on' for words in (pictures, people) if words]
-    assert notes == expected
+    notes = find_leakage(targets.assign(split='train', **change), targets, content=False)['sentence'].tolist()
+    expected = [words for words in (images, identities) if words]
+    assert len(notes) == len(expected) and all(words in note for words, note in zip(expected, notes))
 
 
 def test_targets_that_are_all_right_have_no_note(world):
     records = load_dataset('market1501', world)
-    assert target_notes(records, trained=records[records['split'] == 'train']) == {}
+    assert find_leakage(records[records['split'] == 'train'], records).empty
 
 
 @pytest.mark.parametrize('pid', [np.nan, 1.5, 'a', None])
@@ -287,8 +287,8 @@ def test_two_tables_of_one_domain(world, tmp_path):
     tables = [load_dataset('market1501', folder) for folder in copies]
     with pytest.raises(DatasetError, match="two tables are of the domain 'town'"): evaluate_records(model, tables)
     for two in (pd.concat(tables), pd.concat(tables).iloc[::-1]):
-        with pytest.raises(DatasetError, match='two folders of one name'): evaluate_records(model, two)
-    assert 'two folders of one name' in target_notes(pd.concat(tables, ignore_index=True))['town'][0]
+        with pytest.raises(DatasetError, match='in two places'): evaluate_records(model, two)
+    assert 'two places' in set(find_leakage(None, pd.concat(tables, ignore_index=True), content=False)['kind'])
     named = [table.assign(domain=name) for table, name in zip(tables, 'ab')]
     assert list(evaluate_records(model, named, cache=tmp_path/'cache')) == ['a', 'b']
 

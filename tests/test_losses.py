@@ -98,11 +98,11 @@ def test_gradients(loss):
 
 def test_sharpness_lies_between_the_mean_and_the_hardest():
     f, y = batch(5)
-    losses = [batch_hard_triplet(f, y, 5., sharpness=s).item() for s in (0., 1., 4., 1e4)]
+    losses = [batch_hard_triplet(f, y, 5., mining_temperature=t).item() for t in (torch.inf, 1., .25, 1e-4)]
     assert losses == sorted(losses) and losses[-1] == pytest.approx(batch_hard_triplet(f, y, 5.).item())
 
 
-@pytest.mark.parametrize('kw', [{}, dict(margin=None), dict(sharpness=1.), dict(normalize=True)])
+@pytest.mark.parametrize('kw', [{}, dict(margin=None), dict(mining_temperature=1.), dict(normalize=True)])
 def test_repeated_images_and_lonely_anchors_keep_gradients_finite(kw):
     f = torch.tensor([[1., 2.], [1., 2.], [1., 2.], [3., 4.]]).requires_grad_()
     batch_hard_triplet(f, torch.tensor([0, 0, 1, 2]), **kw).backward()
@@ -140,7 +140,7 @@ def test_health_tells_a_collapse_from_life():
 
 def test_errors_name_what_is_missing():
     f, y = batch(0)
-    for options in ({}, dict(sharpness=1.)):
+    for options in ({}, dict(mining_temperature=1.)):
         with pytest.raises(ValueError, match='12 rows have the same label'):
             batch_hard_triplet(f, torch.zeros(12), **options)
     with pytest.raises(ValueError, match='no positive on the other side'): image_text_contrastive(f, f, y, y + 4)
@@ -150,7 +150,8 @@ def test_errors_name_what_is_missing():
 def test_labels_of_another_shape_are_refused(wrong):
     "A column of labels would be compared with itself and give another loss."
     features, labels = batch(0)
-    for loss in (lambda at: batch_hard_triplet(features, at), lambda at: batch_hard_triplet(features, at, sharpness=5.),
+    for loss in (lambda at: batch_hard_triplet(features, at),
+                 lambda at: batch_hard_triplet(features, at, mining_temperature=.2),
                  lambda at: image_text_contrastive(features, features, at, labels),
                  lambda at: image_text_contrastive(features, features, labels, at)):
         with pytest.raises(ValueError, match='labels have shape'): loss(wrong(labels))

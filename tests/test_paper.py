@@ -32,35 +32,8 @@ def test_a_difference_in_words_is_a_paired_t_test():
     assert script.told('x', 'B', 'A', scores + np.array([100, 0])).endswith(': less')
 
 
-def test_work_is_taken_in_order_when_it_can_be_done():
-    first, second = script.Unit('start', ('x', 0)), script.Unit('start', ('y', 0))
-    after = script.Unit('variant', ('x', 0, 'PK'), frozenset([('start', ('x', 0))]))
-    board = script.Board([first, after, second], minutes=1)
-    assert [board.take(), board.take(), board.take()] == [first, second, None]     # `after` waits for `first`
-    board.note(second, 1., 'an error')
-    assert board.take() is None
-    board.note(first, 1., None)
-    assert board.take() == after and board.failed == [(second, 'an error')]
-
-
-def test_no_work_is_taken_that_would_not_end_in_time():
-    slow, other = script.Unit('variant', ('x', 0, 'A')), script.Unit('variant', ('x', 0, 'B'))
-    board = script.Board([slow, other], minutes=1)
-    board.note(board.take(), 61., None)
-    assert board.take() is None and board.left == [other]
-
-
-def test_longer_runs_are_left_out_once_a_shorter_one_is_chosen():
-    chosen = []
-    units = [script.Unit('variant', ('x', 0, name), unless=lambda: bool(chosen)) for name in 'AB']
-    board = script.Board(units, minutes=1)
-    assert board.take().what[2] == 'A'
-    chosen.append('A')
-    assert board.take() is None and not board.left
-
-
 def test_calibration_studies_and_confirmation_have_seeds_and_domains_of_their_own():
-    seeds = dict(bed=[script.CALIBRATION], samplers=script.SEEDS['samplers'], confirm=script.SEEDS['confirm'],
+    seeds = dict(setting=[script.CALIBRATION], samplers=script.SEEDS['samplers'], confirm=script.SEEDS['confirm'],
                  norm=script.SEEDS['norm'])
     assert {*script.SEEDS['tables'], *script.SEEDS['orders']} <= {*seeds['samplers']}
     for a, b in combinations(seeds.values(), 2): assert not {*a} & {*b}
@@ -69,22 +42,11 @@ def test_calibration_studies_and_confirmation_have_seeds_and_domains_of_their_ow
     assert len(every) == len({*every})
 
 
-@pytest.mark.parametrize('parts', [['bed'], ['samplers', 'orders', 'confirm', 'tables', 'norm']], ids=' '.join)
-def test_every_unit_is_there_once_and_after_what_it_needs(parts, tmp_path):
-    "Two processes that render one domain at a time would be in each other's way."
-    bed = dict(identities=80, adapt=60, lr=1e-4, steps=400)
-    units = script.units_of(parts, bed, str(tmp_path), 'large', None, None)
-    assert len({(unit.kind, unit.what) for unit in units}) == len(units)
-    seen = set()
-    for unit in units:
-        assert unit.needs <= seen
-        seen.add((unit.kind, unit.what))
-
-
 def test_a_run_that_was_cut_off_is_not_in_the_tables():
-    def rows(variant, *steps): return [dict(seed=0, variant=variant, step=step, domain='t0', mAP=.3) for step in steps]
+    def rows(variant, *steps):
+        return [dict(seed=0, variant=variant, step=n, domain='t0', mAP=.3, last=n in (0, 400)) for n in steps]
     table = pd.DataFrame(rows('start', 0) + rows('PK', 80, 400) + rows('DFGS', 80))
-    study = script.ended(script.Study(None, table, history=table[table['step'] > 0]), 400)
+    study = script.ended(script.Study(None, table, history=table[table['step'] > 0]))
     assert {*study.table['variant']} == {'start', 'PK'} and {*study.history['variant']} == {'PK'}
 
 

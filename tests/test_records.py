@@ -13,9 +13,9 @@ from trees import make_tree, picture
 
 from clip_dfgs.data.datasets import check_dataset, load_dataset
 from clip_dfgs.data.parsers import PARSERS
-from clip_dfgs.data.leakage import found_in_gallery
+from clip_dfgs.data.leakage import find_leakage
 from clip_dfgs.data.records import check_records, hold_out, is_pooled, encode_cameras, encode_identities, pool
-from clip_dfgs.utils.checks import DatasetError
+from clip_dfgs.utils.checks import as_cameras, as_labels, DatasetError
 from clip_dfgs.data.records import parse_identity
 
 SPELLINGS = [int, float, str, lambda n: f'{n}.0', lambda n: f' {n} ', np.int64, np.float32,
@@ -28,7 +28,7 @@ def test_a_whole_number_is_a_number_however_it_is_written(numbers, data):
     assert encode_identities(written).tolist() == numbers
 
 
-@given(st.lists(st.sampled_from(['anna', 'Bö b', 'NA', 'None', 'x1', 7, '0007', -1, '-1', 0, '0000']), min_size=1))
+@given(st.lists(st.sampled_from(['anna', 'Bö b', 'NA', 'null', 'x1', 7, '0007', -1, '-1', 0, '0000']), min_size=1))
 def test_names_and_numbers_together(written):
     "Junk and distractors keep their meaning; equal people get equal numbers from 1 on, different ones different."
     found = encode_identities([*written, 'zoe']).tolist()
@@ -40,19 +40,32 @@ def test_names_and_numbers_together(written):
     assert len({v for v, _ in people}) == len({n for _, n in people}) == len(set(people))
 
 
-@pytest.mark.parametrize('value, words', [
-    (None, 'is missing'), (float('nan'), 'is missing'), (pd.NA, 'is missing'), (pd.NaT, 'is missing'),
-    ('', 'is missing'), ('  ', 'is missing'), (1.5, 'is 1.5, not a whole number'), ('1.5', 'not a whole number'),
-    (True, 'neither'),
-    (np.bool_(False), 'neither'), (float('inf'), 'not a whole number'), (10**30, 'too large')])
-def test_what_is_no_identity_is_refused_with_its_row(value, words):
+NOBODY = [None, float('nan'), pd.NA, pd.NaT, '', '  ', 'nan', 'NaN', '<NA>', 'None', 'unknown',
+          'Unknown_individual', b'unidentified']
+
+
+@pytest.mark.parametrize('value', NOBODY, ids=repr)
+def test_an_unknown_label_is_nobody_everywhere(value):
+    "Parsers number it -1, arrays refuse it, cameras are all known or all unknown."
+    for distractors in (True, False): assert encode_identities([3, value, 4], 'pid', distractors).tolist() == [3, -1, 4]
+    assert encode_cameras([value, value]).tolist() == [0, 0] and as_cameras([value, value], 2) is None
+    with pytest.raises(DatasetError, match='1 of 2 cameras'): encode_cameras([3, value])
+    with pytest.raises(ValueError, match='1 of 2 cameras'): as_cameras(['a', value], 2)
+    with pytest.raises(ValueError, match='labels: 1 of 2 identities'): as_labels(['a', value])
+
+
+@pytest.mark.parametrize('value', [
+    1.5, '1.5', True, np.bool_(False), float('inf'), 10**30, '2.0E+11', '2.0201E+11', '1e+05', '9007199254740993.0',
+    '9'*5000, (1, 2), [3], {}, {4}, object, b'\xff', 1j, 2.**60], ids=lambda v: repr(v)[:20])
+def test_what_is_no_label_is_refused_with_its_row(value):
     for read in (encode_identities, encode_cameras):
-        with pytest.raises(DatasetError, match=f'row 2 .*{words}'): read([3, value, 4])
+        with pytest.raises(DatasetError, match='row 2 is') as said: read(['x', value])
+        assert len(str(said.value)) < 200 and '\n' not in str(said.value)
 
 
 def test_people_without_junk():
     assert encode_identities([-1, 0, 5], distractors=False).tolist() == [1, 2, 3]
-    assert encode_identities(['0', 'anna'], distractors=False).tolist() == [1, 2]
+    assert encode_identities(['0', 'anna', 'unknown'], distractors=False).tolist() == [1, 2, -1]
 
 
 def as_layout(name, folder, written, camera='0'):
@@ -92,19 +105,16 @@ def test_a_csv_keeps_junk_and_distractors_however_it_was_saved(tmp_path, spellin
 
 
 @pytest.mark.parametrize('changes, people', [
-    (dict(pid=['NA', 'NA', 'p2']), 2), (dict(pid=['null', 'None', 'nan ']), None), (dict(domain='NA'), 2),
-    (dict(domain=12), 2), (dict(camid=['None', 'x', 'None']), 2)])
+    (dict(pid=['NA', 'NA', 'p2']), 2), (dict(pid=['null', 'Nan', 'null']), 2), (dict(domain='NA'), 2),
+    (dict(domain=12), 2), (dict(camid=['null', 'x', 'NA']), 2)])
 def test_words_that_pandas_takes_for_missing_are_names(tmp_path, changes, people):
     for i in range(3): picture(tmp_path/f'{i}.jpg', i)
     table = pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(3)], pid=['a', 'a', 'b'], camid=0))
     table = table.assign(**changes)
     table.to_csv(tmp_path/'t.csv', index=False)
-    if people is None:
-        with pytest.raises(DatasetError, match='row 3 is missing'): load_dataset('csv', tmp_path/'t.csv')
-    else:
-        records = load_dataset('csv', tmp_path/'t.csv')
-        assert records['pid'].nunique() == people
-        if 'domain' in changes: assert records['domain'].unique().tolist() == [str(changes['domain'])]
+    records = load_dataset('csv', tmp_path/'t.csv')
+    assert records['pid'].nunique() == people
+    if 'domain' in changes: assert records['domain'].unique().tolist() == [str(changes['domain'])]
 
 
 def test_paths_from_windows(tmp_path):
@@ -116,7 +126,9 @@ def test_paths_from_windows(tmp_path):
 @pytest.mark.parametrize('text, words', [
     ('', 'is no table'), ('path,pid\n', 'no image found|records are empty'),
     ('path;pid\na.jpg;1\n', 'lacks the column'),
-    ('path,pid\na.jpg,\n', 'line 2, column pid'), ('path,pid\n,1\n', 'line 2, column path'),
+    ('path,pid\na.jpg,\n', 'no image found .*no known identity'), ('path,pid\n,1\n', 'line 2, column path'),
+    ('path,label\na.jpg,1\n', 'if label is the pid, call it pid'),
+    ('path,pid,camid\na.jpg,1,\na.jpg,1,2\n', '1 of 2 cameras'),
     ('path,pid,split\na.jpg,1,test\n', 'have a split that is none of'),
     ('path,pid,camid\na.jpg,1,-2\n', 'no camera'),
     ('path,pid\na.jpg,1.5\n', 'row 1 is 1.5'), ('path,pid\n"a.jpg,1\n', 'is no table')])
@@ -203,10 +215,10 @@ def test_a_broken_link_is_said(tmp_path):
 
 def test_a_label_of_somebody_else_is_not_a_pooled_table(tmp_path):
     records = load_dataset('market1501', make_tree('market1501', tmp_path))
-    mine = records.assign(label=pd.factorize(records['pid'])[0], camera=records['camid'])
+    mine = records.assign(label=pd.factorize(records['pid'])[0], cam_label=records['camid'])
     assert not is_pooled(mine) and is_pooled(pool(mine)) and set(pool(mine)['split']) == {'train'}
     pooled = pool(records)
-    for broken in (pooled.drop(columns='camera'), pooled.assign(label=pooled['label'] + 1), pooled.assign(label=0),
+    for broken in (pooled.drop(columns='cam_label'), pooled.assign(label=pooled['label'] + 1), pooled.assign(label=0),
                    pooled.assign(label=pooled['label'].astype(float)), pooled.iloc[:0]): assert not is_pooled(broken)
 
 
@@ -222,31 +234,23 @@ def test_queries_that_find_themselves(tmp_path, content):
     "The same path is seen always, a copy by its bytes; another camera hides nothing, the same camera hides it."
     one, copy, other = picture(tmp_path/'a.jpg', 1), tmp_path/'b.jpg', picture(tmp_path/'c.jpg', 2)
     shutil.copy(one, copy)
-    def table(gallery, camera, cameras=1):
+    def found(gallery, camera, cameras=1):
         paths, cams = [str(one), str(gallery), str(other)], [0, camera, cameras - 1]
-        return pd.DataFrame(dict(path=paths, pid=[1, 1, 2], camid=cams, domain='x',
-                                 split=['query', 'gallery', 'gallery']))
-    assert found_in_gallery(table(one, 0), content).tolist() == [True]
-    assert found_in_gallery(table(copy, 0), content).tolist() == [content]
-    assert found_in_gallery(table(copy, 1, 2), content).tolist() == [content]
-    assert found_in_gallery(table(one, 0, 2), content).tolist() == [False]      # the camera rule leaves it out
-
-
-def test_whole_numbers_by_hand():
-    assert [parse_identity(v) for v in ('007', 7., '-1', 'a1', '1e3')] == [7, 7, -1, None, None]
+        table = pd.DataFrame(dict(path=paths, pid=[1, 1, 2], camid=cams, domain='x', split=['query'] + ['gallery']*2))
+        return 'own image' in set(find_leakage(None, table, content)['kind'])
+    assert found(one, 0) and found(copy, 0) and found(copy, 1, 2) == content
+    assert not found(one, 0, 2)                             # the camera rule leaves it out
 
 
 # ---- siblings: each is a way in which pictures or people could be lost, merged or found twice
 
 
 @pytest.mark.parametrize('written, people', [
-    (['nan', 'a'], None), (['NaN', 'a'], None), (['<NA>', 'a'], None), (['Nan', 'NA'], 2), (['None', 'null'], 2),
+    (['Nan', 'NA'], 2), (['NULL', 'null'], 2),
     (['Jürgen', 'Ju\u0308rgen'], 1), ([' anna', 'anna '], 1), (['Anna', 'anna'], 2), (['7', '007', '7.0'], 1),
     (['7', '007', 'x'], 2)])
 def test_which_names_are_one_person(written, people):
-    if people is None:
-        with pytest.raises(DatasetError, match='row 1 is missing'): encode_identities(written)
-    else: assert len(set(encode_identities(written).tolist())) == people
+    assert len(set(encode_identities(written).tolist())) == people
 
 
 @pytest.mark.parametrize('names', [('7', '007'), ('Jürgen', 'Ju\u0308rgen'), ('7', '7.0')])
@@ -255,10 +259,68 @@ def test_two_folders_of_one_identity_are_refused(tmp_path, names):
     with pytest.raises(DatasetError, match='are one identity; rename one'): load_dataset('folder', tmp_path/'f')
 
 
-@pytest.mark.parametrize('name', ['nan', '1.5', '<NA>'])
-def test_a_folder_that_names_nobody_is_refused_with_its_picture(tmp_path, name):
+@pytest.mark.parametrize('split', ['train', 'query', 'gallery'])
+@pytest.mark.parametrize('name', ['unknown', 'unknown_individual', 'nan', 'Unidentified'])
+def test_images_of_unknown_individuals_are_left_out_with_a_count(tmp_path, name, split):
+    for i, who in enumerate((name, name, 'cow 1')): picture(tmp_path/'f'/split/who/f'{i}.jpg', i)
+    with pytest.warns(UserWarning, match=f'2 images have no known identity .*{name}'):
+        records = load_dataset('folder', tmp_path/'f')
+    assert records['identity'].tolist() == ['cow 1'] and records['pid'].tolist() == [1]
+    assert any(name in sentence for sentence in check_dataset('folder', tmp_path/'f').warnings)
+
+
+def test_written_names_are_kept(tmp_path):
+    "Identity and camera as the user writes them, from a table, a folder and file names; pool numbers beside them."
+    for i in range(3): picture(tmp_path/'cam 1'/'cow 7'/f'{i}_c1.jpg', i)
+    rows = [('0012', 'entrance north 2'), ('0012', 'lake'), ('7', 'lake')]
+    (tmp_path/'t.csv').write_text('path,pid,camid\n' + ''.join(
+        f'cam 1/cow 7/{i}_c1.jpg,{who},{cam}\n' for i, (who, cam) in enumerate(rows)))
+    records = load_dataset('csv', tmp_path/'t.csv')
+    assert records['identity'].tolist() == ['0012', '0012', '7'] and records['pid'].tolist() == [12, 12, 7]
+    assert records['camera'].tolist() == ['entrance north 2', 'lake', 'lake'] and records['camid'].tolist() == [0, 1, 1]
+    pooled = pool(records)
+    assert pooled['camera'].tolist() == records['camera'].tolist() and pooled['cam_label'].tolist() == [0, 1, 1]
+    records.to_csv(tmp_path/'again.csv', index=False)
+    pd.testing.assert_frame_equal(load_dataset('csv', tmp_path/'again.csv', domain='t'), records)
+    (tmp_path/'names.csv').write_text((tmp_path/'t.csv').read_text().replace('path,pid,camid', 'path,identity,camera'))
+    pd.testing.assert_frame_equal(load_dataset('csv', tmp_path/'names.csv', domain='t')[records.columns], records)
+
+
+@pytest.mark.parametrize('camera, names', [
+    ('folder', ['north', 'south']), (r'(north|south)/x_(c\d)', ['north c1', 'south c2']),
+    (r'_(c\d)|(never)', ['c1', 'c2'])])
+def test_cameras_are_found_in_the_path_below_the_root(tmp_path, camera, names):
+    for i, place in enumerate(('north', 'south')): picture(tmp_path/'f'/'anna'/f'{place}_x_c{i + 1}.jpg', i)
+    lines = [f'{place}/x_c{i + 1}.jpg,anna' for i, place in enumerate(('north', 'south'))]
+    for i, line in enumerate(lines): picture(tmp_path/line.split(',')[0], i)
+    (tmp_path/'t.csv').write_text('path,pid\n' + '\n'.join(lines) + '\n')
+    records = load_dataset('csv', tmp_path/'t.csv', camera=camera)
+    assert records['camera'].tolist() == names and records['camid'].tolist() == [0, 1]
+
+
+def test_exports_of_annotation_tools_are_read(tmp_path):
+    "CVAT and Datumaro: a folder for tasks without subsets, identities written as decimals."
+    for i in range(4): picture(tmp_path/'bounding_box_default'/f'{i//2 + 1}.0_c{i%2 + 1}s1_00000{i}_00.jpg', i)
+    with pytest.warns(UserWarning) as said: records = load_dataset('market1501', tmp_path)
+    assert records['pid'].tolist() == [1, 1, 2, 2] and set(records['split']) == {'train'}
+    text = ' '.join(str(w.message) for w in said)
+    assert 'bounding_box_default is read as bounding_box_train' in text and '1.0_c1s1_000000_00.jpg' in text
+
+
+@pytest.mark.parametrize('name, place', [
+    ('market1501', 'query/anna_c1.jpg'), ('market1501', 'query/deeper/0001_c1.jpg'),
+    ('ilids', 'Persons/x.jpg'), ('cuhk02', 'Dataset/P1/cam1/x.png')])
+def test_an_error_says_what_was_there_and_why_it_was_not_taken(tmp_path, name, place):
+    picture(tmp_path/name/place)
+    with pytest.raises(DatasetError, match=f'no image found .*{os.path.basename(place)}'):
+        load_dataset(name, tmp_path/name)
+    with pytest.raises(DatasetError, match=os.path.basename(place)): check_dataset(name, tmp_path/name)
+
+
+@pytest.mark.parametrize('name', ['1.5', '2.0E+11'])
+def test_a_folder_that_is_no_label_is_refused(tmp_path, name):
     picture(tmp_path/'f'/name/'a.jpg')
-    with pytest.raises(DatasetError, match='identity of .*a.jpg is'): load_dataset('folder', tmp_path/'f')
+    with pytest.raises(DatasetError, match='pid: row 1 is'): load_dataset('folder', tmp_path/'f')
 
 
 def test_an_instagram_name_is_a_person(tmp_path):
@@ -282,9 +344,9 @@ def test_no_expression_ends_in_a_traceback(tmp_path, camera):
     assert '\n' not in str(said.value)
 
 
-def test_a_csv_finds_cameras_in_file_names_and_not_in_folders(tmp_path):
-    for i in (1, 2): picture(tmp_path/'c9'/f'x_c{i}.jpg', i)
-    (tmp_path/'t.csv').write_text('path,pid\nc9\\x_c1.jpg,1\nc9/x_c2.jpg,1\n')
+def test_a_csv_finds_cameras_in_file_names(tmp_path):
+    for i in (1, 2): picture(tmp_path/'d9'/f'x_c{i}.jpg', i)
+    (tmp_path/'t.csv').write_text('path,pid\nd9\\x_c1.jpg,1\nd9/x_c2.jpg,1\n')
     assert load_dataset('csv', tmp_path/'t.csv', camera=r'c(\d)')['camid'].tolist() == [0, 1]
 
 
@@ -388,7 +450,6 @@ def test_categories_are_text():
     table = toy().astype(dict(domain=kind, split='category', path='category'))
     assert check_records(table, files=False) is table and pool(table)['label'].tolist() == [0, 0, 0]
     assert hold_out(table, 0.9)['split'].tolist() == hold_out(toy(), 0.9)['split'].tolist()
-    assert found_in_gallery(table).tolist() == [False]
 
 
 @pytest.mark.parametrize('index', [[0]*6, [5, 4, 3, 2, 1, 0], list('aabbcc')])
@@ -397,8 +458,8 @@ def test_an_index_with_repeats_moves_nobody(index):
     held = hold_out(toy().set_axis(index), 0.9)
     assert sorted(held['split'][:3]) == ['gallery', 'gallery', 'query'] and held.index.tolist() == index
     assert held['split'].tolist()[3:] == toy()['split'].tolist()[3:]
-    mine = found_in_gallery(toy(path=['a', 'b', 'c', 'q', 'q', 'f']).set_axis(index))
-    assert mine.tolist() == [True] and mine.index.tolist() == index[3:4]
+    found = find_leakage(None, toy(path=['a', 'b', 'c', 'q', 'q', 'f']).set_axis(index))
+    assert found[['kind', 'rows']].values.tolist() == [['own image', 1]]
 
 
 def test_nothing_to_hold_out_is_said():
@@ -514,30 +575,25 @@ def test_columns_are_known_however_they_are_spelt(tmp_path, head):
 
 
 @pytest.mark.parametrize('column, real', [
-    ('camera', 'camid'), ('Cam_ID', 'camid'), ('subset', 'split'), ('dataset', 'domain')])
+    ('cams', 'camid'), ('Cam_ID', 'camid'), ('subset', 'split'), ('dataset', 'domain')])
 def test_a_column_that_sounds_like_one_is_not_passed_over(tmp_path, column, real):
     words, records = table_of(tmp_path, f'path,pid,{column}\n0.jpg,1,1\n1.jpg,1,2\n')
-    assert f'the column {column} is not read' in words and f'call it {real}' in words and len(records) == 2
+    assert f'if {column} is the {real}, call it {real}' in words and len(records) == 2
 
 
 @pytest.mark.parametrize('pids, words', [
-    (['007', '7', '8'], "'007' and '7' are one"), (['anna', 'Anna', 'b'], "'anna' and 'Anna' are different"),
-    (['p7', 'p07', 'q'], "'p7' and 'p07' are different"), (['-2', '1', '2'], 'left out as junk'),
-    (['-1', '1', '2'], 'left out as junk'), (['7', '7.0', ' 7'], ''), (['0007', '0008', '10'], ''),
+    (['007', '7', '8'], "'007' and '7' are one"), (['car_1', 'car_10', 'car_100'], ''),
+    (['c10', 'c100', 'c1000'], ''), (['anna', 'Anna', 'b'], "'anna' and 'Anna' are different"),
+    (['p7', 'p07', 'q'], "'p7' and 'p07' are different"), (['-2', '1', '2'], 'identity below 0'),
+    (['-1', '1', '2'], 'identity below 0'), (['7', '7.0', ' 7'], ''), (['0007', '0008', '10'], ''),
     (['a', 'a ', 'b'], '')])
 def test_what_is_a_guess_is_said(tmp_path, pids, words):
     found, records = table_of(tmp_path, 'path,pid\n' + ''.join(f'{i}.jpg,{p}\n' for i, p in enumerate(pids)))
     assert (words in found if words else not found) and isinstance(records, pd.DataFrame)
 
 
-@pytest.mark.parametrize('pid', ['2.0E+11', '2.0201E+11', '1e+05', '9007199254740993.0', '9'*5000])
-def test_a_number_that_lost_its_digits_is_nobody(tmp_path, pid):
-    words, error = table_of(tmp_path, f'path,pid\n0.jpg,1\n1.jpg,{pid}\n')
-    assert 'row 2 is' in str(error) and len(str(error)) < 300
-
-
 @pytest.mark.parametrize('name', ['12e5', '3e8', '7E10', '0x1f', '1-2', '2/3'])
-def test_a_name_that_looks_like_a_number_is_a_name(tmp_path, name): assert parse_identity(name) is None
+def test_a_name_that_looks_like_a_number_is_a_name(tmp_path, name): assert parse_identity(name) == name
 
 
 @pytest.mark.parametrize('values', [
@@ -548,14 +604,9 @@ def test_numbers_of_any_kind_are_numbers(values):
     assert encode_identities(torch.tensor([-1, 0, 5])).tolist() == [-1, 0, 5]
 
 
-@pytest.mark.parametrize('value', [(1, 2), [3], {}, {4}, object, b'\xff', 1j, 2.**60])
-def test_what_is_neither_number_nor_name_is_refused(value):
-    with pytest.raises(DatasetError, match='row 2 is'): encode_identities(['x', value])
-
-
 def test_cameras_of_two_kinds_are_said(tmp_path):
     words, records = table_of(tmp_path, 'path,pid,camid\n0.jpg,1,c1\n1.jpg,1,1\n')
-    assert "numbers ('1') and names ('c1')" in words and records['camid'].nunique() == 2
+    assert 'numbers and names stand together' in words and records['camid'].nunique() == 2
 
 
 def test_domains_are_compared_without_spaces_and_near_ones_are_said(tmp_path):
@@ -573,7 +624,7 @@ def test_junk_of_a_gallery_is_no_news(tmp_path):
     picture(tmp_path/'bounding_box_train'/'3_c1s1_0.jpg')
     picture(tmp_path/'bounding_box_train'/'0003_c2s1_0.jpg')
     words, records = said_by(lambda: load_dataset('market1501', tmp_path))
-    assert '1 images have an identity below 0' in words and 'are one person' in words
+    assert '1 images have an identity below 0' in words and 'are one identity' in words
 
 
 @pytest.mark.parametrize('how', ['again', 'dot', 'link', 'hard link', 'linked folder'])
@@ -606,7 +657,7 @@ def test_one_set_under_two_names(tmp_path):
     shutil.copytree(tmp_path/'a', tmp_path/'c')
     tables = {name: load_dataset('folder', tmp_path/name, domain=name) for name in 'abc'}
     with pytest.raises(DatasetError, match='stand in two domains'): pool([tables['a'], tables['b']])
-    assert 'share 4 pictures' in said_by(lambda: pool([tables['a'], tables['c']]))[0]
+    assert 'share 4 images' in said_by(lambda: pool([tables['a'], tables['c']]))[0]
 
 
 @pytest.mark.parametrize('ending', ['.jpg_', '.JPG~', '.crdownload', '.bak', '.1', ''])

@@ -11,6 +11,8 @@ from scipy.stats import ttest_rel
 
 from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.evaluation.bootstrap import t_interval
+from clip_dfgs.inference.evaluator import evaluate_records
+from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.data.records import pool
 from clip_dfgs.experiments.studies import Study, compare_variants
@@ -62,7 +64,7 @@ def test_a_row_a_seed_variant_step_and_domain(whole):
     assert table['mAP'].between(0, 1, inclusive='neither').all() and (table['queries'] > 0).all()
 
 
-@pytest.mark.parametrize('moment', ['the first row', 'a later row'])
+@pytest.mark.parametrize('moment', [pytest.param('the first row', marks=pytest.mark.slow), 'a later row'])
 def test_a_killed_study_goes_on_and_ends_in_the_same_table(whole, tables, tmp_path, moment):
     process = multiprocessing.get_context('forkserver').Process(
         target=study_in, args=(tmp_path/'study', tables, tmp_path/'cache'))
@@ -79,13 +81,9 @@ def test_a_killed_study_goes_on_and_ends_in_the_same_table(whole, tables, tmp_pa
     pd.testing.assert_frame_equal(table_of(tmp_path/'study'), table_of(whole))
 
 
-def test_two_processes_share_the_variants(whole, tables, tmp_path):
-    "Each takes the runs that are free and waits for a start; together they write what one writes."
-    context = multiprocessing.get_context('forkserver')
-    both = [context.Process(target=study_in, args=(tmp_path/'study', tables, tmp_path/'cache')) for _ in range(2)]
-    for process in both: process.start()
-    for process in both: process.join()
-    study_in(tmp_path/'study', tables, tmp_path/'cache')
+def test_processes_share_the_variants(whole, tables, tmp_path):
+    "Each takes the runs that are free; together they write what one writes."
+    compare_variants(*tables, short(tmp_path/'cache'), VARIANTS, (0, 1), tmp_path/'study', every=2, processes=2)
     pd.testing.assert_frame_equal(table_of(tmp_path/'study'), table_of(whole))
 
 
@@ -135,11 +133,30 @@ def test_a_study_on_some_of_its_domains():
     with pytest.raises(ValueError, match="unknown domain 'z'"): both.only('z')
 
 
-def test_a_target_is_one_domain(tables, tmp_path):
-    "Two domains under one name would be ranked as the first alone."
+def test_domains_are_never_mixed(tables, tmp_path):
+    "A target of two domains becomes two; two tables of one domain are refused."
     rows, targets = tables
-    with pytest.raises(ValueError, match='is a table of 2 domains'):
-        compare_variants(rows, dict(both=targets), short(tmp_path/'cache'), {}, (0,), tmp_path/'study')
+    cache = tmp_path/'cache'
+    named = compare_variants(rows, dict(both=targets), short(cache), {}, (0,), tmp_path/'named').table
+    assert set(named['domain']) == {'both, t1', 'both, t2'}
+    plain = compare_variants(rows, targets, short(cache), {}, (0,), tmp_path/'plain').table
+    assert named['mAP'].tolist() == plain['mAP'].tolist() and set(plain['domain']) == {'t1', 't2'}
+    with pytest.raises(ValueError, match="domain 't1'"):
+        compare_variants(rows, [targets, targets], short(cache), {}, (0,), tmp_path/'twice')
+
+
+def test_stages_in_epochs_are_filed_under_their_steps(tables, tmp_path):
+    "The last result is the finished model's, and `last` finds it."
+    rows, targets = tables
+    config = short(tmp_path/'cache')
+    config = replace(config, prompts=None, finetune=replace(config.finetune, steps=0, epochs=2, batch=8, instances=2))
+    study = compare_variants(rows, targets, config, {'PK': dict(sampler='pk')}, [0], tmp_path/'study', every=3)
+    mine = study.table[study.table['variant'] == 'PK']
+    steps = mine['step'].unique().tolist()
+    assert steps == sorted(steps) and steps[-1] == study.history['step'].max() > 3
+    model = ReIDModel.load(tmp_path/'study'/'seed-0'/'PK'/'model')
+    true = np.mean([r.mAP for r in evaluate_records(model, targets, cache=config.cache).values()])
+    assert study.last()['PK'].iloc[0] == pytest.approx(100*true) and mine['last'].sum() == 2
 
 
 def test_another_study_in_the_same_folder_is_refused(whole, tables, tmp_path):

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import torch
 from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
-from running import addresses, begin_two, config, ended, into, only, processes, rows_of, said_by_two, same, started, two
-from running import weights
+from running import addresses, begin_two, config, ended, into, killed_at, only, processes, rows_of, said_by_two, same
+from running import started, two, weights
 from safetensors.torch import load_file
 
 from clip_dfgs.training import trainer
@@ -23,26 +23,21 @@ from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.inference.evaluator import evaluate_records, results_table
 from clip_dfgs.data.loader import make_loader
+from clip_dfgs.inference.embed import make_accelerator
 from clip_dfgs.data.transforms import Augment
 from clip_dfgs.data.image_io import ImageError
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.training.history import read_history
-from clip_dfgs.sampling.samplers import planned_from
-from clip_dfgs.training.step import image_losses
+from clip_dfgs.sampling.samplers import PKSampler
+from clip_dfgs.training.losses import triplet_health
+from clip_dfgs.training.step import image_losses, loaded
 from clip_dfgs.training.trainer import fit
-
-
-@pytest.fixture(scope='module')
-def whole(world, tmp_path_factory):
-    "An uninterrupted run."
-    out = tmp_path_factory.mktemp('runs')/'whole'
-    fit(rows_of(world), config(), out)
-    return out
 
 
 # Learning
 
+@pytest.mark.slow
 def test_each_stage_learns_what_it_is_for(tmp_path):
     "Sixty rendered people, half of them unseen: adapting helps, prompts fit their people, fine-tuning loses nothing."
     records = render_domain(tmp_path/'town', seed=7, identities=60, cameras=4, progress=False)
@@ -61,68 +56,103 @@ def test_each_stage_learns_what_it_is_for(tmp_path):
     assert after['prompts'] == after['adapt'] and after['finetune'] >= after['adapt']
 
 
-@pytest.mark.parametrize('stage, moved', [
-    ('adapt', {'clip.visual', 'neck_pooled', 'neck_projected'}), ('prompts', {'prompts'}),
-    ('finetune', {'clip.visual', 'neck_pooled', 'neck_projected'})])
-def test_what_is_frozen_stays_frozen(world, tmp_path, stage, moved):
-    def part(name): return 'clip.visual' if name.startswith('clip.visual') else name.split('.')[0]
-    before = ReIDModel.create('pedestrians', None, num_ids=12).state_dict()
-    after = fit(rows_of(world), only(config(), **{stage: 2}), tmp_path/'run').model.state_dict()
-    assert {part(name) for name in before if not torch.equal(before[name], after[name])} == moved
+def part(name): return 'clip.visual' if name.startswith('clip.visual') else name.split('.')[0]
 
 
-def test_the_caller_s_random_stream_stays_where_it_was(world, tmp_path):
-    before = torch.get_rng_state()
-    fit(rows_of(world), only(config(), adapt=1), tmp_path/'run')
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_on_step_sees_every_step(world, whole, tmp_path):
-    seen = []
-    run = fit(rows_of(world), config(), tmp_path/'run', on_step=seen.append)
+def test_what_on_step_sees(world, whole, tmp_path):
+    "Every step; what a stage does not train stays as it was; the caller's random stream too; watching changes nothing."
+    seen, states, stream = [], [ReIDModel.create('pedestrians', None, num_ids=12).state_dict()], torch.get_rng_state()
+    def watch(done):
+        seen.append(done)
+        if done.step == done.steps: states.append({k: v.clone() for k, v in done.run.model.state_dict().items()})
+    run = fit(rows_of(world), config(), tmp_path/'run', on_step=watch)
     assert [(s.stage, s.step) for s in seen] == [*zip(run.history['stage'], run.history['step'])]
     assert [s.loss.item() for s in seen] == pytest.approx(run.history['loss'])
-    assert all(len(s.rows) == 16 for s in seen if s.stage != 'prompts')
     for s in seen:
         if s.stage != 'prompts': assert s.labels.tolist() == run.records['label'].iloc[s.rows].tolist()
-    assert same(weights(tmp_path/'run'), weights(whole))                       # watching changes nothing
+    moved = [{part(name) for name in a if not torch.equal(a[name], b[name])} for a, b in zip(states, states[1:])]
+    image = {'clip.visual', 'neck_pooled', 'neck_projected'}
+    assert moved == [image, {'prompts'}, image]
+    assert torch.equal(stream, torch.get_rng_state()) and same(weights(tmp_path/'run'), weights(whole))
 
 
-@pytest.mark.parametrize('graph', ['text', 'dual'])
-@pytest.mark.parametrize('sampler', ['gs', 'dfgs'])
+def test_the_history_keeps_means_by_kind_of_batch(world, tmp_path):
+    "By the definition, from the features of every step; the logged batches alone would be of one kind."
+    seen = []
+    def watch(done):
+        violated = triplet_health(done.features.detach(), done.labels, normalize=True)['violated_triplets']
+        seen.append((done.kind, violated, done.loss.item()))
+    c = only(config(log_steps=4, pk_ratio=.5, k=3), finetune=8)
+    history = fit(rows_of(world), c, tmp_path/'run', on_step=watch).history
+    assert {kind for kind, *_ in seen} == {'random', 'walked'}
+    for row, part in zip(history.to_dict('records'), (seen[:4], seen[4:])):
+        for kind in ('random', 'walked'):
+            found = [violated for k, violated, _ in part if k == kind]
+            if found: assert row[f'violated_{kind}'] == pytest.approx(np.mean(found), abs=1e-6)
+        assert row['mean_loss'] == pytest.approx(np.mean([loss for *_, loss in part]), rel=1e-5)
+        assert row['loss'] == pytest.approx(part[-1][2], rel=1e-6)
+
+
+@pytest.mark.parametrize('sampler, every', [('gs', 3), ('dfgs', 3), ('dfgs', None)])
+def test_graphs_are_renewed_by_steps(world, tmp_path, monkeypatch, sampler, every):
+    "And a run that stopped, in the middle of a graph's time or where it is renewed, ends in the same weights."
+    made, at = [], []
+    def counted(*args, **options):
+        made.append(at[-1] if at else 0)
+        return update(*args, **options)
+    update = trainer.update_graph
+    monkeypatch.setattr(trainer, 'update_graph', counted)
+    c = only(config(sampler=sampler, graph_every_steps=every, checkpoint_steps=1, k=3), finetune=10)
+    rows = rows_of(world)
+    fit(rows, c, tmp_path/'straight', on_step=lambda done: at.append(done.step))
+    epochs = pd.read_csv(tmp_path/'straight'/'history.csv')['epoch'].nunique()
+    assert made == [0, 3, 6, 9] if every else len(made) == epochs
+    for stop_at in (3, 4) if every else (4,):
+        def stop(done):
+            if done.step == stop_at + 1: raise KeyboardInterrupt
+        out = tmp_path/f'run{stop_at}'
+        with pytest.raises(KeyboardInterrupt): fit(rows, c, out, on_step=stop)
+        fit(rows, c, out, resume=True)
+        assert same(weights(out), weights(tmp_path/'straight')), stop_at
+
+
+def test_a_sampler_and_a_loss_of_one_s_own(world, tmp_path):
+    class Reversed(PKSampler):
+        def __iter__(self): return iter([*super().__iter__()][::-1])
+    def size(features, labels): return features.projected.square().mean()
+    c = only(config(), finetune=2)
+    run = fit(rows_of(world), c, tmp_path/'run', sampler=Reversed, losses=dict(size=(size, 2.)))
+    assert np.allclose(run.history[['id', 'triplet', 'size']].sum(axis=1), run.history['loss'], rtol=1e-5)
+    assert run.history['size'].gt(0).all()
+    with pytest.raises(ValueError, match='sampler'): fit(rows_of(world), c, tmp_path/'run', resume=True)
+
+
+@pytest.mark.parametrize('graph, sampler', [('text', 'gs'), ('dual', 'dfgs')])
 def test_every_graph(world, tmp_path, graph, sampler):
     run = fit(rows_of(world), only(config(graph=graph, sampler=sampler), prompts=2, finetune=2), tmp_path/'run')
     assert run.history.stage.tolist() == ['prompts']*2 + ['finetune']*2
 
 
-@pytest.fixture(scope='module')
-def usual(world, tmp_path_factory):
-    "Settings with a walk, and the plan of their first epoch."
-    told, out = only(config(k=6), finetune=2), tmp_path_factory.mktemp('runs')/'usual'
-    fit(rows_of(world), told, out)
-    return told, pd.read_csv(out/'epoch.csv')
-
-
 @pytest.mark.parametrize('change', [
-    dict(order='paper'), dict(order='released'), dict(shuffle_neighbors=False), dict(metric='cosine'),
-    dict(curriculum=(2, 3)), dict(pk_ratio=.5)])
-def test_settings_reach_the_sampler(world, usual, tmp_path, change):
+    dict(order='paper'), dict(order='released'), dict(shuffle_neighbors=False), dict(curriculum=(2, 3)),
+    dict(pk_ratio=.5)])
+def test_settings_reach_the_sampler(world, change):
     "The plan is another one than that of the defaults."
-    told, plan = usual
-    fit(rows_of(world), replace(told, **change), tmp_path/'run')
-    assert not pd.read_csv(tmp_path/'run'/'epoch.csv').equals(plan)
+    graph, plans = torch.tensor([[(i + j) % 12 for j in range(1, 7)] for i in range(12)]), []
+    for told in (config(), config(**change)):
+        sampler = trainer.make_sampler('dfgs', told, 'finetune', rows_of(world), make_accelerator('no'))
+        sampler.neighbors = graph
+        plans.append([list(rows) for rows in sampler])
+    assert plans[0] != plans[1]
 
 
-@pytest.mark.parametrize('graph, rule', [('image', 'within'), ('text', 'across'), ('dual', 'within')])
+@pytest.mark.parametrize('graph, rule', [('image', 'within'), ('text', 'across')])
 def test_a_rule_about_source_domains_reaches_every_graph(world, tmp_path, monkeypatch, graph, rule):
     tables = [load_dataset('market1501', world, domain='a')]
     tables.append(render_domain(tmp_path/'b', seed=5, identities=8, cameras=2, test_share=0., progress=False))
     graphs = []
-    def kept(sampler, share):
-        graphs.append(sampler.neighbors)
-        return planned_from(sampler, share)
-    monkeypatch.setattr(trainer, 'planned_from', kept)
-    told = only(config(graph=graph, neighbors_from=rule, k=4), prompts=1, finetune=2)
+    monkeypatch.setattr(trainer, '_describe_epoch', lambda run, sampler, epoch: graphs.append(sampler.neighbors))
+    told = only(config(graph=graph, neighbors_from=rule, k=4), prompts=1, finetune=1)
     records = fit(tables, told, tmp_path/'run').records
     domain = records.groupby('label')['domain'].first().to_numpy()
     assert graphs and (graphs[0].numpy() != -1).all() and set(domain) == {'a', 'b'}
@@ -132,7 +162,7 @@ def test_a_rule_about_source_domains_reaches_every_graph(world, tmp_path, monkey
 
 def test_one_camera_and_a_tower_without_words(world, tmp_path):
     rows = rows_of(world)
-    rows = rows[rows['camera'] == 0].reset_index(drop=True)
+    rows = rows[rows['cam_label'] == 0].reset_index(drop=True)
     c = config(clip='timm:resnet18', image_size=(64, 32))
     assert len(fit(rows, only(c, adapt=1, finetune=1), tmp_path/'run').history) == 2
     with pytest.raises(ValueError, match='no text encoder'): fit(rows, replace(c, graph='text'), tmp_path/'no')
@@ -150,7 +180,7 @@ def test_a_column_of_the_user_s_own_called_label(world, tmp_path, label, camera)
     "Only `pool` makes a pooled table: the train rows are trained on, as they are without the column."
     records = load_dataset('market1501', world)
     own = records.assign(label=label(records))
-    if camera: own['camera'] = own['camid']
+    if camera: own['cam_label'] = own['camid']
     run = trainer._begin(own, config(), tmp_path/'run')
     bare = rows_of(world)
     assert set(run.records['split']) == {'train'} and len(run.records) == len(bare) == 72
@@ -185,7 +215,7 @@ def fewer(rows): return rows[rows['label'] < 11].reset_index(drop=True)
 
 
 @pytest.mark.parametrize('change, words', [
-    (other_people, 'other people'), (other_domain, 'other people'), (other_order, 'other people'),
+    (other_people, 'other identities'), (other_domain, 'other identities'), (other_order, 'other identities'),
     (fewer, 'on 12 identities, the sources have 11')])
 def test_a_saved_model_of_other_people_is_refused(world, saved, tmp_path, change, words):
     with pytest.raises(ValueError, match=words):
@@ -198,7 +228,7 @@ def test_other_people_of_the_same_numbers_are_refused(world, saved, tmp_path):
     render_domain(tmp_path/'town', seed=401, identities=24, cameras=3, progress=False)
     others = rows_of(tmp_path/'town')
     assert others.drop(columns='path').equals(rows_of(world).drop(columns='path'))
-    with pytest.raises(ValueError, match='other pictures'):
+    with pytest.raises(ValueError, match='other images'):
         fit(others, only(config(init=str(saved)), finetune=1), tmp_path/'run')
     fit(rows_of(world), only(config(), adapt=1), tmp_path/'run')
     with pytest.raises(ValueError, match='other images'):
@@ -214,7 +244,7 @@ def test_a_saved_model_is_the_one_that_was_asked_for(world, saved, tmp_path):
 
 def test_a_saved_model_that_does_not_say_on_whom(world, tmp_path):
     ReIDModel.create('pedestrians', None, num_ids=12).save(tmp_path/'saved')
-    with pytest.warns(UserWarning, match='does not say on whom it was trained'):
+    with pytest.warns(UserWarning, match='does not say what it was trained on'):
         fit(rows_of(world), only(config(init=str(tmp_path/'saved')), finetune=1), tmp_path/'run')
 
 
@@ -242,6 +272,7 @@ def test_less_memory_same_numbers(world, tmp_path, precision, tolerance):
     assert np.allclose(losses('kept'), losses('again', recompute=True), rtol=tolerance)
 
 
+@pytest.mark.slow
 def test_compiled_gives_the_same_losses(world, tmp_path, monkeypatch):
     def losses(name, **more): return fit(rows_of(world), only(config(**more), adapt=3), tmp_path/name).history['loss']
     assert np.allclose(losses('eager'), losses('compiled', compile=True), rtol=1e-5)
@@ -251,43 +282,27 @@ def test_compiled_gives_the_same_losses(world, tmp_path, monkeypatch):
     assert not (tmp_path/'none').exists()
 
 
-@pytest.mark.parametrize('name', ['adapt', 'prompts', 'finetune'])
-def test_one_step_is_repeated_and_moves_nothing(world, tmp_path, name):
-    run = trainer._begin(rows_of(world), config(), tmp_path/'run')
-    before = {k: v.clone() for k, v in run.model.named_parameters()}
-    step = trainer.one_step(run, name)
-    first, second = step().item(), step().item()
-    assert first == pytest.approx(second, rel=1e-4) and first > 0
-    assert all(torch.equal(before[k], v) for k, v in run.model.named_parameters())
-
-
 # Killed, and going on
 
-# one moment in each stage (all in the middle of an epoch), and one during the writing of a checkpoint
-@pytest.mark.parametrize('moment', ['adapt 3', 'prompts 3', 'finetune 5', 'part'])
-def test_killed_run_ends_in_the_same_weights(world, whole, tmp_path, moment):
-    out = tmp_path/'run'
-    p = started(world, out, config())
-    deadline = time.monotonic() + 600
-    def reached():
-        if moment == 'part': return any((out/'checkpoint').glob('.part*')) and any((out/'checkpoint').glob('[0-9]*'))
-        stage, step = moment.split()
-        return any(r['stage'] == stage and r['step'] >= int(step) for r in read_history(out/'history.csv'))
-    while p.is_alive() and time.monotonic() < deadline:
-        time.sleep(.002)
-        if not reached(): continue
-        os.kill(p.pid, signal.SIGSTOP)                                         # hold still: what we saw is still so
-        if reached(): break
-        os.kill(p.pid, signal.SIGCONT)
-    assert reached()
-    p.kill()
-    p.join()
-    assert p.exitcode == -signal.SIGKILL and not (out/'model').exists()
-    fit(rows_of(world), config(), out, resume=True)
+def compared(out, whole):
+    "The weights, and what the history says of steps, are the same to the bit."
     assert same(weights(out), weights(whole)) and not any(out.rglob('.*'))
     columns = ['stage', 'epoch', 'step', 'loss', 'embedding_std']
     a, b = (pd.read_csv(folder/'history.csv')[columns] for folder in (out, whole))
     pd.testing.assert_frame_equal(a, b)
+
+
+def test_killed_run_ends_in_the_same_weights(resumed, whole): compared(resumed, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('stage', ['adapt', 'prompts', 'part'])
+def test_killed_in_every_stage(world, whole, tmp_path, stage):
+    "And during the writing of a checkpoint."
+    def part(out): return any((out/'checkpoint').glob('.part*')) and any((out/'checkpoint').glob('[0-9]*'))
+    killed_at(world, tmp_path/'run', config(), stage, 3, part if stage == 'part' else None)
+    fit(rows_of(world), config(), tmp_path/'run', resume=True)
+    compared(tmp_path/'run', whole)
 
 
 @pytest.mark.parametrize('sampler', ['gs', 'dfgs'])
@@ -365,20 +380,22 @@ def test_a_worker_that_dies():
         def __len__(self): return 2
         def __getitems__(self, rows): os.kill(os.getpid(), signal.SIGKILL)
     with pytest.raises(TrainError, match='a process that loads images ended'):
-        list(trainer._loaded(make_loader(Dying(), [[0, 1]], workers=1)))
+        list(loaded(make_loader(Dying(), [[0, 1]], workers=1)))
 
 
 # Several processes
 
-def test_two_processes_killed_go_on_and_test_like_one(world, tmp_path):
-    c, whole, out = config(), tmp_path/'whole', tmp_path/'run'
-    assert two(world, whole, c, test=True) == [0, 0], said_by_two(whole)
-    # features are embedded by both; every process has the results that one has alone, to the bit
+def test_two_processes_evaluate_like_one(world, pair):
+    "Features are embedded by both; every process has the results that one has alone, to the bit."
     records = load_dataset('market1501', world)
-    alone = results_table(evaluate_records(ReIDModel.load(whole/'model'), records, ranks=(1, 5)))
+    alone = results_table(evaluate_records(ReIDModel.load(pair/'model'), records, ranks=(1, 5)))
     for r in range(2):
-        found = pd.read_csv(tmp_path/f'whole.{r}.csv', index_col='domain')
+        found = pd.read_csv(pair.with_name(f'pair.{r}.csv'), index_col='domain')
         pd.testing.assert_frame_equal(found, alone, check_exact=False, rtol=1e-12)
+
+
+def test_two_killed_processes_go_on(world, pair, tmp_path):
+    out, c = tmp_path/'run', config()
     both = begin_two(world, out, c)
     def reached(): return any(r['stage'] == 'finetune' and r['step'] >= 3 for r in read_history(out/'history.csv'))
     while not reached():
@@ -389,7 +406,7 @@ def test_two_processes_killed_go_on_and_test_like_one(world, tmp_path):
         p.join()
     assert not (out/'model').exists()
     assert two(world, out, c, resume=True) == [0, 0], said_by_two(out)
-    assert same(weights(out), weights(whole))
+    assert same(weights(out), weights(pair))
 
 
 def test_two_processes_learn_what_one_learns_with_twice_the_batch(world, tmp_path):
@@ -432,6 +449,7 @@ def test_two_processes_stop_together(world, tmp_path):
     assert all(re.match(r'TrainError: checkpoint in \S+ could not be written', line) for line in last_lines('full'))
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_feature_that_no_loss_reads(world, tmp_path):
     c = only(config(), adapt=3)
     c = replace(c, adapt=replace(c.adapt, id_weight=0., triplet_on=('pooled',)))
@@ -442,6 +460,7 @@ def test_two_processes_and_a_feature_that_no_loss_reads(world, tmp_path):
     assert not torch.equal(start['clip.visual.conv1.weight'], end['clip.visual.conv1.weight'])
 
 
+@pytest.mark.slow
 def test_batch_norm_on_two_processes(world, tmp_path):
     "Each sees other images, so its statistics are its own until they agree: graph, results and model need one set."
     c, out = only(config(clip='timm:resnet10t', image_size=(64, 32)), adapt=3, finetune=3), tmp_path/'two'
@@ -460,6 +479,7 @@ def command(args, err, env):
     main(args)
 
 
+@pytest.mark.slow
 def test_two_processes_refused_by_a_command(tmp_path):
     "The main process refuses; the other one must not wait for it."
     render_domain(tmp_path/'city', 5, identities=40, cameras=2, images_per_camera=1, progress=False)
@@ -480,6 +500,7 @@ def test_two_processes_refused_by_a_command(tmp_path):
 
 # Photographs
 
+@pytest.mark.slow
 def test_real_images(real, tmp_path):
     "A minute on photographs: train on a few identities of CUHK03, test on COL780."
     def tree(word):

@@ -1,4 +1,4 @@
-"Held-out people of the sources: ranked on the way, whatever happens to the run, and the best model kept."
+"Held-out identities of the sources: evaluated on the way, whatever happens to the run, and the best model kept."
 import os
 import shutil
 import signal
@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
-from running import config, held, only, rows_of, same, started, two, weights
+from running import config, held, only, rows_of, same, started, two, watched, weights
 
 from clip_dfgs.training.checkpoints import checkpoints
 from clip_dfgs.utils.files import TrainError
@@ -20,21 +20,7 @@ from clip_dfgs.training.validation import best_step, read_ranks
 from clip_dfgs.training.trainer import fit
 
 
-def watched(**more):
-    "The short run, held-out people ranked every third step; rates so high that it does not always get better."
-    c = config(**dict(validate_steps=3) | more)
-    return replace(c, finetune=replace(c.finetune, lr=3e-3, steps=9))
-
-
-@pytest.fixture(scope='module')
-def whole(world, tmp_path_factory):
-    "An uninterrupted run that keeps the best."
-    out = tmp_path_factory.mktemp('runs')/'whole'
-    fit(held(world)[0], watched(select='best'), out, validate=held(world)[1])
-    return out
-
-
-def test_ranks_are_those_of_the_model_at_that_step(world, whole, tmp_path):
+def test_ranks_are_those_of_the_model_at_that_step(world, held_run, tmp_path):
     "Every third step and at the end of both image stages; by `evaluate_records` on the model as it is then."
     rows, validate = held(world)
     found = []
@@ -43,15 +29,15 @@ def test_ranks_are_those_of_the_model_at_that_step(world, whole, tmp_path):
             for domain, r in evaluate_records(done.run.model, validate).items():
                 found.append((done.stage, done.step, domain, r.mAP, r.cmc[1], r.mINP, r.queries))
     run = fit(rows, watched(select='best'), tmp_path/'run', on_step=rank, validate=validate)
-    table = pd.read_csv(whole/'validation.csv')
+    table = pd.read_csv(held_run/'validation.csv')
     wanted = pd.DataFrame(found, columns=table.columns)
     pd.testing.assert_frame_equal(table, wanted, rtol=1e-12)
     assert [*zip(table['stage'], table['step'])] == [('adapt', 3), ('adapt', 5)] + [('finetune', n) for n in (3, 6, 9)]
-    assert run.validation.to_dict('records') == read_ranks(whole/'validation.csv')
+    assert run.validation.to_dict('records') == read_ranks(held_run/'validation.csv')
     assert table['queries'].eq(3).all() and set(table['domain']) == {'town'}
 
 
-def test_ranking_changes_nothing_of_the_training(world, whole, tmp_path):
+def test_ranking_changes_nothing_of_the_training(world, held_run, tmp_path):
     c = watched(select='last')
     ranked = fit(held(world)[0], c, tmp_path/'ranked', validate=held(world)[1])
     fit(held(world)[0], replace(c, validate_steps=0), tmp_path/'alone')
@@ -71,7 +57,7 @@ def test_batch_norm_and_modes_are_left_alone(world, tmp_path):
         assert same(weights(tmp_path/norm), weights(tmp_path/f'{norm} alone'))
 
 
-def test_the_best_is_the_model_of_the_best_rank(world, whole, tmp_path):
+def test_the_best_is_the_model_of_the_best_rank(world, held_run, tmp_path):
     rows, validate = held(world)
     states = {}
     def keep(done):
@@ -83,11 +69,11 @@ def test_the_best_is_the_model_of_the_best_rank(world, whole, tmp_path):
     kept = ReIDModel.load(tmp_path/'run'/'model').state_dict()
     assert same(kept, run.model.state_dict()) and all(torch.equal(kept[k], states[best][k]) for k in kept)
     result = next(iter(evaluate_records(run.model, validate).values()))
-    assert result.mAP == pytest.approx(table['mAP'].max()) and same(weights(tmp_path/'run'), weights(whole))
+    assert result.mAP == pytest.approx(table['mAP'].max()) and same(weights(tmp_path/'run'), weights(held_run))
 
 
 @pytest.mark.parametrize('moment', ['adapt 4', 'finetune 4', 'best'])
-def test_killed_run_ends_in_the_same_ranks_and_weights(world, whole, tmp_path, moment):
+def test_killed_run_ends_in_the_same_ranks_and_weights(world, held_run, tmp_path, moment):
     "Killed really, anywhere, also while the best model is being written; no rank twice, none lost."
     out = tmp_path/'run'
     c = watched(select='best', checkpoint_steps=4)
@@ -110,14 +96,14 @@ def test_killed_run_ends_in_the_same_ranks_and_weights(world, whole, tmp_path, m
     p.join()
     assert not (out/'model').exists()
     fit(held(world)[0], c, out, resume=True, validate=held(world)[1])
-    assert same(weights(out), weights(whole)) and not any(out.rglob('.*'))
-    assert (out/'validation.csv').read_bytes() == (whole/'validation.csv').read_bytes()
+    assert same(weights(out), weights(held_run)) and not any(out.rglob('.*'))
+    assert (out/'validation.csv').read_bytes() == (held_run/'validation.csv').read_bytes()
     fit(held(world)[0], c, out, resume=True, validate=held(world)[1])          # finished: the same once more
-    assert same(weights(out), weights(whole))
+    assert same(weights(out), weights(held_run))
 
 
 @pytest.mark.parametrize('damaged', [False, True])
-def test_the_best_at_each_checkpoint_is_not_lost(world, whole, tmp_path, damaged):
+def test_the_best_at_each_checkpoint_is_not_lost(world, held_run, tmp_path, damaged):
     "A better model is found after the checkpoint; the run is cut off there, and the newer checkpoint may be damaged."
     rows, validate = held(world)
     c, out = watched(select='best', checkpoint_steps=2), tmp_path/'run'
@@ -129,13 +115,13 @@ def test_the_best_at_each_checkpoint_is_not_lost(world, whole, tmp_path, damaged
     assert {int(p.name) for p in (out/'best').iterdir()} == {best_step(ranks, last=4), best_step(ranks)}
     if damaged: (checkpoints(out/'checkpoint')[0]/'tensors.safetensors').write_bytes(b'')
     fit(rows, c, out, resume=True, validate=validate)
-    assert same(weights(out), weights(whole))
-    assert (out/'validation.csv').read_bytes() == (whole/'validation.csv').read_bytes()
+    assert same(weights(out), weights(held_run))
+    assert (out/'validation.csv').read_bytes() == (held_run/'validation.csv').read_bytes()
 
 
-def test_a_best_model_that_is_gone_is_told(world, whole, tmp_path):
+def test_a_best_model_that_is_gone_is_told(world, held_run, tmp_path):
     rows, validate = held(world)
-    shutil.copytree(whole, tmp_path/'run')
+    shutil.copytree(held_run, tmp_path/'run')
     shutil.rmtree(tmp_path/'run'/'best')
     with pytest.raises(TrainError, match='is missing, the model of the best rank'):
         fit(rows, watched(select='best'), tmp_path/'run', resume=True, validate=validate)
@@ -143,7 +129,7 @@ def test_a_best_model_that_is_gone_is_told(world, whole, tmp_path):
 
 def test_what_is_trained_on_is_refused(world, tmp_path):
     rows, validate = held(world)
-    for table, words in ((rows_of(world).assign(split=['query', 'gallery']*36), 'of its people are trained on'),
+    for table, words in ((rows_of(world).assign(split=['query', 'gallery']*36), 'of its identities are trained on'),
                          (validate.assign(domain='elsewhere', path=rows['path'].iloc[:len(validate)].to_numpy()),
                           'pictures are trained on too')):
         with pytest.raises(ValueError, match=words) as error:

@@ -27,16 +27,18 @@ def _embed(
 ):
     "Embed pictures into a gallery: new and changed ones, removed ones drop out."
     from clip_dfgs.data.specs import check_options
-    from clip_dfgs.gallery.store import embed_gallery, find_images, shown
+    from clip_dfgs.gallery.gallery import find_images
+    from clip_dfgs.gallery.search import printable
+    from clip_dfgs.gallery.store import embed_gallery
     folders, options = [w for w in data if ':' not in w or Path(w).expanduser().is_dir()], meaning.options()
     named = [w for w in data if w not in folders]
     check_options(named, {k: v for k, v in options.items() if k != 'camera' or not folders})
     for k in ('distractors', 'detected'):
         if not named and options[k] is not None: raise ValueError(f'--{k} would change nothing in a plain folder')
-    pictures = find_images(data, domains=meaning.domain, **options)
-    done = embed_gallery(pictures, _model(model), out, dtype, overwrite, batch, block)
+    images = find_images(data, domains=meaning.domain, **options)
+    done = embed_gallery(images, _model(model), out, dtype, overwrite, batch, block)
     for path, why in [*done.problems.items()][:3]:
-        warnings.warn(f'left out: {shown(path)}: {shown(why)}', stacklevel=2)
+        warnings.warn(f'left out: {printable(path)}: {printable(why)}', stacklevel=2)
     if len(done.problems) > 3:
         warnings.warn(f'{len(done.problems):,} files are left out, listed in {out/"unreadable.csv"}', stacklevel=2)
     print(done)
@@ -59,13 +61,12 @@ def _search(
     picture:Path=None, # write a sheet of questions and answers here (PNG)
     csv:Path=None, # write the answers here as a table
     model:str=None, # where the gallery's model lies now, if it was moved
-    exact:bool=False, # look at every picture, although the gallery has an approximate index (of 300,000 and more)
     as_is:bool=False, # ask the small CLIP with the sentence itself, not with whole captions that say it
 ):
     "Rank a gallery for pictures and sentences."
     from clip_dfgs.utils.files import atomic_write
-    from clip_dfgs.gallery.search import extractor_of, heard, rows_of, search_gallery, search_sheet
-    from clip_dfgs.gallery.store import open_gallery, shown
+    from clip_dfgs.gallery.gallery import Gallery
+    from clip_dfgs.gallery.search import printable, search_sheet, text_note
     if picture and picture.suffix.lower() != '.png':
         raise ValueError(f'{picture}: the sheet is written as PNG; name it {picture.stem or "sheet"}.png')
     if not images and not text: raise ValueError('nothing is asked for: name a picture, or --text "a sentence"')
@@ -73,15 +74,13 @@ def _search(
     _check_outputs(picture, csv, images)
     if top < 1: raise ValueError(f'--top {top}: ask for at least one answer')
     for sentence in filter(os.path.isfile, text):
-        raise ValueError(f'--text {shown(sentence)}: this is a file and not a sentence; name pictures before --text')
+        raise ValueError(f'--text {printable(sentence)} is a file and not a sentence; name images before --text')
     if len(text) > 1 and not any(' ' in sentence for sentence in text):
         warnings.warn(f'{len(text)} sentences of one word are asked for; quotes make one of them', stacklevel=2)
-    stored = open_gallery(gallery)
-    rows_of(stored, camera, domain)
-    extractor = extractor_of(stored, None if model is None else _model(model))
-    found = search_gallery(stored, extractor, images, text, (), top, camera, domain, exact, as_is)
-    for how, sentence in ((heard(extractor, t), t) for t in text if not as_is):
-        if how: warnings.warn(f'{shown(sentence)[:60]!r} is {how}', stacklevel=2)
+    stored = Gallery.load(gallery, None if model is None else _model(model))
+    found = stored.search(images or None, top, text or None, camera=camera, domain=domain, as_is=as_is)
+    for how, sentence in ((text_note(stored.extractor, t), t) for t in text if not as_is):
+        if how: warnings.warn(f'{printable(sentence)[:60]!r} is {how}', stacklevel=2)
     _print(found)
     if csv:
         with atomic_write(csv) as part: found.drop(columns='row').to_csv(part, index=False, errors='surrogateescape')
@@ -102,12 +101,13 @@ def _check_outputs(picture, csv, images):
 
 def _print(found): # of `search_gallery`
     "Questions and their answers, a line each, under the names of the columns."
-    from clip_dfgs.gallery.store import shown
-    wide = max(len('domain'), *(len(shown(domain)) for domain in found['domain']))
+    from clip_dfgs.gallery.search import printable
+    wide = max(len('domain'), *(len(printable(domain)) for domain in found['domain']))
     print(f' rank  cosine  {"domain":{wide}}  camera  picture')
     for r in found.itertuples():
-        if r.rank == 1: print(shown(r.query))
-        print(f'  {r.rank:3} {r.score:7.4f}  {shown(r.domain):{wide}}  {shown(r.camera) or "-":>6}  {shown(r.path)}')
+        if r.rank == 1: print(printable(r.query))
+        domain, camera, path = map(printable, (r.domain, r.camera or '-', r.path))
+        print(f'  {r.rank:3} {r.score:7.4f}  {domain:{wide}}  {camera:>6}  {path}')
 
 # %% ../../nbs/cli/05_gallery.ipynb #f9296cc7
 def _serve(
@@ -118,12 +118,11 @@ def _serve(
     model:str=None, # where the gallery's model lies now, if it was moved
 ):
     "Search a gallery in a browser: drop a picture or type a sentence."
-    from clip_dfgs.gallery.store import open_gallery
+    from clip_dfgs.gallery.gallery import Gallery
     if port is not None and not 0 < port < 65536: raise ValueError(f'--port {port}: give one between 1 and 65535')
-    stored = open_gallery(gallery)
+    stored = Gallery.load(gallery, None if model is None else _model(model))
     from clip_dfgs.gallery.app import serve_gallery
-    from clip_dfgs.gallery.search import extractor_of
-    extractor = extractor_of(stored, None if model is None else _model(model))
+    stored.extractor # opened before the page, so that a model that is gone is one line
     if host not in ('127.0.0.1', 'localhost', '::1'):
         warnings.warn(f'whoever reaches {host} can search this gallery and see its pictures', stacklevel=2)
-    serve_gallery(stored, extractor, host, port)
+    serve_gallery(stored, host, port)

@@ -123,7 +123,7 @@ def _train(
         targets = pd.concat(targets, ignore_index=True)
         check_targets(targets)
         _warn(targets, rows['path'])
-    run = fit(rows, config, out, resume, overwrite, validate=validate)
+    run = fit(rows, config, out, validate=validate, resume=resume, overwrite=overwrite)
     results = run.evaluate(targets) if len(targets) else None # by all processes together
     if not run.accelerator.is_main_process: return
     remember(out, meaning.options(), source=source, target=target)
@@ -142,7 +142,7 @@ def _check_held_out(share:float, changes:Changes):
 def _apart(rows, share:float, seed:int)->tuple: # pooled training rows; query and gallery rows, or None
     from clip_dfgs.data.records import hold_out, pool
     if not share: return rows, None
-    table = hold_out(rows.drop(columns=['label', 'camera']), share, seed)
+    table = hold_out(rows.drop(columns=['label', 'cam_label']), share, seed)
     apart = table['split'] != 'train'
     return pool(table[~apart]), table[apart]
 
@@ -153,8 +153,10 @@ def _warn_one_batch(people:int, config): # where everybody is in every batch, a 
                   'lower --batch or add data', stacklevel=3)
 
 def _warn(targets, training=()): # records; paths of the pictures that are trained on
-    from clip_dfgs.data.leakage import doubts
-    for sentence in doubts(targets, training): warnings.warn(sentence, stacklevel=2)
+    import pandas as pd
+    from clip_dfgs.data.leakage import find_leakage
+    train = pd.DataFrame(dict(path=list(training))) if len(training) else None
+    for sentence in find_leakage(train, targets)['sentence']: warnings.warn(sentence, stacklevel=2)
 
 def _print(results): # domain -> RetrievalResult
     from clip_dfgs.inference.evaluator import results_table
@@ -351,10 +353,10 @@ def _export(
     "Write a model as an ONNX file, checked against torch."
     from clip_dfgs.inference.onnx import export_onnx
     from clip_dfgs.inference.extractor import load_model
-    from clip_dfgs.gallery.store import shown
+    from clip_dfgs.gallery.search import printable
     if to.suffix != '.onnx': raise ValueError(f'{to}: ONNX is written; name the file {to.stem or "features"}.onnx')
     distance = export_onnx(load_model(model, 'cpu'), to, tolerance=tolerance, precision=precision)
-    print(f'{shown(to)}: {to.stat().st_size / 1e6:.1f} MB, {precision}, at most {distance:.1e} from torch')
+    print(f'{printable(to)}: {to.stat().st_size / 1e6:.1f} MB, {precision}, at most {distance:.1e} from torch')
 
 # %% ../../nbs/cli/01_main.ipynb #afac4898
 for _f, _example in ((_embed, 'clip-dfgs embed market1501:town --model pedestrians --out gallery'),

@@ -42,7 +42,7 @@ class Changes:
     batch:int=None # images in a batch of the first and last stage
     lr:float=None # learning rate of the last stage
     norm:str=None # batch norm of the image tower in the last stage: live, frozen or random
-    sharpness:float=None # triplet loss over all pairs, weighted this sharply; else over the hardest pair
+    mining_temperature:float=None # triplet loss over all pairs, weighted by a softmax of this temperature; else over the hardest pair
 
 # %% ../../nbs/cli/03_overrides.ipynb #29d73bb4
 def recipe_with(
@@ -79,14 +79,14 @@ def changed(
 ): # a TrainConfig
     "A recipe with its changes; `ValueError` for one that would have no effect."
     given = asdict(changes)
-    last, first, second, batch, lr, norm, sharpness = (
-        given.pop(k) for k in ('steps', 'adapt_steps', 'prompt_steps', 'batch', 'lr', 'norm', 'sharpness'))
+    last, first, second, batch, lr, norm, mining_temperature = (
+        given.pop(k) for k in ('steps', 'adapt_steps', 'prompt_steps', 'batch', 'lr', 'norm', 'mining_temperature'))
     given['pk_ratio'] = _share_of(given['pk_ratio'])
     given['curriculum'] = _two_numbers(given['curriculum'])
     config = recipe_with(recipe, seed, k=given.pop('neighbors'), **given)
     lengths = dict(adapt=first, prompts=second, finetune=last)
-    settings = dict(adapt=dict(batch=batch, sharpness=sharpness), prompts={},
-                    finetune=dict(batch=batch, sharpness=sharpness, lr=lr, norm=norm))
+    settings = dict(adapt=dict(batch=batch, mining_temperature=mining_temperature), prompts={},
+                    finetune=dict(batch=batch, mining_temperature=mining_temperature, lr=lr, norm=norm))
     stages = {}
     for name, steps in lengths.items():
         more = {k: v for k, v in settings[name].items() if v is not None}

@@ -12,7 +12,7 @@ from typing import Iterator
 import numpy as np
 import torch
 
-from ..utils.checks import check_choice, _whole_number
+from ..utils.checks import check_choice, positive_int
 from ..utils.tensors import full_precision_matmul
 
 # %% ../../nbs/evaluation/01_distances.ipynb #d97dc198
@@ -126,7 +126,7 @@ def row_blocks(
 )->Iterator[tuple[int, torch.Tensor]]: # first query of the block, distances [<=block, G] on the gallery's device
     "Distances in blocks of queries; each block overwrites the one before."
     check_choice('metric', metric, ('cosine', 'euclidean'))
-    block = min(_whole_number('block', block), len(query), max(1, 2**26//len(gallery)))  # 256 MB in single precision
+    block = min(positive_int('block', block), len(query), max(1, 2**26//len(gallery)))  # 256 MB in single precision
     later, first = (torch.tensor(rows, dtype=torch.long, device=gallery.device) for rows in _exact_copies(gallery))
     buffer, tiles = gallery.new_empty(block, len(gallery)), _tiles(gallery)
     room = gallery.new_empty(block, len(gallery[tiles[0]]))

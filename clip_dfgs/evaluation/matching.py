@@ -13,7 +13,7 @@ import warnings
 import numpy as np
 import torch
 
-from ..utils.checks import KINDS, missing_rows, read_labels
+from ..utils.checks import as_cameras, as_labels, KINDS
 from ..utils.tensors import ranges_of
 
 # %% ../../nbs/evaluation/02_matching.ipynb #f410a095
@@ -42,50 +42,35 @@ def _warn_of_other_names(query:np.ndarray, gallery:np.ndarray):
                   'in common, so the camera rule leaves nothing out; write both one way', stacklevel=6)
 
 # %% ../../nbs/evaluation/02_matching.ipynb #32adc9cb
-def _read_sides(query, gallery, what:str, Q:int, G:int)->dict: # name -> labels
-    "Labels of both sides in plain types."
-    name, other = f'query_{what}', f'gallery_{what}'
-    return {name: read_labels(query, name, Q), other: read_labels(gallery, other, G)}
-
 def _identities(query, gallery, Q:int, G:int)->tuple[np.ndarray, np.ndarray]:
     "Identities of both sides; ValueError when one is missing or they cannot be compared."
-    sides = _read_sides(query, gallery, 'ids', Q, G)
-    for name, labels in sides.items():
-        missing = missing_rows(labels)
-        if len(missing):
-            raise ValueError(f'{name}: {len(missing):,} of {len(labels):,} identities are missing (None, NaN, empty or '
-                             f'-1), first row {missing[0]}: leave these images out; distractors in a gallery need an '
-                             'identity that no query has')
-    _same_kind(*sides.values(), 'ids')
-    return tuple(sides.values())
+    sides = as_labels(query, 'query_ids', Q), as_labels(gallery, 'gallery_ids', G)
+    _same_kind(*sides, 'ids')
+    return sides
 
 # %% ../../nbs/evaluation/02_matching.ipynb #2b516d8d
-def _cameras(query, gallery, Q:int, G:int)->tuple: # None where no camera is known
-    "Cameras of both sides; ValueError when only some are known or they cannot be compared."
+def _group(
+    name:str, # cams, or the name of another group
+    query,    # values, [Q]; None for both sides: not given
+    gallery,  # values, [G]
+    Q:int,    # how many queries there are
+    G:int,    # how many gallery images
+)->tuple[np.ndarray, np.ndarray]|None: # None where no value is known
+    "Cameras or another group of both sides; ValueError when only some are known or they cannot be compared."
     if (query is None) != (gallery is None):
-        raise ValueError('give query_cams and gallery_cams, or neither (then same-camera images count as matches)')
-    if query is None: return None
-    sides = _read_sides(query, gallery, 'cams', Q, G)
-    missing = {name: missing_rows(labels) for name, labels in sides.items()}
-    if all(len(missing[name]) == len(labels) for name, labels in sides.items()):
-        warnings.warn('all cameras are unknown: the camera rule is off', stacklevel=4)
+        raise ValueError(f'give query_{name} and gallery_{name}, or neither (then images that share them count)')
+    sides = as_cameras(query, Q, f'query_{name}'), as_cameras(gallery, G, f'gallery_{name}')
+    unknown = [side is None for side in sides]
+    if all(unknown):
+        if query is not None:
+            rule = 'the camera rule is off' if name == 'cams' else f'exclude={name!r} leaves nothing out'
+            warnings.warn(f'all query_{name} and gallery_{name} are unknown: {rule}', stacklevel=4)
         return None
-    for name, rows in missing.items():
-        if len(rows):
-            raise ValueError(f'{name}: {len(rows):,} of {len(sides[name]):,} cameras are unknown, first row {rows[0]}: '
-                             'the camera rule needs all of them; give no cameras to switch it off')
-    _same_kind(*sides.values(), 'cams')
-    return tuple(sides.values())
-
-# %% ../../nbs/evaluation/02_matching.ipynb #8f82f1cf
-def _group(name:str, sides, Q:int, G:int)->list[np.ndarray]: # text, of the queries and of the gallery
-    "A group column of both sides; missing values become texts that are equal to nothing on the other side."
-    query, gallery = sides
-    sides = [labels.tolist() for labels in _read_sides(query, gallery, name, Q, G).values()]
-    known = [np.array([value for value in values if value is not None]) for values in sides]
-    if all(map(len, known)): _same_kind(*known, name)
-    def text(values, gap): return np.array([gap if value is None else str(value) for value in values])
-    return [text(values, gap) for values, gap in zip(sides, ('', ' '))]
+    if any(unknown):
+        side, other = ('query', 'gallery')[::1 if unknown[0] else -1]
+        raise ValueError(f'{side}_{name} are all unknown, {other}_{name} are not: give both, or neither')
+    _same_kind(*sides, name)
+    return sides
 
 # %% ../../nbs/evaluation/02_matching.ipynb #72a626d7
 def read_columns(
@@ -99,9 +84,9 @@ def read_columns(
 )->tuple[dict, dict]:  # of queries and gallery: 'ids', 'cams' if known, and the groups, each an array
     "Labels of both sides in arrays that can be compared; ValueError for labels out of the rule."
     columns = dict(ids=_identities(query_ids, gallery_ids, Q, G))
-    cameras = _cameras(query_cams, gallery_cams, Q, G)
-    if cameras: columns['cams'] = cameras
-    for name, sides in (exclude or {}).items(): columns[f'group {name}'] = _group(name, sides, Q, G)
+    for name, (of_query, of_gallery) in dict(cams=(query_cams, gallery_cams), **(exclude or {})).items():
+        sides = _group(name, of_query, of_gallery, Q, G)
+        if sides: columns[name if name == 'cams' else f'group {name}'] = sides
     return tuple({name: sides[i] for name, sides in columns.items()} for i in (0, 1))
 
 # %% ../../nbs/evaluation/02_matching.ipynb #e42a9d0b
@@ -124,7 +109,7 @@ def matches_and_junk(
     gallery_ids,       # identities, [G], of the same kind
     query_cams=None,   # cameras, [Q]; None for both: no camera rule
     gallery_cams=None, # cameras, [G]
-    exclude:dict=None, # name -> (values of queries [Q], of the gallery [G]); missing values are shared with nothing
+    exclude:dict=None, # name -> (values of queries [Q], of the gallery [G])
 )->tuple[np.ndarray, np.ndarray]: # pairs (query, gallery position): matches [2, n], junk [2, m]
     "Pairs of one identity: matches, and junk that shares a camera or group with its query; ValueError for bad labels."
     Q, G = (len(labels) if hasattr(labels, '__len__') else 0 for labels in (query_ids, gallery_ids))

@@ -19,7 +19,7 @@ from .distances import feature_pair, row_blocks
 from .matching import digest_of, in_block, may_be_equal, no_match, pairs_of
 from .matching import read_columns, self_matches, warn_of_constant_features
 from .reranking import reranked
-from ..utils.checks import check_choice, checked_ranks, checked_resamples, _whole_number
+from ..utils.checks import check_choice, checked_ranks, checked_resamples, positive_int
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #bc332942
 _MANY = 64 # matches of one query above which a sort is cheaper than counting for each; fewer in a small gallery
@@ -312,7 +312,7 @@ def nearest_gallery(
     query, gallery = feature_pair(query, gallery)
     Q, G = len(query), len(gallery)
     junk = _junk(query_ids, gallery_ids, query_cams, gallery_cams, Q, G)
-    out, k = np.full((Q, _whole_number('k', k)), -1), min(k, G)
+    out, k = np.full((Q, positive_int('k', k)), -1), min(k, G)
     first = _first_on_device if _ranks_there(gallery.device) else _first_columns
     for start, rows in row_blocks(query, gallery, metric, block):
         rows[_cells_of(junk, start, rows)] = torch.inf

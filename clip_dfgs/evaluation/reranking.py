@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from .distances import feature_pair, row_blocks
-from ..utils.checks import check_choice, _whole_number
+from ..utils.checks import check_choice, positive_int
 from ..utils.tensors import ranges_of
 
 # %% ../../nbs/evaluation/04_reranking.ipynb #58d23296
@@ -156,7 +156,7 @@ def reranked(
     block:int=512,          # likewise
 )->Iterator[tuple[int, torch.Tensor]]: # first query of the block, distances [<=block, G] on the gallery's device
     "k-reciprocal distances in blocks of queries."
-    k1, k2, block = (_whole_number(name, value) for name, value in dict(k1=k1, k2=k2, block=block).items())
+    k1, k2, block = (positive_int(name, value) for name, value in dict(k1=k1, k2=k2, block=block).items())
     if not 0 <= lambda_value <= 1: raise ValueError(f'lambda_value={lambda_value}: give a share, 0 to 1')
     check_choice('metric', metric, ('cosine', 'euclidean'))
     query, gallery = feature_pair(query, gallery)

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ..data.loader import check_pixels
 from ..models.reid_model import ReIDModel
-from ..utils.checks import at_least_one, check_choice
+from ..utils.checks import check_choice, positive_int
 from ..utils.tensors import evaluating
 
 # %% ../../nbs/inference/01_embed.ipynb #557e0d95
@@ -131,7 +131,7 @@ def embed_images(
 )->torch.Tensor: # float32, on the CPU, shape [n, D]
     "Features of images."
     rows = np.arange(len(check_pixels(pixels))) if rows is None else np.asarray(rows)
-    batch = at_least_one('batch', batch)
+    batch = positive_int('batch', batch)
     device, blocks = next(model.parameters()).device, [rows[i:i + batch] for i in range(0, len(rows), batch)]
     bar = dict(desc=progress, total=len(blocks), leave=False, delay=2, disable=progress is None)
     def read(some): return pinned(torch.from_numpy(np.ascontiguousarray(pixels[some])), device)

@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ..data.image_cache import cached_images
-from ..data.leakage import camera_rule, notes_on, one_table
+from ..data.leakage import camera_rule, find_leakage
+from ..data.records import one_table
 from ..evaluation.matching import matches_and_junk, no_match
 from ..evaluation.metrics import evaluate
 from .embed import embed_together
@@ -67,9 +68,10 @@ def evaluate_records(
     records = one_table(records)
     _check_matches(records)
     shown = accelerator is None or accelerator.is_main_process
-    results = Results(notes_on(records, trained))
-    for domain, notes in results.notes.items():
-        if shown: warnings.warn(f'{domain}: {"; ".join(notes)}', stacklevel=2)
+    leaks = find_leakage(trained, records, content=False)
+    results = Results(leaks.groupby('domain')['sentence'].agg(list).to_dict())
+    for notes in results.notes.values():
+        if shown: warnings.warn('; '.join(notes), stacklevel=2)
     for domain, rows in records[records['split'] != 'train'].groupby('domain', sort=False):
         pixels = cached_images(rows['path'].tolist(), model.config['image_size'], cache)
         features = embed_together(model, pixels, accelerator, progress=f'embed {domain}' if shown else None)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..data.image_io import in_their_places, listed, read_block
 from .embed import ahead, fetched, pinned
 from ..models.reid_model import ReIDModel
-from ..utils.checks import at_least_one, check_choice
+from ..utils.checks import check_choice, positive_int
 from ..utils.tensors import evaluating
 
 # %% ../../nbs/inference/02_extractor.ipynb #6c31bceb
@@ -95,7 +95,7 @@ class FeatureExtractor:
         own = next(model.parameters()).device
         self.device = torch.empty(0, device=device or own).device               # 'cuda' is one of them by number
         self.model = model if self.device == own else copy.deepcopy(model).to(self.device)
-        self.batch, self.normalize = at_least_one('batch', batch), normalize
+        self.batch, self.normalize = positive_int('batch', batch), normalize
         self.channels = check_choice('channels', channels, ('rgb', 'bgr'))
         self.precision = check_choice('precision', precision, ('no', 'bf16', 'fp16'))
         if precision == 'fp16' and self.device.type == 'cpu':

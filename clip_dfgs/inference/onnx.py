@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.image_io import in_their_places, listed, read_block
-from ..utils.checks import at_least_one, check_choice
+from ..utils.checks import check_choice, positive_int
 from ..utils.files import atomic_write
 
 # %% ../../nbs/inference/05_onnx.ipynb #07e8d3e3
@@ -205,7 +205,7 @@ class OnnxExtractor:
         except Exception as problem: # onnxruntime's own classes, which differ between its versions
             raise ValueError(f'{file} is not an ONNX file, or is damaged ({_first_line(problem)})') from None
         self.facts, self.file = _read_facts(self.session, file), file
-        self.batch, self.channels = at_least_one('batch', batch), check_choice('channels', channels, ('rgb', 'bgr'))
+        self.batch, self.channels = positive_int('batch', batch), check_choice('channels', channels, ('rgb', 'bgr'))
 
     def __repr__(self):
         return f'OnnxExtractor({self.facts["clip"]}, {self.facts["width"]} columns, {self.facts["precision"]})'

@@ -12,7 +12,7 @@ import numpy as np
 
 from .graph import reversed_edges
 from .tuplets import min_batches
-from ..utils.checks import check_choice, _array, _whole
+from ..utils.checks import check_choice, positive_int, _array
 
 # %% ../../nbs/sampling/03_depth_first.ipynb #4d1daf7c
 def _pop(
@@ -206,11 +206,11 @@ def depth_first_batches(
 )->np.ndarray: # IntArray[batches, P]: identities, each at most once a row
     "One epoch of identities, depth first over the graph ([DFGS] algorithm 1), complete but for the released order."
     order, share = check_choice('order', order, ORDERS), check_share(pk_ratio)
-    tuplets, ids_per_batch = _tuplet_counts(tuplets), _whole('ids_per_batch', ids_per_batch)
+    tuplets, ids_per_batch = _tuplet_counts(tuplets), positive_int('ids_per_batch', ids_per_batch, None)
     n = len(tuplets)
     if not 1 <= ids_per_batch <= n:
         raise ValueError(f'a batch of {ids_per_batch} identities cannot be made of {n} identities')
-    if start is not None and not 0 <= _whole('start', start) < n:
+    if start is not None and not 0 <= positive_int('start', start, None) < n:
         raise ValueError(f'start={start}; identities run from 0 to {n - 1}')
     rng = np.random.default_rng(0) if rng is None else rng
     tally = {} if tally is None else tally

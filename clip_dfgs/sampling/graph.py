@@ -15,7 +15,7 @@ import zipfile
 import numpy as np
 import torch
 
-from ..utils.checks import camera_groups, check_choice, read_labels, _numbered, _whole_number
+from ..utils.checks import as_cameras, as_labels, as_numbers, check_choice, positive_int
 from ..utils.files import atomic_write
 from ..utils.tensors import full_precision_matmul, smallest
 
@@ -32,10 +32,11 @@ def choose_images(
     "Row numbers of the images that stand for each identity; ValueError for missing labels."
     check_choice('how', how, ('camera', 'random', 'all'))
     n = len(labels)
-    labels = _numbered(labels, 'labels', n)
+    labels = as_numbers(labels, 'labels', n)
     if how == 'all': return np.argsort(labels, kind='stable')
     rng = np.random.default_rng(0) if rng is None else rng
-    group = camera_groups(None if how == 'random' else cameras, n)
+    group = None if how == 'random' else as_cameras(cameras, n)
+    group = np.zeros(n, int) if group is None else np.unique(group, return_inverse=True)[1]
     mixed = rng.permutation(n)
     order = mixed[np.lexsort((group[mixed], labels[mixed]))]
     first = np.ones(n, bool)
@@ -54,12 +55,12 @@ def identity_features(
     "One feature for each identity; ValueError if an identity has no image."
     check_choice('reduce', reduce, ('mean', 'camera', 'random'))
     features = torch.as_tensor(features)
-    labels = read_labels(labels, 'labels', len(features))
+    labels = as_labels(labels, 'labels', len(features))
     if labels.dtype.kind != 'i' or (labels < 0).any():
         raise ValueError('identity_features: labels have to be whole numbers 0..N-1')
     rows = torch.as_tensor(choose_images(labels, cameras, 'all' if reduce == 'mean' else reduce, rng))
     labels = torch.as_tensor(labels)
-    n = int(labels.max()) + 1 if n is None else _whole_number('n', n)
+    n = int(labels.max()) + 1 if n is None else positive_int('n', n)
     count = torch.bincount(labels[rows], minlength=n)
     if len(count) > n or not count.all():
         wrong = n if len(count) > n else int((count == 0).nonzero()[0])
@@ -247,8 +248,8 @@ def nearest_identities(
     recall:float=0.95,      # what faiss has to reach on a sample of 256 identities
 )->torch.Tensor:            # LongTensor [N, k], nearest first, never the identity itself
     "The identities ranked m+1 .. m+k by distance from each identity, m = skip_nearest; ties by index ([DFGS] eq. 12)."
-    k, skip_nearest = _whole_number('k', k, 0), _whole_number('skip_nearest', skip_nearest, 0)
-    block = _whole_number('block', block)
+    k, skip_nearest = positive_int('k', k, 0), positive_int('skip_nearest', skip_nearest, 0)
+    block = positive_int('block', block)
     check_choice('method', method, ('auto', 'exact', 'faiss'))
     with torch.no_grad(): views = _views(features, metric, second, weight)
     device, n = views[0][0].device, len(views[0][0])
@@ -302,9 +303,9 @@ def nearest_across_domains(
 )->torch.Tensor:            # LongTensor [N, k]
     "Nearest identities under a rule about domains; exact. ValueError if a domain is too small for k."
     check_choice('how', how, ('within', 'across', 'balanced'))
-    k, skip_nearest = _whole_number('k', k, 0), _whole_number('skip_nearest', skip_nearest, 0)
+    k, skip_nearest = positive_int('k', k, 0), positive_int('skip_nearest', skip_nearest, 0)
     with torch.no_grad(): views = [(x.cpu(), w) for x, w in _views(features, metric, second, weight)]
-    domains = torch.as_tensor(np.unique(_numbered(domains, 'domains', len(views[0][0])), return_inverse=True)[1])
+    domains = torch.as_tensor(np.unique(as_numbers(domains, 'domains', len(views[0][0])), return_inverse=True)[1])
     found = torch.empty(len(domains), k, dtype=torch.long)
     for domain in range(int(domains.max()) + 1):
         rows, pools, parts = (domains == domain).nonzero()[:, 0], _pools(domains, domain, how), []

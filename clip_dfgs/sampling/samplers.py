@@ -17,15 +17,15 @@ from .depth_first import random_batch_mask
 from .graph import choose_images, nearest_identities
 from .stateful import StatefulBatchSampler
 from .tuplets import min_batches, tuplet_table
-from ..utils.checks import camera_array, check_choice, flag, label_array, _whole
+from ..utils.checks import as_cameras, check_choice, flag, positive_int, rows_of_graph
 from ..utils.tensors import cumcount, evaluating
 
 # %% ../../nbs/sampling/04_samplers.ipynb #92419cd3
 def _check_batches(labels, cameras, batch, instances):
     "The arguments of a sampler as arrays and ints, or ValueError naming what does not fit."
-    labels = label_array(labels)
-    cameras = camera_array(cameras, len(labels))
-    batch, instances = _whole('batch', batch), _whole('instances', instances)
+    labels = rows_of_graph(labels)
+    cameras = as_cameras(cameras, len(labels))
+    batch, instances = positive_int('batch', batch, None), positive_int('instances', instances, None)
     seen = np.unique(labels)
     n = len(seen)
     if seen[0] != 0 or seen[-1] != n - 1:
@@ -125,7 +125,7 @@ def _check_curriculum(
     if curriculum is None: return None
     try: k, epochs = curriculum
     except (TypeError, ValueError): raise ValueError(f'curriculum={curriculum!r}; it is a pair (k, epochs)') from None
-    return _whole('curriculum: k', k, 1), _whole('curriculum: epochs', epochs, 1)
+    return positive_int('curriculum: k', k, 1), positive_int('curriculum: epochs', epochs, 1)
 
 def _curriculum_window(
     neighbors, # graph [N, w], nearest first, w >= k
@@ -271,7 +271,7 @@ class _Pointed(PKSampler):
         epoch:int, # 0, 1, ...
     ):
         "The epoch that the next pass plans; the pointers move on behind what was used in the one before."
-        if _whole('epoch', epoch, 0) != self.epoch: self.pointers = self.pointers
+        if positive_int('epoch', epoch, 0) != self.epoch: self.pointers = self.pointers
         super().set_epoch(epoch)
 
     def load_state_dict(self,
@@ -385,10 +385,10 @@ def update_graph(
     **options, # of `search`
 )->torch.Tensor: # the graph, LongTensor[N, k], the same on every rank; also set on the sampler
     "Recompute the sampler's graph from a model; each rank embeds its share of the images."
-    if sampler.neighbors is not None and sampler.epoch % _whole('every', every, 1): return sampler.neighbors
+    if sampler.neighbors is not None and sampler.epoch % positive_int('every', every, 1): return sampler.neighbors
     rng = np.random.default_rng([sampler.seed, sampler.epoch, 1])
     rows = choose_images(sampler.labels, sampler.cameras, how, rng)
-    with evaluating(model): total = _summed_features(sampler, rows, embed, _whole('batch', batch, 1))
+    with evaluating(model): total = _summed_features(sampler, rows, embed, positive_int('batch', batch, 1))
     count = torch.bincount(torch.as_tensor(sampler.labels[rows]), minlength=len(total))[:, None].to(total.device)
     graph = search((total / count).float(), k=k, **options)
     if sampler.world > 1:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from ..utils.checks import _whole
+from ..utils.checks import positive_int
 
 # %% ../../nbs/sampling/05_stateful.ipynb #b36b1615
 class BatchIterator:
@@ -57,7 +57,7 @@ class StatefulBatchSampler(Sampler):
         rank:int=0, # which of the ranks this is
         world:int=1, # number of ranks; batch b of the epoch goes to rank b mod world
     ):
-        self.seed, self.rank, self.world = _whole('seed', seed, 0), _whole('rank', rank), _whole('world', world)
+        self.seed, self.rank, self.world = positive_int('seed', seed, 0), positive_int('rank', rank, None), positive_int('world', world, None)
         if not 0 <= self.rank < self.world:
             raise ValueError(f'rank={rank} of world={world}; ranks run from 0 to world - 1')
         self.epoch, self._plan, self._last, self._loaded = 0, None, None, None
@@ -76,7 +76,7 @@ class StatefulBatchSampler(Sampler):
         epoch:int, # 0, 1, ...
     ):
         "The epoch that the next pass plans."
-        epoch = _whole('epoch', epoch, 0)
+        epoch = positive_int('epoch', epoch, 0)
         self._told, self._passes = True, 0
         if epoch != self.epoch: self.epoch, self._plan, self._last, self._loaded = epoch, None, None, None
 
@@ -132,7 +132,7 @@ class StatefulBatchSampler(Sampler):
         position:int=None, # batches used so far, where a loader has fetched more than that; None: batches given
     )->dict: # plain numbers
         "The state of the pass that was begun last."
-        if position is not None and not 0 <= _whole('position', position, 0) <= len(self):
+        if position is not None and not 0 <= positive_int('position', position, 0) <= len(self):
             raise ValueError(f'position={position}; this epoch has {len(self)} batches')
         if self._last is not None: return self._last.state_dict(position)
         if self._loaded is not None: return self._loaded | ({} if position is None else dict(position=position))
@@ -147,7 +147,7 @@ class StatefulBatchSampler(Sampler):
         if missing: raise ValueError(f'the state has no {missing[0]!r}; it is not the state of this kind of sampler')
         if state['seed'] != self.seed:
             raise ValueError(f'the state is of seed {state["seed"]!r}, this sampler has seed {self.seed!r}')
-        position = _whole('position', state['position'], 0)
+        position = positive_int('position', state['position'], 0)
         self.set_epoch(state['epoch'])
         self._last, self._loaded = None, dict(state) | dict(position=position)
 

@@ -8,7 +8,7 @@ __all__ = ['tuplet_table', 'camera_tuplets', 'min_batches']
 # %% ../../nbs/sampling/02_tuplets.ipynb #6ab9dd52
 import numpy as np
 
-from ..utils.checks import camera_array, label_array, _whole
+from ..utils.checks import as_cameras, positive_int, rows_of_graph
 from ..utils.tensors import cumcount
 
 # %% ../../nbs/sampling/02_tuplets.ipynb #fc04518c
@@ -44,9 +44,9 @@ def tuplet_table(
     rng:np.random.Generator=None, # decides the deal; None: always the same
 )->tuple: # (IntArray[T, K] of image rows; IntArray[N+1]: those of identity v are rows first[v]:first[v+1])
     "All images dealt out in tuplets of K, each with as many cameras as can be; every image once, completed evenly."
-    labels, instances = label_array(labels), _whole('instances', instances, 1)
+    labels, instances = rows_of_graph(labels), positive_int('instances', instances, 1)
     if labels.min() < 0: raise ValueError(f'labels run from {labels.min()}; identities are 0..N-1')
-    cameras = camera_array(cameras, len(labels))
+    cameras = as_cameras(cameras, len(labels))
     camera = np.zeros_like(labels) if cameras is None else np.unique(cameras, return_inverse=True)[1].reshape(-1)
     rng = np.random.default_rng(0) if rng is None else rng
     tuplets = -(-np.bincount(labels) // instances)

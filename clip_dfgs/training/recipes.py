@@ -41,8 +41,6 @@ def recipe(
     name:str, # small, clip_reid, clip_dfgs, follow_up
 )->TrainConfig:
     "A recipe by its name; ValueError that suggests the nearest one."
-    if name == 'dfgs': raise ValueError("recipe 'dfgs' is called 'follow_up' now, after the code that it follows; "
-                                        "did you mean 'follow_up' or the paper's own 'clip_dfgs'?")
     return RECIPES[check_choice('recipe', name, RECIPES)]
 
 def recipe_table(

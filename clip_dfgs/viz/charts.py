@@ -7,8 +7,6 @@ __all__ = ['plot_history', 'plot_cmc', 'plot_roc', 'plot_queries', 'plot_distanc
            'plot_differences']
 
 # %% ../../nbs/viz/02_charts.ipynb #57fd0ffe
-from typing import Sequence
-
 import numpy as np
 import pandas as pd
 import torch
@@ -16,59 +14,43 @@ from matplotlib.figure import Figure
 
 from ..evaluation.bootstrap import t_interval
 from ..evaluation.metrics import RetrievalResult
-from .style import HATCHES, legend_outside, line_styles, make_panels, PALETTE, RIGHT, WRONG, _named
+from .style import HATCHES, legend_outside, line_styles, make_panels, named, PALETTE, RIGHT, WRONG
 
 # %% ../../nbs/viz/02_charts.ipynb #78c8ebf4
 _NOT_LOSSES = ('stage', 'step', 'epoch', 'loss', 'rate', 'images_per_s', 'violated_triplets', 'embedding_std')
+_BELOW = dict(rate='learning\nrate', violated_triplets='violated,\nshare') # column -> label of a panel of its own
 
 # %% ../../nbs/viz/02_charts.ipynb #bc87a6cc
-def _curve(ax, x, y, smooth, **style):
+def _draw_curve(ax, x, y, smooth:int, **style):
     "A running mean over `smooth` points, with the points behind it."
     y = pd.Series(np.asarray(y, dtype=float))
     if smooth > 1: ax.plot(x, y, color=style['color'], lw=.6, alpha=.3)
-    ax.plot(x, y.rolling(smooth, min_periods=1).mean(), **style)
-
-# %% ../../nbs/viz/02_charts.ipynb #05076d83
-def _draw_stage(
-    axes, # from top to bottom
-    rows:pd.DataFrame, # of one stage
-    styles:dict, # column -> its style
-    below:Sequence[str], # columns with a panel of their own
-    smooth:int, # rows in the running mean
-):
-    "One column of `plot_history`."
-    for name, style in styles.items():
-        if rows[name].notna().any(): _curve(axes[0], rows.step, rows[name], smooth, lw=1.3, label=name, **style)
-    axes[0].set(title=rows.stage.iloc[0], ylabel='loss')
-    for ax, name in zip(axes[1:], below):
-        ax.plot(rows.step, rows[name], color='0.3', lw=1)
-        ylabel = {'rate': 'learning\nrate', 'violated_triplets': 'violated,\nshare'}.get(name, name)
-        ax.set(ylabel=ylabel, ylim=(0, None), visible=bool(rows[name].notna().any()))
-    lowest = [ax for ax in axes if ax.get_visible()][-1]
-    lowest.set_xlabel('step')
+    ax.plot(x, y.rolling(smooth, min_periods=1).mean(), marker='o' if len(y) == 1 else None, **style)
 
 # %% ../../nbs/viz/02_charts.ipynb #fda42905
 def plot_history(
-    history:pd.DataFrame, # columns stage, step, loss, and optional loss parts, rate, violated, ...
-    parts:Sequence[str]|None=None, # columns drawn beside the loss; None: all that are losses
-    below:Sequence[str]=('rate', 'violated_triplets'), # columns with a panel of their own, where there are any
-    smooth:int|None=None, # rows in the running mean; None: a twentieth of the stage
+    history:pd.DataFrame, # columns stage, step, loss, and optional loss parts, rate, violated_triplets
+    smooth:int=None, # rows in the running mean; None: a twentieth of the stage
 )->Figure:
-    "Loss curves of each stage, with learning rate and health below; ValueError without its columns or rows."
-    missing = {'stage', 'step', 'loss'} - set(history.columns)
-    if missing: raise ValueError(f'history has no column {", ".join(sorted(missing))}: give the history.csv of a run')
+    "Loss curves of each stage, with learning rate and violated triplets below; ValueError for an empty history."
     if not len(history): raise ValueError('history is empty: no step has been logged yet')
     numeric = history.select_dtypes('number').columns
-    if parts is None: parts = [name for name in numeric if name not in _NOT_LOSSES and history[name].notna().any()]
-    below = [name for name in below if name in numeric]
-    stages = list(dict.fromkeys(history.stage))
+    parts = [name for name in numeric if name not in _NOT_LOSSES and history[name].notna().any()]
+    below = [name for name in _BELOW if name in numeric]
+    stages, heights = list(dict.fromkeys(history.stage)), [2] + [1]*len(below)
     styles = dict(loss=dict(color='black', ls='-')) | dict(zip(parts, line_styles(len(parts))))
-    heights = [2] + [1] * len(below)
     size = (2.9, 1.6 if below else 2.4)
     fig, axes = make_panels(len(heights), len(stages), size, gridspec_kw=dict(height_ratios=heights))
     for column, stage in zip(axes.T, stages):
         rows = history[history.stage == stage]
-        _draw_stage(column, rows, styles, below, smooth or max(1, len(rows) // 20))
+        for name, style in styles.items():
+            if rows[name].isna().all(): continue
+            _draw_curve(column[0], rows.step, rows[name], smooth or max(1, len(rows)//20), lw=1.3, label=name, **style)
+        column[0].set(title=stage, ylabel='loss')
+        for ax, name in zip(column[1:], below):
+            _draw_curve(ax, rows.step, rows[name], 1, color='0.3', lw=1)
+            ax.set(ylabel=_BELOW[name], ylim=(0, None), visible=bool(rows[name].notna().any()))
+        [ax for ax in column if ax.get_visible()][-1].set_xlabel('step')
     legend_outside(fig, columns=6)
     return fig
 
@@ -78,11 +60,11 @@ def plot_cmc(
     max_rank:int=20, # last rank drawn
 )->Figure:
     "CMC curves with Rank-1 and mAP in the legend."
-    results = _named(results)
+    results = named(results)
     fig, ((ax,),) = make_panels(size=(3.8, 3.1))
     for (name, result), style in zip(results.items(), line_styles(len(results))):
         curve = result.curve(max_rank)
-        label = f'{name}  R1 {100 * curve[0]:.1f}  mAP {100 * result.mAP:.1f}'.strip()
+        label = f'{name}  R1 {100*curve[0]:.1f}  mAP {100*result.mAP:.1f}'.strip()
         ax.plot(range(1, max_rank + 1), curve, label=label, **style)
     ax.set_title('cumulative matching characteristic', fontsize=10)
     ax.set(xlabel='rank', ylabel='share of queries with a match', xlim=(1, max(2, max_rank)))
@@ -96,13 +78,12 @@ def plot_roc(
     least:float=1e-4, # smallest false positive rate shown
 )->Figure:
     "ROC curves, false positive rate in logarithmic scale."
-    results = _named(results)
+    results = named(results)
     fig, ((ax,),) = make_panels(size=(3.8, 3.1))
     for (name, result), style in zip(results.items(), line_styles(len(results))):
-        x = np.concatenate([[0], result.fpr, [1]]).clip(least)
-        y = np.concatenate([[0], result.tpr, [1]])
-        ax.step(x, y, where='post', label=f'{name}  AUC {result.auc:.3f}'.strip(), **style)
-    ax.set_title('same person or not', fontsize=10)
+        x, y = (np.concatenate([[0], rate, [1]]) for rate in (result.fpr, result.tpr))
+        ax.step(x.clip(least), y, where='post', label=f'{name}  AUC {result.auc:.3f}'.strip(), **style)
+    ax.set_title('same identity or not', fontsize=10)
     ax.set(xlabel='false positive rate', ylabel='true positive rate', xscale='log', xlim=(least, 1), ylim=(0, 1.01))
     legend_outside(fig, columns=1)
     return fig
@@ -129,49 +110,39 @@ def plot_queries(
     legend_outside(fig)
     return fig
 
-# %% ../../nbs/viz/02_charts.ipynb #78cab12a
-def _sorted_by_group(distances, groups, names):
-    "Rows and columns sorted by group, and where a new group begins; ValueError for a matrix that is not square."
-    if distances.shape != (len(groups),) * 2:
-        raise ValueError(f'groups has {len(groups)} entries for distances of shape {distances.shape}: '
-                         'groups need a square matrix')
-    order = np.argsort(np.asarray(groups), kind='stable')
-    edges = np.cumsum(np.unique(np.asarray(groups), return_counts=True)[1])[:-1] - .5
-    return distances[order][:, order], None if names is None else np.asarray(names)[order], edges
-
 # %% ../../nbs/viz/02_charts.ipynb #7379e922
 def plot_distances(
     distances, # shape [n, m]
     groups=None, # group of each row and column of a square matrix, shape [n]: sorted and separated
     names=None, # tick labels of the rows (and of the columns, if square)
     title:str='', # above the map
-    label:str='distance', # of the color bar
 )->Figure:
-    "A heat map of distances (or similarities), optionally sorted by group; ValueError for wrong shapes."
+    "A heat map of distances, optionally sorted by group; ValueError for groups of a matrix that is not square."
     distances = distances.detach().cpu().numpy() if torch.is_tensor(distances) else np.asarray(distances)
-    if distances.ndim != 2: raise ValueError(f'distances have shape {distances.shape}: give a matrix')
     square = distances.shape[0] == distances.shape[1]
     fig, ((ax,),) = make_panels(size=(3.3, 2.7))
     if groups is not None:
-        distances, names, edges = _sorted_by_group(distances, groups, names)
-        for edge in edges:
+        if distances.shape != (len(groups),)*2: raise ValueError(f'{len(groups)} groups need a square matrix')
+        order = np.argsort(groups, kind='stable')
+        distances, names = distances[order][:, order], None if names is None else np.asarray(names)[order]
+        for edge in np.cumsum(np.unique(groups, return_counts=True)[1])[:-1] - .5:
             ax.axhline(edge, color='white', lw=.7)
             ax.axvline(edge, color='white', lw=.7)
     image = ax.imshow(distances, cmap='cividis', interpolation='nearest', aspect='equal' if square else 'auto')
-    fig.colorbar(image, ax=ax, label=label)
+    fig.colorbar(image, ax=ax, label='distance')
     if names is None: ax.set(xlabel='column', ylabel='row' if groups is None else 'row, sorted by group')
-    if names is not None: ax.set_yticks(range(len(names)), names, fontsize=8)
-    if names is not None and square: ax.set_xticks(range(len(names)), names, fontsize=8, rotation=90)
+    else:
+        ax.set_yticks(range(len(names)), names, fontsize=8)
+        if square: ax.set_xticks(range(len(names)), names, fontsize=8, rotation=90)
     ax.set_title(title, fontsize=10)
     return fig
 
 # %% ../../nbs/viz/02_charts.ipynb #a4678baf
-def _half_widths(scores, errors):
-    "Error bars as distances below and above the scores, or None."
-    if errors is None: return None
+def _half_widths(scores, errors)->np.ndarray: # shape [2, rows, columns]
+    "Error bars as distances below and above the scores; ValueError for errors of other rows or columns."
     low, high = (scores - errors[0], errors[1] - scores) if isinstance(errors, tuple) else (errors, errors)
-    for table in (low, high):
-        if list(table.index) != list(scores.index) or list(table.columns) != list(scores.columns):
+    for table in (low, high): # tables of other names would be aligned to NaN, or drawn at the wrong bars
+        if not (table.index.equals(scores.index) and table.columns.equals(scores.columns)):
             raise ValueError('errors need the rows and columns of scores')
     return np.stack([low.to_numpy(float), high.to_numpy(float)]).clip(0)
 
@@ -182,19 +153,19 @@ def plot_results(
     ylabel:str='mAP, %', # what the scores are
     title:str='', # above the bars
 )->Figure:
-    "Grouped bars with error bars: methods by domains; ValueError if errors have other rows or columns."
-    bars, (n, m) = _half_widths(scores, errors), scores.shape
-    fig, ((ax,),) = make_panels(size=(max(3.2, .45 * n * m + 1.2), 2.8))
+    "Grouped bars with error bars: methods by domains."
+    n, m = scores.shape
+    bars = np.full((2, n, m), np.nan) if errors is None else _half_widths(scores, errors)
+    fig, ((ax,),) = make_panels(size=(max(3.2, .45*n*m + 1.2), 2.8))
     for i, (name, row) in enumerate(scores.iterrows()):
-        x = np.arange(m) + (i - (n - 1) / 2) * .8 / n
-        ends = None if bars is None else bars[:, i]
+        x = np.arange(m) + (i - (n - 1)/2)*.8/n
         look = dict(color=PALETTE[i % len(PALETTE)], hatch=HATCHES[i % len(HATCHES)], edgecolor='white')
-        ax.bar(x, row, .8 / n, yerr=ends, label=str(name), error_kw=dict(elinewidth=1, capsize=2.5), **look)
-        above = np.zeros(m) if bars is None else np.nan_to_num(bars[1, i])
-        for place, value, up in zip(x, row, above):
+        ax.bar(x, row, .8/n, label=str(name), **look)
+        if errors is not None: ax.errorbar(x, row, bars[:, i], fmt='none', ecolor='black', elinewidth=1, capsize=2.5)
+        for place, value, up in zip(x, row, np.nan_to_num(bars[1, i])):
             text = dict(textcoords='offset points', ha='center', va='bottom', fontsize=8)
             ax.annotate(f'{value:.1f}', (place, value + up), (0, 1.5), **text)
-    ax.set_xticks(range(m), [str(column) for column in scores.columns])
+    ax.set_xticks(range(m), scores.columns.astype(str))
     ax.set_ylabel(ylabel)
     ax.set_title(title, fontsize=10)
     ax.margins(y=.12)
@@ -215,15 +186,17 @@ def paired_differences(
     return pd.DataFrame(dict(mean=gain.mean(), low=low, high=high, sd=gain.std(), n=gain.count()))
 
 # %% ../../nbs/viz/02_charts.ipynb #30657df0
-def _draw_differences(ax, scores, to, level):
-    "One panel of `plot_differences`."
-    table, gain = paired_differences(scores, to, level), scores.drop(columns=to).sub(scores[to], axis=0)
+def draw_intervals(
+    ax, # a panel
+    table:pd.DataFrame, # a row a method: mean, low, high
+    pairs:pd.DataFrame=None, # a column a method, a dot for each row
+):
+    "A row a method: its interval, its mean (filled where the interval excludes zero), and each pair."
     for y, (name, row) in enumerate(table.iterrows()):
         ax.plot([row.low, row.high], [y, y], color='0.25', lw=1.6, zorder=2, label='interval of the mean')
-        one = dict(s=22, facecolor='none', edgecolor=PALETTE[0], label='each pair')
-        ax.scatter(gain[name], [y] * len(gain), zorder=3, **one)
-        sure = row.low > 0 or row.high < 0
-        face = 'black' if sure else 'white'
+        dot = dict(s=22, facecolor='none', edgecolor=PALETTE[0], zorder=3, label='each pair')
+        if pairs is not None: ax.scatter(pairs[name], [y]*len(pairs), **dot)
+        face = 'black' if row.low > 0 or row.high < 0 else 'white'
         label = 'mean (filled: zero is outside)'
         ax.scatter(row['mean'], y, s=42, marker='D', facecolor=face, edgecolor='black', zorder=4, label=label)
     ax.axvline(0, color='0.5', lw=.8, ls='--', zorder=1)
@@ -234,19 +207,17 @@ def _draw_differences(ax, scores, to, level):
 def plot_differences(
     scores, # a row a pair, a column a method; or a mapping from names to such tables: a panel each
     to:str='PK', # the method that the others are compared with
-    unit:str='mAP, points', # of the scores
-    level:float=.95, # of the interval
     title:str='', # above the figure
 )->Figure:
-    "Paired differences as a dot plot: mean, t interval and each pair."
-    panels = _named(scores)
+    "Paired differences of mAP in points: mean, 95 % t interval and each pair."
+    panels = named(scores)
     tallest = max(table.shape[1] for table in panels.values()) - 1
-    fig, axes = make_panels(1, len(panels), (4.8 if len(panels) == 1 else 3, .28 * tallest + 1.3), sharex=True)
+    title = title or f'{len(next(iter(panels.values())))} pairs, 95 % intervals'
+    size = (4.8 if len(panels) == 1 else 3, .28*tallest + 1.3)
+    fig, axes = make_panels(1, len(panels), size, title, sharex=True)
     for ax, (name, table) in zip(axes[0], panels.items()):
-        _draw_differences(ax, table, to, level)
+        draw_intervals(ax, paired_differences(table, to), table.drop(columns=to).sub(table[to], axis=0))
         ax.set_title(name, fontsize=10)
-        ax.set_xlabel(f'difference to {to}, {unit}')
-    pairs = len(next(iter(panels.values())))
-    fig.suptitle(title or f'{pairs} pairs, {100 * level:.0f} % intervals', fontsize=10)
+        ax.set_xlabel(f'difference to {to}, mAP, points')
     legend_outside(fig)
     return fig

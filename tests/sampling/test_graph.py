@@ -145,11 +145,11 @@ def test_unknown_cameras_are_one_camera():
 
 
 @pytest.mark.parametrize('labels, cameras, message', [
-    ([0, 0, 0, 1, 1, None], WHERE, 'labels: 1 of 6 are missing or -1, first row 5'),
-    ([0, 0, 0, 1, 1, -1], WHERE, 'labels: 1 of 6 are missing or -1, first row 5'),
+    ([0, 0, 0, 1, 1, None], WHERE, 'labels: 1 of 6 .* missing .* first row 5'),
+    ([0, 0, 0, 1, 1, -1], WHERE, 'labels: 1 of 6 .* missing .* first row 5'),
     ([0, 0, 0, 1, 1, 1.5], WHERE, 'labels, row 5: 1.5 is no label'),
     ([0, 0, 0, 1, 1, '2'], WHERE, 'labels mix numbers'),
-    (WHO, [0, 0, 0, 1, 1, np.nan], 'cameras: 1 of 6 are missing or -1, first row 5'),
+    (WHO, [0, 0, 0, 1, 1, np.nan], 'cameras: 1 of 6 .* unknown, first row 5'),
     (WHO, WHERE[:5], 'cameras has shape'), (WHO, [0, 0, 0, 1, 1, '2'], 'cameras mix numbers')])
 def test_labels_that_cannot_be_understood_are_refused(labels, cameras, message):
     with pytest.raises(ValueError, match=message): choose_images(labels, cameras)

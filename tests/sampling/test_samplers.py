@@ -69,11 +69,11 @@ PEOPLE = np.repeat(np.arange(5), 4)
     (dict(batch=10), 'batch=10'), (dict(instances=0), 'instances=0'), (dict(batch=24), 'needs 6 identities'),
     (dict(batch=-8), 'batch=-8'), (dict(batch=8.), 'batch=8.0'), (dict(batch=True, instances=1), 'batch=True'),
     (dict(seed=None), 'seed=None'), (dict(seed=-1), 'seed=-1'), (dict(rank=2, world=2), 'rank=2'),
-    (dict(world=0), 'world=0'), (dict(cameras=[0]), '1 cameras'), (dict(cameras=PEOPLE[:, None]), 'cameras'),
+    (dict(world=0), 'world=0'), (dict(cameras=[0]), 'cameras'), (dict(cameras=PEOPLE[:, None]), 'cameras'),
     (dict(labels=PEOPLE + 1), 'from 1 to 5'), (dict(labels=np.repeat([0, 1, 7], 4)), 'from 0 to 7'),
     (dict(labels=PEOPLE / 2), 'labels'), (dict(labels=list('aaaabbbb')), 'numpy.unique'),
-    (dict(labels=[0, 1, None, 1]), r'labels\[2\]'), (dict(labels=PEOPLE > 2), 'labels'),
-    (dict(labels=[0, 10**20], batch=2, instances=1), r'labels\[1\]')], ids=str)
+    (dict(labels=[0, 1, None, 1]), 'labels.* row 2'), (dict(labels=PEOPLE > 2), 'labels'),
+    (dict(labels=[0, 10**20], batch=2, instances=1), 'labels')], ids=str)
 def test_impossible_requests_name_the_argument(options, name):
     with pytest.raises(ValueError, match=name): PKSampler(**dict(labels=PEOPLE, batch=8) | options)
 

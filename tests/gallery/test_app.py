@@ -2,6 +2,7 @@
 import http.server
 import io
 import json
+import os
 import re
 import shutil
 import socket
@@ -15,10 +16,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clip_dfgs.gallery.app import _line, answers
+from clip_dfgs.gallery.app import _line, _Live, answers
+from clip_dfgs.gallery.gallery import Gallery, find_images
+from clip_dfgs.gallery.store import embed_gallery
 from clip_dfgs.synthetic.domain import render_domain
-from clip_dfgs.gallery.search import extractor_of, search_gallery
-from clip_dfgs.gallery.store import embed_gallery, find_images, open_gallery
 from test_cli import said
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
@@ -40,34 +41,30 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def gallery(place): return open_gallery(place/'gallery')
+def gallery(place): return Gallery.load(place/'gallery')
 
 
 @pytest.fixture(scope='module')
-def extract(gallery): return extractor_of(gallery)
-
-
-@pytest.fixture(scope='module')
-def url(gallery, extract):
+def url(gallery):
     "The address of the running page."
     pytest.importorskip('gradio', reason='the page needs gradio')
     from clip_dfgs.gallery.app import serve_gallery
-    page, url = serve_gallery(gallery, extract, wait=False)
+    page, url = serve_gallery(gallery, wait=False)
     yield url
     page.close(verbose=False)
 
 
 # ---- answers
 
-def test_an_answer_is_the_search(gallery, extract):
+def test_an_answer_is_the_search(gallery):
     path = gallery.records['path'][7]
-    found, line = answers(gallery, extract, data=Path(path).read_bytes(), k=9, cameras=['1', '2'], domains=['town'])
-    want = search_gallery(gallery, extract, path, k=9, cameras=['1', '2'], domains=['town'])
-    assert found['row'].tolist() == want['row'].tolist() and line.startswith('9 of 120 pictures')
-    found, _ = answers(gallery, extract, text=' a man in red ', k=9)
-    assert found['row'].tolist() == search_gallery(gallery, extract, texts=[' a man in red '], k=9)['row'].tolist()
-    found, _ = answers(gallery, extract, row=7, k=9)
-    assert found['row'].tolist() == search_gallery(gallery, extract, path, k=9)['row'].tolist()
+    found, line = answers(gallery, data=Path(path).read_bytes(), k=9, camera=['1', '2'], domain=['town'])
+    want = gallery.search(path, k=9, camera=['1', '2'], domain=['town'])
+    assert found['row'].tolist() == want['row'].tolist() and line.startswith('9 of 120 images')
+    found, _ = answers(gallery, text=' a man in red ', k=9)
+    assert found['row'].tolist() == gallery.search(text=[' a man in red '], k=9)['row'].tolist()
+    found, _ = answers(gallery, like=path, k=9)
+    assert found['row'].tolist() == gallery.search(path, k=9)['row'].tolist()
 
 
 def bomb():
@@ -82,23 +79,44 @@ UPLOADS = dict(empty=lambda: b'', text=lambda: b'hello', zip=lambda: b'PK\3\4' +
 
 
 @pytest.mark.parametrize('what', UPLOADS)
-def test_an_upload_that_is_no_picture_is_a_line(what, gallery, extract):
-    found, line = answers(gallery, extract, data=UPLOADS[what]())
+def test_an_upload_that_is_no_picture_is_a_line(what, gallery):
+    found, line = answers(gallery, data=UPLOADS[what]())
     assert found is None and line.startswith('the upload cannot be read') and '\n' not in line
 
 
-def test_mistakes_are_lines(gallery, extract):
-    for asked, words in ((dict(), 'Drop a picture'), (dict(text=' '), 'Drop a picture'),
-                         (dict(row=5, k=0), 'at least one'), (dict(text='red', cameras=['9']), "no camera '9'")):
-        found, line = answers(gallery, extract, **asked)
+def test_the_newest_images_come_first(gallery, place):
+    path = gallery.records['path'][50]
+    before = Path(path).stat()
+    os.utime(path, (2e9, 2e9))
+    found, line = answers(gallery, k=100)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert found['path'][0] == path and len(found) == 100 and 'the newest are shown' in line
+
+
+def test_the_page_sees_what_embed_added(place, tmp_path):
+    shutil.copytree(place/'town'/'query', tmp_path/'shots')
+    embed_gallery(find_images(tmp_path/'shots'), 'pedestrians', tmp_path/'g', progress=False)
+    live = _Live(Gallery.load(tmp_path/'g'))
+    n = len(live())
+    Image.new('RGB', (64, 128), 'red').save(tmp_path/'shots'/'new.png')
+    embed_gallery(find_images(tmp_path/'shots'), 'pedestrians', tmp_path/'g', progress=False)
+    assert len(live()) == n + 1
+    (tmp_path/'g'/'gallery.json').write_text('')
+    assert len(live()) == n + 1 # a damaged one does not end the page
+
+
+def test_mistakes_are_lines(gallery):
+    for asked, words in ((dict(like='gone.png'), 'no longer'), (dict(text='a man', k=0), 'at least one'),
+                         (dict(text='red', camera=['9']), "no camera '9'")):
+        found, line = answers(gallery, **asked)
         assert found is None and words in line and '\n' not in line
 
 
-def test_a_sentence_without_end_is_a_line(gallery, extract):
+def test_a_sentence_without_end_is_a_line(gallery):
     "One of 60 MB kept the page from everybody else for minutes."
-    found, line = answers(gallery, extract, text='red '*15_000_000)
+    found, line = answers(gallery, text='red '*15_000_000)
     assert found is None and '60,000,000 characters' in line and len(line) < 100
-    assert answers(gallery, extract, text='red '*500, k=3)[0] is not None
+    assert answers(gallery, text='red '*500, k=3)[0] is not None
 
 
 def test_nothing_in_a_line_is_html():
@@ -191,6 +209,16 @@ def test_a_path_in_place_of_an_upload_is_refused(place, gallery, url):
             assert 'data:image' not in got and 'image.jpeg' not in got
 
 
+def test_the_page_opens_with_the_newest_images_and_their_names(url, gallery):
+    "Captions hold file name and camera as the gallery has them; no folder of the files is in the answer."
+    said = [asked(url, number, [12, [], []]) for number, takes in functions(url).items() if takes == 3]
+    shown = [text for text in said if 'the newest are shown' in text]
+    assert len(shown) == 1 and shown[0].count('image.jpeg') >= 12
+    names = [Path(path).name for path in gallery.records['path']]
+    assert sum(name in shown[0] for name in names) >= 12
+    assert str(Path(gallery.records['path'][0]).parent) not in shown[0]
+
+
 def test_nothing_is_fetched(url):
     "An address in place of an upload is not asked."
     hits = []
@@ -281,11 +309,11 @@ def labels(page):
     return [text.strip() for text in page.locator('#found .caption-label').all_inner_texts()]
 
 
-def test_upload_text_filter_and_click(page, gallery, extract):
+def test_upload_text_filter_and_click(page, gallery):
     query = gallery.records['path'][7]
     page.set_input_files('input[type=file]', query)
-    says(page, 'nearest first, to the picture')
-    rank = [r for r in search_gallery(gallery, extract, query, k=24).itertuples()]
+    says(page, 'nearest first, to the image')
+    rank = [r for r in gallery.search(query, k=24).itertuples()]
     page.wait_for_function('() => document.querySelectorAll("#found img").length === 24')
     assert [re.split(r'\s+', text)[1] for text in labels(page)] == [f'{r.score:.3f}' for r in rank]
     sizes = page.locator('#found img').evaluate_all('all => all.map(i => i.getBoundingClientRect().width)')
@@ -293,7 +321,7 @@ def test_upload_text_filter_and_click(page, gallery, extract):
 
     page.locator('#found button').nth(2).click()
     says(page, 'that was clicked')
-    own = search_gallery(gallery, extract, like=[rank[2].row], k=24)
+    own = gallery.search(rows=[rank[2].row], k=24)
     assert re.split(r'\s+', labels(page)[1])[1] == f'{own["score"][1]:.3f}'
 
     page.get_by_label('only these domains').click()
@@ -306,7 +334,7 @@ def test_upload_text_filter_and_click(page, gallery, extract):
     page.fill('textarea', 'a woman in a red coat')
     page.get_by_role('button', name='Search').click()
     says(page, '“a woman in a red coat”')
-    words = search_gallery(gallery, extract, texts=['a woman in a red coat'], k=24, domains=['quay'])
+    words = gallery.search(text=['a woman in a red coat'], k=24, domain=['quay'])
     page.wait_for_function('s => document.querySelector("#found .caption-label").innerText.includes(s)',
                            arg=f'{words["score"][0]:.3f}')
     assert all('quay' in text for text in labels(page))

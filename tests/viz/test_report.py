@@ -12,11 +12,11 @@ import pytest
 
 from clip_dfgs.viz import rankings as ranks
 from clip_dfgs.viz import report
+from clip_dfgs.viz.rankings import Absent
 from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.inference.embed import embed_images
-from clip_dfgs.data.image_cache import cached_images
-from clip_dfgs.viz.run_reader import Absent
+from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.training.trainer import fit
 
 
@@ -43,6 +43,10 @@ def runs(world, tmp_path_factory):
     (folder/'new').mkdir()
     shutil.copy(folder/'whole'/'config.json', folder/'new')
     return folder
+
+
+@pytest.fixture(scope='module')
+def found(runs): return ranks.evaluate_run(runs/'whole', bootstrap=200)
 
 
 class Page(HTMLParser):
@@ -73,19 +77,22 @@ def test_one_page_for_runs_in_every_state(runs):
     words, pictures = page_of(report.write_report(runs, 'All of <them>'))
     assert 'All of <them>' in words and len(pictures) > 20
     for line in ('The training has not ended', 'No step has been made yet', 'No step has been written',
-                 'No model yet: the training has not ended', 'has no text encoder', 'one camera only',
-                 'No people were held out', 'There are no ranks', 'No epoch of the last stage was planned',
+                 'has no model yet', 'has no text encoder', 'one camera only',
+                 'No identities were held out', 'There are no results', 'No epoch of the last stage was planned',
                  'whole', 'blind', 'cut', 'new'): assert line in words, line
 
 
 def test_the_command_says_one_line(runs, tmp_path):
     "No talk of kernels or debuggers on the terminal."
-    command = [sys.executable, '-c', 'import sys; from clip_dfgs.report import write_report; '
+    command = [sys.executable, '-c', 'import sys; from clip_dfgs.viz.report import write_report; '
                                      'print(write_report(sys.argv[1], out=sys.argv[2]))']
     done = subprocess.run([*command, str(runs/'whole'), str(tmp_path/'page.html')], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout == f'{tmp_path/"page.html"}\n' and done.stderr == ''
     words, pictures = page_of(tmp_path/'page.html')
-    assert 'R1' in words and 'vector 1' in words and len(pictures) >= 10
+    assert 'R1' in words and 'token 1' in words and len(pictures) >= 10 and 'contains images of people' in words
+    words, charts = page_of(report.write_report(runs/'whole', out=tmp_path/'plain.html', images=False))
+    assert 'contains images' not in words and 'Images are left out' in words and 3 <= len(charts) < len(pictures) - 5
+    assert max(map(len, charts)) < 200_000 # charts alone
 
 
 def test_pictures_that_are_gone_are_said(runs, tmp_path):
@@ -97,12 +104,12 @@ def test_pictures_that_are_gone_are_said(runs, tmp_path):
     assert '/nowhere' in words and len(pictures) >= 2
 
 
-def test_two_runs_query_by_query(runs):
+def test_two_runs_query_by_query(runs, found):
     file = report.write_comparison(runs/'whole', runs/'again')
     words, pictures = page_of(file)
     assert file == (runs/'again'/'against_whole.html').resolve() and 'seed' in words and len(pictures) >= 5
-    a, b = (ranks.ranked(runs/name, bootstrap=200)['0012'].result for name in ('whole', 'again'))
-    table = ranks.paired_table(*(ranks.ranked(runs/name, bootstrap=1) for name in ('whole', 'again')))
+    other = ranks.evaluate_run(runs/'again', bootstrap=1)
+    (a, b), table = (side['0012'].result for side in (found, other)), ranks.paired_table(found, other)
     gain = 100*(b.per_query['AP'] - a.per_query['AP'])
     assert np.isclose(table.loc[('0012', 'mAP'), 'difference'], gain.mean())
     people, rng = a.per_query['pid'].unique(), np.random.default_rng(0)
@@ -116,12 +123,12 @@ def test_two_runs_query_by_query(runs):
 
 
 @pytest.mark.parametrize('change, message', [
-    (dict(domain='other'), r'different targets \(0012; other\)'), (dict(camid=5), 'different pictures of 0012'),
+    (dict(domain='other'), r'different targets \(0012; other\)'), (dict(camid=5), 'different images of 0012'),
     (None, 'has no results yet')])
 def test_runs_of_other_targets_are_refused(runs, tmp_path, change, message):
     shutil.copytree(runs/'again', tmp_path/'other')
     file = tmp_path/'other'/'targets.csv'
-    if change: ranks.table(tmp_path/'other', 'targets').assign(**change).to_csv(file, index=False)
+    if change: ranks.run_table(tmp_path/'other', 'targets').assign(**change).to_csv(file, index=False)
     else: file.unlink()
     page = tmp_path/'page.html'
     with pytest.raises(ValueError, match=message): report.write_comparison(runs/'whole', tmp_path/'other', out=page)
@@ -132,17 +139,16 @@ def test_several_runs_are_no_side_of_a_comparison(runs):
     with pytest.raises(ValueError, match='holds 5 runs; name one'): report.write_comparison(runs, runs/'whole')
 
 
-def test_ranks_are_those_of_the_run(runs):
-    found = ranks.ranked(runs/'whole', bootstrap=10)
-    written = ranks.table(runs/'whole', 'results').set_index('domain')
+def test_results_are_those_of_the_run(runs, found):
+    written = ranks.run_table(runs/'whole', 'results').set_index('domain')
     assert [*found] == ['0012'] and np.isclose(100*found['0012'].result.mAP, written.loc['0012', 'mAP'], atol=1e-4)
     assert ranks.as_written(runs/'whole', found) == ''
-    with pytest.raises(Absent, match='No model yet'): ranks.ranked(runs/'cut')
-    with pytest.raises(Absent, match='No model yet'): ranks.ranked(runs/'new')
+    with pytest.raises(Absent, match='no model yet'): ranks.evaluate_run(runs/'cut')
+    with pytest.raises(Absent, match='no model yet'): ranks.evaluate_run(runs/'new')
 
 
-def test_extreme_queries_by_a_slow_search(runs):
-    one = ranks.ranked(runs/'whole', bootstrap=1)['0012']
+def test_extreme_queries_by_a_slow_search(found):
+    one = found['0012']
     AP, pid = one.result.per_query['AP'], one.result.per_query['pid']
     for worst in (True, False):
         picked = ranks.extreme_queries(one.result, worst, n=4)
@@ -151,13 +157,12 @@ def test_extreme_queries_by_a_slow_search(runs):
         assert np.allclose(AP[picked], best_of.sort_values(ascending=worst)[:4])
 
 
-def test_queries_are_drawn_as_they_are_ranked(runs):
-    "The first pictures of a drawn query are those nearest to it by the definition."
-    one = ranks.ranked(runs/'whole', bootstrap=1)['0012']
-    model = ranks._model_of(runs/'whole')
-    pixels = cached_images(one.query['path'].tolist(), model.config['image_size'], one.cache)
-    assert np.allclose(embed_images(model, pixels), one.features[0], atol=1e-4)
-    fig = one.figure([0], k=3)
+def test_queries_are_drawn_as_they_are_ranked(runs, found):
+    "The first images of a drawn query are those nearest to it by the definition."
+    one = found['0012']
+    model = ReIDModel.load(runs/'whole'/'model').eval()
+    assert np.allclose(embed_images(model, one.pixels[0]), one.features[0], atol=1e-4)
+    fig = one.plot([0], k=3)
     q, g = (f/f.norm(dim=1, keepdim=True) for f in one.features)
     counts = ~((one.gallery['pid'] == one.query['pid'][0]) & (one.gallery['camid'] == one.query['camid'][0]))
     order = [i for i in (-(g @ q[0])).argsort().tolist() if counts[i]][:3]
@@ -167,24 +172,23 @@ def test_queries_are_drawn_as_they_are_ranked(runs):
 
 def test_sampler_and_validation_tables(runs):
     table = report.sampler_table([runs/'whole', runs/'new'])
-    assert table.index.names == ['run', 'epoch'] and 0 < table['pictures, %'].iloc[0] <= 100
+    assert table.index.names == ['run', 'epoch'] and 0 < table['images, %'].iloc[0] <= 100
     with pytest.raises(Absent): report.sampler_table([runs/'new'])
-    with pytest.raises(Absent): report.epochs_of([runs/'cut'])
+    with pytest.raises(Absent): report.plot_epochs([runs/'cut'])
 
 
 def test_runs_on_other_pictures_have_figures_of_their_own(runs, tmp_path):
     "Row numbers of one run mean nothing in the table of another."
     fewer = tmp_path/'fewer'
     shutil.copytree(runs/'whole', fewer)
-    epoch, records = ranks.table(fewer, 'epoch'), ranks.table(fewer, 'records')
+    epoch, records = ranks.run_table(fewer, 'epoch'), ranks.run_table(fewer, 'records')
     records.iloc[:len(records)//2].to_csv(fewer/'records.csv', index=False)
     epoch[epoch['row'] < len(records)//2].to_csv(fewer/'epoch.csv', index=False)
     for folders in ([fewer, runs/'whole', runs/'again'], [runs/'whole', fewer, runs/'again']):
-        figures = report.epoch_figures([runs/'new', *folders])
+        figures = report.plot_epochs([runs/'new', *folders])
         shown = [[line.get_label().split(' ')[0] for line in fig.axes[0].lines] for fig in figures]
         assert sorted(shown) == [['fewer'], ['whole', 'again']]
-        with pytest.raises(ValueError, match='other rows'): report.epochs_of(folders)
-    with pytest.raises(Absent): report.epoch_figures([runs/'new'])
+    with pytest.raises(Absent): report.plot_epochs([runs/'new'])
 
 
 def test_runs_of_one_name_are_told_apart(runs, tmp_path):
@@ -192,7 +196,6 @@ def test_runs_of_one_name_are_told_apart(runs, tmp_path):
     folders = [tmp_path/'monday'/'run', tmp_path/'tuesday'/'run']
     assert report.run_names(folders) == ['monday/run', 'tuesday/run']
     assert report.settings(folders).loc['seed'].to_dict() == {'monday/run': 0, 'tuesday/run': 1}
-    assert list(report.epochs_of(folders)[0]) == ['monday/run', 'tuesday/run']
     assert {run for run, _ in report.sampler_table(folders).index} == {'monday/run', 'tuesday/run'}
     with pytest.raises(ValueError, match='are one run'): report.write_comparison(folders[0], folders[0])
 

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
-from clip_dfgs.viz import embeddings as insight
+from clip_dfgs.viz import embeddings as insight, prompts
+from clip_dfgs.viz.rankings import run_models
 from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.models.encoder import ReIDEncoder
@@ -42,7 +43,7 @@ def model_of(size=(32, 32), **vision):
 # ---- attention rollout
 
 @given(st.integers(1, 4), st.integers(2, 6), st.integers(0, 99), st.floats(0, .9))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_rollout_is_all_paths_weighted(blocks, tokens, seed, residual):
     "Rows sum to 1; each entry is the sum over paths through the blocks of the product of their shares."
     attentions = [noise(1, 2, tokens, tokens, seed=seed + i).softmax(-1) for i in range(blocks)]
@@ -162,7 +163,7 @@ def test_a_map_leaves_the_model_as_it_was():
 # ---- distances
 
 @given(st.integers(0, 999), st.integers(1, 9), st.integers(1, 12), st.booleans(), st.integers(1, 12))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_histograms_count_each_pair_once(seed, Q, G, with_cameras, bins):
     rng = np.random.default_rng(seed)
     q, g = rng.normal(size=(Q, 4)), rng.normal(size=(G, 4))
@@ -190,7 +191,7 @@ def test_pairs_at_the_ends_are_counted():
 def test_each_row_of_a_plane_has_its_own_legend():
     points = np.arange(24.).reshape(12, 2)
     groups = dict(identity=np.repeat(range(10, 16), 2), domain=['sea', 'town']*6)
-    fig = insight.plot_space(dict(start=points, end=points), groups, most=4)
+    fig = insight.plot_points(dict(start=points, end=points), groups, most=4)
     legends = [ax.get_legend() for ax in fig.axes]
     assert [legend is not None for legend in legends] == [False, True, False, True]
     upper, lower = ([text.get_text() for text in legend.get_texts()] for legend in legends[1::2])
@@ -201,12 +202,12 @@ def test_each_row_of_a_plane_has_its_own_legend():
 def test_panels_of_distances_can_be_compared():
     tables = {name: insight.distance_counts(np.eye(3)*scale + 1, np.eye(3) + 1, range(3), [0, 1, 1])
               for name, scale in (('start', 1), ('end', 9))}
-    first, second = insight.plot_distance_counts(tables).axes
+    first, second = insight.plot_histograms(tables).axes
     assert first.get_xlim() == second.get_xlim() and first.get_ylim() == second.get_ylim()
 
 
 def test_people_in_rows_are_at_least_60_pixels_wide():
-    fig = insight.plot_pictures({'a sentence that is longer than its row': pictures(3, 128, 64)}, 'a title')
+    fig = insight.plot_image_rows({'a sentence that is longer than its row': pictures(3, 128, 64)}, 'a title')
     fig.draw_without_rendering()
     assert all(ax.get_window_extent().width >= 60 for ax in fig.axes)
     name = fig.axes[0].yaxis.label.get_window_extent()
@@ -216,7 +217,7 @@ def test_people_in_rows_are_at_least_60_pixels_wide():
 # ---- words
 
 @given(st.integers(0, 99), st.integers(1, 30), st.integers(1, 5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_nearest_words_are_those_of_brute_force(seed, words, k):
     vectors, table = noise(3, 6, seed=seed) - .5, noise(words, 6, seed=seed + 1) - .5
     rows, cosines = insight.nearest_words(vectors, table, k)
@@ -245,7 +246,7 @@ def run(world, tmp_path_factory):
 
 
 def test_models_of_a_run_are_its_stages(run):
-    models = dict(insight.run_models(run.out))
+    models = dict(run_models(run.out))
     assert [*models] == ['start', 'after prompts', 'end']
     first = ReIDModel.create('pedestrians', 'pedestrians').clip.state_dict()
     assert all(torch.equal(v, first[k]) for k, v in models['start'].clip.state_dict().items())
@@ -256,21 +257,22 @@ def test_models_of_a_run_are_its_stages(run):
 def test_damaged_checkpoints_are_left_out(run, tmp_path):
     shutil.copytree(run.out, tmp_path/'run')
     for file in (tmp_path/'run'/'checkpoint').glob('*/tensors.safetensors'): file.write_bytes(b'cut')
-    assert [name for name, _ in insight.run_models(tmp_path/'run')] == ['start', 'end']
+    assert [name for name, _ in run_models(tmp_path/'run')] == ['start', 'end']
 
 
 def test_each_view_of_a_run_can_be_saved(run):
-    views = (insight.plot_attention, lambda r: insight.words_figure(r, ['a red coat']), insight.space_figure,
-             insight.distances_figure, insight.prompt_figure)
+    views = (insight.plot_attention, lambda r: insight.plot_text_matches(r, ['a red coat']), insight.plot_space,
+             insight.plot_pair_distances, prompts.plot_prompts)
     for view in views:
-        for given_run in (run, run.out): view(given_run).savefig(io.BytesIO())
+        view(run.out).savefig(io.BytesIO())
+    insight.plot_attention(run)
     assert plt.get_fignums() == []
 
 
 def test_tables_of_prompts(run):
-    words = insight.prompt_words(run, [3, 0])
+    words = prompts.prompt_words(run, [3, 0])
     assert words.index.tolist() == [3, 0] and words.shape == (2, 4)
-    table = insight.prompt_captions(run, ['a man', 'a woman in red', 'a man'], labels=[2], k=9)
+    table = prompts.prompt_captions(run, ['a man', 'a woman in red', 'a man'], labels=[2], k=9)
     texts = run.model.encode_captions(['a man', 'a woman in red'])
     with torch.no_grad(): cosine = F.cosine_similarity(run.model.text_features(torch.tensor([2])), texts)
     assert sorted(table['caption']) == ['a man', 'a woman in red']
@@ -282,11 +284,11 @@ def test_a_run_without_text_or_targets_or_model_is_named(world, tmp_path):
     config = few(prompts=None, clip='timm:test_resnet', pretrained=None, image_size=(64, 32), sampler='dfgs',
                  graph='image', cache='off')
     run = fit(rows, config, tmp_path/'run')
-    with pytest.raises(ValueError, match='has no text encoder'): insight.prompt_words(run)
-    with pytest.raises(ValueError, match='has no text encoder'): insight.words_figure(run, ['a man'])
-    with pytest.raises(ValueError, match='has no targets'): insight.distances_figure(run)
-    insight.plot_attention(run, people=2)
-    insight.space_figure(run)
+    with pytest.raises(ValueError, match='has no text encoder'): prompts.prompt_words(run)
+    with pytest.raises(ValueError, match='has no text encoder'): insight.plot_text_matches(run, ['a man'])
+    with pytest.raises(ValueError, match='has no targets'): insight.plot_pair_distances(run)
+    insight.plot_attention(run, identities=2)
+    insight.plot_space(run)
     (run.out/'model'/'model.safetensors').unlink()
     with pytest.raises(ValueError, match='training has not ended'): insight.plot_attention(run)
     with pytest.raises(ValueError, match='no run found'): insight.plot_attention(tmp_path)
@@ -300,6 +302,6 @@ def test_a_missing_library_is_named(monkeypatch):
 def test_the_start_of_a_run_that_went_on_from_another(run, world, tmp_path):
     config = few(adapt=None, prompts=None, init=str(run.out/'model'), cache='off')
     later = fit(load_dataset('market1501', world), config, tmp_path/'later')
-    start = next(insight.run_models(later))[1]
+    start = next(run_models(later))[1]
     assert torch.equal(start.clip.visual.proj, run.model.clip.visual.proj.cpu())
     assert json.loads((later.out/'config.json').read_text())['init']

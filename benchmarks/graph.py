@@ -32,7 +32,8 @@ def main(sizes, width, k, threads):
         if faiss: ways['faiss IndexFlatL2'] = flat
         found = beside(f'graph, {n:,} x {width}', ways, 9 if n < 2000 else 3)
         if faiss:
-            print(f'the same neighbors: {(found["nearest_identities"] == found["faiss IndexFlatL2"]).float().mean():.4%}')
+            same = (found['nearest_identities'] == found['faiss IndexFlatL2']).float().mean()
+            print(f'the same neighbors: {same:.4%}')
 
 
 if __name__ == '__main__':

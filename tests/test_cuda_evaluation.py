@@ -143,7 +143,7 @@ def counted(seed, Q=70, G=900, width=4, people=30):
 
 @pytest.mark.parametrize('seed', range(3))
 @pytest.mark.parametrize('block', [16, 512])
-@pytest.mark.filterwarnings('ignore:.* queries have a gallery picture')
+@pytest.mark.filterwarnings('ignore:.* queries have a gallery image')
 def test_ranks_are_the_cpus_ties_included(device, cpu_way, seed, block):
     sides, labels = counted(seed)
     options = dict(metric='euclidean', block=block)
@@ -244,7 +244,7 @@ def test_distances_are_exact_with_tf32_on(device, tf32):
         assert np.abs(rows - truth[start:start + len(rows)].numpy()).max() < 1e-3
 
 
-@pytest.mark.filterwarnings('ignore:.* queries have a gallery picture')
+@pytest.mark.filterwarnings('ignore:.* queries have a gallery image')
 def test_ranks_are_exact_with_tf32_on(device, tf32, cpu_way):
     "Numbers of 12 bits, which TF32 would shorten to 11."
     rng = np.random.default_rng(0)

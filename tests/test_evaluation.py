@@ -8,25 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clip_dfgs.evaluation.bootstrap import _bootstrap_means, bootstrap_intervals, compare
 from clip_dfgs.evaluation.distances import distance_blocks
-from clip_dfgs.utils.tensors import full_precision_matmul
-from clip_dfgs.evaluation.metrics import _match_ranks
-from clip_dfgs.evaluation.metrics import evaluate
-from clip_dfgs.evaluation.metrics import nearest_gallery
-from clip_dfgs.sampling.graph import nearest_identities
-from clip_dfgs.evaluation.bootstrap import _bootstrap_means
-from clip_dfgs.evaluation.bootstrap import bootstrap_intervals
-from clip_dfgs.evaluation.bootstrap import compare
 from clip_dfgs.evaluation.matching import matches_and_junk
+from clip_dfgs.evaluation.metrics import _match_ranks, evaluate, nearest_gallery
 from clip_dfgs.evaluation.reranking import k_reciprocal_distances
 from clip_dfgs.evaluation.verification import verification
+from clip_dfgs.sampling.graph import nearest_identities
+from clip_dfgs.utils.tensors import full_precision_matmul
 
-# whole-number features of a few columns are often equal, which evaluate says
-pytestmark = pytest.mark.filterwarnings('ignore:.*queries have a gallery picture:UserWarning')
+# small integer features are often equal, which evaluate warns about
+pytestmark = pytest.mark.filterwarnings('ignore:.*queries have a gallery image:UserWarning')
 
 
 def ranking(query, gallery, qi, gi, qc=None, gc=None, distances=None):
@@ -62,14 +57,14 @@ def retrieval(draw):
     "Small integer features (exact, full of ties), few identities and cameras"
     seed, Q, G = draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 6)), draw(st.integers(1, 14))
     width, levels = draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    people, cameras = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    identities, cameras = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     rng = np.random.default_rng(seed)
     q, g = (rng.integers(0, levels, (n, width)).astype(float) for n in (Q, G))
-    labels = [rng.integers(0, most, n) for most in (people, cameras) for n in (Q, G)]
+    labels = [rng.integers(0, most, n) for most in (identities, cameras) for n in (Q, G)]
     return q, g, *(labels if draw(st.booleans()) else [*labels[:2], None, None])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(retrieval(), st.integers(1, 7), st.sampled_from([np.float32, np.float64]))
 def test_metrics_equal_the_definition(case, block, dtype):
     q, g, *labels = case
@@ -86,7 +81,7 @@ def test_metrics_equal_the_definition(case, block, dtype):
     assert [row[row >= 0].tolist() for row in top] == want['order']
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(retrieval(), st.integers(1, 7))
 def test_per_query_rows_say_which_images(case, block):
     q, g, qi, gi, qc, gc = case
@@ -105,16 +100,6 @@ def test_per_query_rows_say_which_images(case, block):
         if wrong: assert row.wrong_distance == pytest.approx(np.linalg.norm(q[i] - g[wrong[0]]))
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 30), st.integers(1, 6))
-def test_ranks_equal_a_stable_argsort(seed, b, G, levels):
-    rng = np.random.default_rng(seed)
-    d = rng.integers(0, levels, (b, G)).astype(np.float32)
-    row, column = np.nonzero(rng.random((b, G)) < .5)
-    want = d.argsort(1, kind='stable').argsort(1) + 1
-    assert (_match_ranks(d, row, column) == want[row, column]).all()
-
-
 def test_hand_computed():
     line, ids, cams = np.arange(1., 7.)[:, None], [7, 7, 1, 7, 0, 7], [2, 0, 0, 1, 1, 1]
     r = evaluate([[0.]], line, [7], ids, [2], cams, metric='euclidean', ranks=(1, 3))
@@ -123,15 +108,6 @@ def test_hand_computed():
     assert r.mAP == r.mINP == pytest.approx(1/3) and r.cmc == {1: 0., 2: 0., 3: 1.}
     assert r.curve(4).tolist() == [0, 0, 1, 1]
     assert evaluate([[0.]], [[3.]], [1], [1], ranks=(1,)).mAP == 1  # a single gallery image
-
-
-def test_one_camera_and_no_camera():
-    q, g, qi, gi = np.array([[0.], [5.]]), np.array([[0.], [1.], [5.]]), [1, 2], [1, 3, 2]
-    with pytest.raises(ValueError, match=r'query cameras 1 \(4\), gallery cameras 1 \(4\).*there is one camera'):
-        evaluate(q, g, qi, gi, [4, 4], [4, 4, 4])
-    off = evaluate(q, g, qi, gi, metric='euclidean')
-    assert off.mAP == 1 and off.camera_rule is False and 'no rule of the camera' in repr(off)
-    with pytest.raises(ValueError, match='or neither'): evaluate(q, g, qi, gi, [4, 4])
 
 
 def test_ties_go_to_the_lower_position_wherever_the_duplicate_lies():
@@ -172,62 +148,88 @@ def test_features_with_gradient_are_accepted_and_untouched():
     assert torch.equal(q.detach(), before[0]) and torch.equal(g, before[1])
 
 
-def test_scale_does_not_matter_for_cosine_and_a_zero_vector_is_far_from_none():
-    rng = np.random.default_rng(0)
-    q, g, ids = rng.normal(size=(6, 8)), rng.normal(size=(30, 8)), np.arange(30) % 6
-    g[7] = 0
-    a = evaluate(q, g, ids[:6], ids)
-    b = evaluate(1e6*q, g*rng.uniform(.1, 10, (30, 1)), ids[:6], ids)
-    assert a.mAP == pytest.approx(b.mAP) and np.isfinite(a.per_query.match_distance).all()
+def test_scale_and_a_common_offset_change_nothing():
+    rng, ids = np.random.default_rng(0), np.repeat(np.arange(50), 4)
+    x = rng.normal(size=(50, 64))[ids] + 2*rng.normal(size=(200, 64))
+    q, g, qi, gi = x[::4], np.delete(x, np.s_[::4], 0), ids[::4], np.delete(ids, np.s_[::4])
+    scaled = evaluate(1e6*q, g*rng.uniform(.1, 10, (150, 1)), qi, gi)
+    assert scaled.mAP == pytest.approx(evaluate(q, g, qi, gi).mAP)
+    for offset, dtype in ((0, np.float32), (100, np.float32), (1e4, np.float32), (1e4, np.float64)):
+        far = [(side + offset).astype(dtype) for side in (q, g)]
+        far[1][0] = 0  # the row that is subtracted from all must not be this one
+        d = ((far[0][:, None].astype(float) - far[1][None])**2).sum(-1)
+        got = evaluate(*far, qi, gi, metric='euclidean', block=7)
+        assert got.mAP == pytest.approx(slow(*far, qi, gi, distances=d)['mAP'], abs=1e-6)
+        near = nearest_gallery(*far, k=5, metric='euclidean')
+        assert (near == d.argsort(1, kind='stable')[:, :5]).mean() > .99
 
 
-@pytest.mark.parametrize('change, message', [
-    (dict(query=np.zeros((0, 3))), r'query features have shape \(0, 3\)'),
-    (dict(gallery=np.zeros(3)), r'gallery features have shape \(3,\)'),
-    (dict(gallery=np.zeros((4, 2))), 'query features are 3 wide, gallery features 2'),
-    (dict(query=np.full((2, 3), np.nan)), 'query features are not finite in 2 of 2 rows, first row 0'),
-    (dict(gallery=np.full((4, 3), np.inf)), 'gallery features are not finite'),
-    (dict(gallery=np.full((4, 3), 1e30, np.float32)), 'gallery features are too large'),
-    (dict(gallery=[['a', 'b', 'c']]*4), 'gallery features are no table of numbers'),
-    (dict(gallery=[[1., 2.], [1.]]), 'gallery features are no table of numbers'),
-    (dict(gallery=torch.zeros(4, 3, dtype=torch.complex64)), 'give a dense table of real numbers'),
-    (dict(query_ids=[1]), r'query_ids has shape \(1,\)'),
-    (dict(gallery_ids=np.zeros((4, 1))), 'gallery_ids has shape'),
-    (dict(gallery_ids=None), 'gallery_ids has shape'),
-    (dict(query_cams=[1], gallery_cams=[1]*4), 'query_cams has shape'),
-    (dict(query_cams=[1, 1]), 'or neither'),
-    (dict(metric='l2'), "unknown metric 'l2'"),
-    (dict(metric='l2', rerank=True), "unknown metric 'l2'"),
-    (dict(ranks=()), 'give at least one'), (dict(ranks=(0, 1)), 'counting from 1'),
-    (dict(ranks=(1.5,)), 'whole numbers'),
-    (dict(ranks='15'), 'whole numbers'),
-    (dict(block=0), 'block=0'), (dict(block=2.5), 'block=2.5'),
-    (dict(bootstrap=True), 'bootstrap=True: give the number'), (dict(bootstrap=-1), 'bootstrap=-1'),
-    (dict(rerank='yes'), "rerank='yes'"), (dict(rerank=dict(k3=2)), "unknown setting of rerank 'k3'"),
-    (dict(rerank=dict(k1=0)), 'k1=0'), (dict(rerank=dict(lambda_value=np.nan)), 'lambda_value=nan'),
-    (dict(query_ids=['a', 'b'], gallery_ids=['c']*4), '0 in both'),
-])
-def test_bad_input_is_one_line(change, message):
+BAD = {
+    'query features': [dict(query=np.zeros((0, 3))), dict(query=np.full((2, 3), np.nan)),
+                       dict(gallery=np.zeros((4, 2)))],
+    'gallery features': [dict(gallery=np.zeros(3)), dict(gallery=np.full((4, 3), np.inf)),
+                         dict(gallery=np.full((4, 3), 1e30, np.float32)), dict(gallery=[['a', 'b', 'c']]*4),
+                         dict(gallery=[[1., 2.], [1.]]), dict(gallery=torch.zeros(4, 3, dtype=torch.complex64))],
+    'query_ids': [dict(query_ids=[1]), dict(query_ids='12'), dict(query_ids={1, 2}), dict(query_ids=7)],
+    'gallery_ids': [dict(gallery_ids=np.zeros((4, 1))), dict(gallery_ids=None)],
+    'query_cams': [dict(query_cams=[1], gallery_cams=[1]*4), dict(query_cams=[1, 1])],
+    'query_scene': [dict(exclude_groups=dict(scene=([1], [1]*4))), dict(exclude_groups=dict(scene=([1, 2], ['a']*4)))],
+    'metric': [dict(metric='l2'), dict(metric='l2', rerank=True)],
+    'ranks': [dict(ranks=()), dict(ranks=(0, 1)), dict(ranks=(1.5,)), dict(ranks='15')],
+    'block': [dict(block=0), dict(block=2.5)], 'bootstrap': [dict(bootstrap=True), dict(bootstrap=-1)],
+    'rerank': [dict(rerank='yes'), dict(rerank=dict(k3=2))], 'k1': [dict(rerank=dict(k1=0))],
+    'lambda_value': [dict(rerank=dict(lambda_value=np.nan))],
+    'identities': [dict(query_ids=['a', 'b'], gallery_ids=['c']*4)]}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_input_raises_one_line_that_names_it(name):
     rng = np.random.default_rng(0)
     good = dict(query=rng.normal(size=(2, 3)), gallery=rng.normal(size=(4, 3)))
     good |= dict(query_ids=[1, 2], gallery_ids=[1, 2, 1, 2])
-    with pytest.raises(ValueError, match=message) as e: evaluate(**(good | change))
-    assert '\n' not in str(e.value)
+    for change in BAD[name]:
+        with pytest.raises(ValueError, match=name) as e: evaluate(**(good | change))
+        assert '\n' not in str(e.value)
 
 
-def test_one_rank_needs_no_list():
-    assert evaluate([[0.]], [[3.]], [1], [1], ranks=1).cmc == {1: 1.}
+# Cameras and other groups
+
+def test_one_camera_and_no_camera():
+    q, g, qi, gi = np.array([[0.], [5.]]), np.array([[0.], [1.], [5.]]), [1, 2], [1, 3, 2]
+    with pytest.raises(ValueError, match=r'query cameras 1 \(4\), gallery cameras 1 \(4\).*there is one camera'):
+        evaluate(q, g, qi, gi, [4, 4], [4, 4, 4])
+    off = evaluate(q, g, qi, gi, metric='euclidean', ranks=1)
+    assert off.cmc == {1: 1.} and off.camera_rule is False and 'no camera rule' in repr(off)
 
 
-# Who is who: labels that are written otherwise mean the same, and what does not compare is refused.
+def test_shared_groups_are_left_out_beside_the_camera_rule():
+    "A query at 0, identity 5, camera 1, red; matches at 3 (blue) and 6 (green)."
+    line = np.arange(1., 7.)[:, None]
+    given = [[0.]], line, [5], [5, 5, 5, 6, 9, 5], [1], [1, 2, 2, 1, 2, 3]
+    color, clip = (['red'], ['red', 'red', 'blue', 'red', 'red', 'green']), ([7], [1, 1, 1, 7, 7, 7])
+    plain = evaluate(*given, metric='euclidean')
+    assert plain.mAP == pytest.approx((1/1 + 2/2 + 3/5)/3) and plain.excluded == ()
+    apart = evaluate(*given, metric='euclidean', exclude_groups=dict(color=color))
+    assert apart.mAP == pytest.approx((1/1 + 2/4)/2) and apart.per_query.best_wrong[0] == 3  # red, but another identity
+    assert apart.excluded == ('color',) and 'without a shared color' in repr(apart)
+    both = evaluate(*given, metric='euclidean', exclude_groups=dict(color=color, clip=clip))
+    assert both.mAP == 1 and both.per_query.matches[0] == 1
+    with pytest.raises(ValueError, match='share the color'):
+        evaluate(*given, exclude_groups=dict(color=(['red'], ['red']*6)))
+    with pytest.raises(ValueError, match='differ'): compare(plain, apart)
+    roc = verification(*given, metric='euclidean', exclude_groups=dict(color=color))
+    assert roc.thresholds.tolist() == [3, 6] and roc.fpr.tolist() == [0, 1]
 
-PEOPLE, CAMERAS = [0, 1, 2, 0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 1, 1, 2, 2, 0]
+
+# Labels
+
+IDS, CAMERAS = [0, 1, 2, 0, 1, 2, 0, 1, 2], [0, 0, 0, 1, 1, 1, 2, 2, 0]
 
 
-def measured(people, cameras):
+def measured(ids, cameras):
     "An evaluation of fixed features; the first three rows are the queries."
-    x = np.random.default_rng(3).normal(size=(9, 4)) + np.eye(4)[PEOPLE]
-    return evaluate(x[:3], x[3:], people[:3], people[3:], cameras[:3], cameras[3:])
+    x = np.random.default_rng(3).normal(size=(9, 4)) + np.eye(4)[IDS]
+    return evaluate(x[:3], x[3:], ids[:3], ids[3:], cameras[:3], cameras[3:])
 
 
 NUMBERS = {
@@ -246,36 +248,33 @@ TEXTS = {
     'series': pd.Series, 'string series': lambda x: pd.Series(x, dtype='string'), 'categorical': pd.Categorical}
 
 
-@pytest.mark.parametrize('side', ['people', 'cameras', 'both'])
 @pytest.mark.parametrize('way', NUMBERS)
-def test_numbers_of_any_type_are_the_same_numbers(way, side):
-    people, cameras = (NUMBERS[way](x) if side in (name, 'both') else x
-                       for name, x in dict(people=PEOPLE, cameras=CAMERAS).items())
-    if hasattr(people, 'iloc'): people = people.iloc
-    if hasattr(cameras, 'iloc'): cameras = cameras.iloc
-    got, want = measured(people, cameras), measured(PEOPLE, CAMERAS)
-    pd.testing.assert_frame_equal(got.per_query, want.per_query)
-    assert got.camera_rule and (got.query_digest, got.gallery_digest) == (want.query_digest, want.gallery_digest)
+def test_numbers_of_any_type_are_the_same_numbers(way):
+    ids, cameras = (NUMBERS[way](x) for x in (IDS, CAMERAS))
+    if hasattr(ids, 'iloc'): ids, cameras = ids.iloc, cameras.iloc
+    want = measured(IDS, CAMERAS)
+    for got in (measured(ids, CAMERAS), measured(IDS, cameras), measured(ids, cameras)):
+        pd.testing.assert_frame_equal(got.per_query, want.per_query)
+        assert got.camera_rule and (got.query_digest, got.gallery_digest) == (want.query_digest, want.gallery_digest)
 
 
 @pytest.mark.parametrize('way', TEXTS)
 def test_texts_of_any_type_are_the_same_text(way):
-    people, cameras = (TEXTS[way]([f'{letter}{v}' for v in x]) for letter, x in (('p', PEOPLE), ('c', CAMERAS)))
-    if hasattr(people, 'iloc'): people, cameras = people.iloc, cameras.iloc
-    got, want = measured(people, cameras), measured(PEOPLE, CAMERAS)
+    ids, cameras = (TEXTS[way]([f'{letter}{v}' for v in x]) for letter, x in (('p', IDS), ('c', CAMERAS)))
+    if hasattr(ids, 'iloc'): ids, cameras = ids.iloc, cameras.iloc
+    got, want = measured(ids, cameras), measured(IDS, CAMERAS)
     assert got.summary().equals(want.summary()) and got.per_query.pid.tolist() == ['p0', 'p1', 'p2']
 
 
-@pytest.mark.parametrize('one, other', [(int, str), (str, int), (str, float), (bytes, int)])
 @pytest.mark.parametrize('what', ['ids', 'cams'])
-def test_kinds_that_do_not_compare_are_refused(one, other, what):
-    kinds = {bytes: lambda v: str(v).encode(), bool: lambda v: v > 0}
-    x, labels = np.random.default_rng(0).normal(size=(9, 4)), dict(ids=PEOPLE, cams=CAMERAS)[what]
-    query, gallery = [kinds.get(one, one)(v) for v in labels[:3]], [kinds.get(other, other)(v) for v in labels[3:]]
-    given = (query, gallery, CAMERAS[:3], CAMERAS[3:]) if what == 'ids' else (PEOPLE[:3], PEOPLE[3:], query, gallery)
-    for ask in (evaluate, nearest_gallery, verification):
-        with pytest.raises(ValueError, match=f'query_{what} are .*gallery_{what} are .*write both one way'):
-            ask(x[:3], x[3:], *given)
+def test_kinds_that_cannot_be_compared_raise(what):
+    x, labels = np.random.default_rng(0).normal(size=(9, 4)), dict(ids=IDS, cams=CAMERAS)[what]
+    for one, other in ((int, str), (str, float), (lambda v: str(v).encode(), int)):
+        query, gallery = list(map(one, labels[:3])), list(map(other, labels[3:]))
+        given = (query, gallery, CAMERAS[:3], CAMERAS[3:]) if what == 'ids' else (IDS[:3], IDS[3:], query, gallery)
+        for function in (evaluate, nearest_gallery, verification):
+            with pytest.raises(ValueError, match=f'query_{what} are .*gallery_{what} are '):
+                function(x[:3], x[3:], *given)
 
 
 NONE = [None, np.nan, float('nan'), pd.NA, pd.NaT, '', ' ', 'nan', 'None', '<NA>', -1, -1., '-1', np.float32('nan')]
@@ -283,75 +282,61 @@ NONE = [None, np.nan, float('nan'), pd.NA, pd.NaT, '', ' ', 'nan', 'None', '<NA>
 
 @pytest.mark.parametrize('none', NONE, ids=repr)
 def test_missing_labels_are_named_or_mean_unknown(none):
-    for row, name, at in ((1, 'query_ids', 1), (5, 'gallery_ids', 2)):
-        people = [none if i == row else v for i, v in enumerate(PEOPLE)]
-        with pytest.raises(ValueError, match=fr'{name}: 1 of . identities are missing .*first row {at}'):
-            measured(people, CAMERAS)
-        cameras = [none if i == row else v for i, v in enumerate(CAMERAS)]
-        with pytest.raises(ValueError, match=fr'{name[:-3]}cams: 1 of . cameras are unknown, first row {at}'):
-            measured(PEOPLE, cameras)
-    with pytest.raises(ValueError, match='query_cams are all unknown'): measured(PEOPLE, [none]*3 + CAMERAS[3:])
-    with pytest.warns(UserWarning, match='all cameras are unknown: the rule of the camera is off'):
-        unknown = measured(PEOPLE, [none]*9)
-    x = np.random.default_rng(3).normal(size=(9, 4)) + np.eye(4)[PEOPLE]
-    plain = evaluate(x[:3], x[3:], PEOPLE[:3], PEOPLE[3:])
+    for row, side, at in ((1, 'query', 1), (5, 'gallery', 2)):
+        ids, cameras = ([none if i == row else v for i, v in enumerate(labels)] for labels in (IDS, CAMERAS))
+        with pytest.raises(ValueError, match=fr'{side}_ids: 1 of .*first row {at}'): measured(ids, CAMERAS)
+        with pytest.raises(ValueError, match=fr'{side}_cams: 1 of .*first row {at}'): measured(IDS, cameras)
+    with pytest.raises(ValueError, match='query_cams are all unknown'): measured(IDS, [none]*3 + CAMERAS[3:])
+    with pytest.warns(UserWarning, match='unknown: the camera rule is off'):
+        unknown = measured(IDS, [none]*9)
+    x = np.random.default_rng(3).normal(size=(9, 4)) + np.eye(4)[IDS]
+    plain = evaluate(x[:3], x[3:], IDS[:3], IDS[3:])
     assert unknown.summary().equals(plain.summary()) and unknown.camera_rule is plain.camera_rule is False
 
 
 def test_missing_labels_in_arrays_and_tables():
-    hole = [0, 1, np.nan, *PEOPLE[3:]]
-    masked = np.ma.array(PEOPLE, mask=np.arange(9) == 2)
-    text = np.array(['0', '1', np.nan, *map(str, PEOPLE[3:])])
-    for people in (np.array(hole), torch.tensor(hole), pd.Series(hole).to_numpy(), np.array(pd.array(hole, 'Int64')),
+    hole = [0, 1, np.nan, *IDS[3:]]
+    masked = np.ma.array(IDS, mask=np.arange(9) == 2)
+    text = np.array(['0', '1', np.nan, *map(str, IDS[3:])])
+    for ids in (np.array(hole), torch.tensor(hole), pd.Series(hole).to_numpy(), np.array(pd.array(hole, 'Int64')),
                    masked, np.array(pd.Categorical(hole)), text):
         with pytest.raises(ValueError, match='query_ids: 1 of 3 identities are missing .*first row 2'):
-            measured(people, CAMERAS)
-    everyone_unknown = pd.Series([np.nan]*9).to_numpy(), torch.full((9,), torch.nan), pd.Categorical([None]*9).codes
-    for cameras in everyone_unknown:
-        with pytest.warns(UserWarning, match='rule of the camera is off'): assert measured(PEOPLE, cameras).queries == 3
+            measured(ids, CAMERAS)
+    all_unknown = pd.Series([np.nan]*9).to_numpy(), torch.full((9,), torch.nan), pd.Categorical([None]*9).codes
+    for cameras in all_unknown:
+        with pytest.warns(UserWarning, match='camera rule is off'): assert measured(IDS, cameras).queries == 3
 
 
-@pytest.mark.parametrize('labels, message', [
-    ([0, '1', 2], r"query_ids mix numbers \(row 0: 0\) and text \(row 1: '1'\)"),
-    ([0, True, 2], 'query_ids, row 1: True is no label'),
-    ([0, 1, 2.5], 'query_ids, row 2: 2.5 is no label'),
-    (np.array([0, 1, 2.5]), 'query_ids, row 2: 2.5 is no label'),
-    ([0, 1, np.inf], 'query_ids, row 2: inf is no label'),
-    ([0, 1j, 2], 'query_ids, row 1: 1j is no label'),
-    ([0, [1], 2], r'query_ids, row 1: \[1\] is no label'),
-    ([0, 1, 2**70], 'query_ids do not fit into 64 bits'),
-    (np.array([0, 1, 2**64 - 1], np.uint64), 'query_ids do not fit into 64 bits'),
-    (np.float32([0, 1, 2**24]), r'query_ids are float32 and may have been rounded \(row 2: 16777216\)'),
-    (torch.tensor([0, 1, 256]).bfloat16(), 'query_ids are bfloat16 and may have been rounded'),
-    (np.array(['2020-01-01']*3, 'datetime64[D]'), 'query_ids, row 0: .* is no label'),
-    ('012', r'query_ids has shape \(\)'), ({0, 1, 2}, r'query_ids has shape \(\)'), (7, r'query_ids has shape \(\)'),
-    ((v for v in range(3)), r'query_ids has shape \(\)')])
-def test_labels_that_are_none_are_refused(labels, message):
+def test_values_that_are_no_labels_raise():
     x = np.random.default_rng(3).normal(size=(9, 4))
-    with pytest.raises(ValueError, match=message) as e: evaluate(x[:3], x[3:], labels, PEOPLE[3:])
-    assert '\n' not in str(e.value)
+    for labels in ([0, '1', 2], [0, True, 2], [0, 1, 2.5], np.array([0, 1, 2.5]), [0, 1, np.inf], [0, 1j, 2],
+                   [0, [1], 2], [0, 1, 2**70], np.array([0, 1, 2**64 - 1], np.uint64), np.float32([0, 1, 2**24]),
+                   torch.tensor([0, 1, 256]).bfloat16(), np.array(['2020-01-01']*3, 'datetime64[D]'),
+                   (v for v in range(3))):
+        with pytest.raises(ValueError, match='query_ids') as e: evaluate(x[:3], x[3:], labels, IDS[3:])
+        assert '\n' not in str(e.value)
 
 
 def test_large_identities_are_kept_apart():
     near = 2**53
     x = np.random.default_rng(3).normal(size=(9, 4))
-    people = [near + v for v in PEOPLE]
-    want = measured(PEOPLE, CAMERAS).per_query.matches.tolist()
+    ids = [near + v for v in IDS]
+    want = measured(IDS, CAMERAS).per_query.matches.tolist()
     for query, gallery in ((np.uint64, np.int64), (np.int64, np.uint64), (list, torch.tensor)):
-        got = evaluate(x[:3], x[3:], query(people[:3]), gallery(people[3:]), CAMERAS[:3], CAMERAS[3:])
-        assert got.per_query.matches.tolist() == want and got.per_query.pid.tolist() == people[:3]
+        got = evaluate(x[:3], x[3:], query(ids[:3]), gallery(ids[3:]), CAMERAS[:3], CAMERAS[3:])
+        assert got.per_query.matches.tolist() == want and got.per_query.pid.tolist() == ids[:3]
 
 
 def test_text_that_differs_in_spelling_only_is_pointed_out():
-    people = ['0000', '0001', '0002', *('0 1 2'.split()*2)]
+    ids = ['0000', '0001', '0002', *('0 1 2'.split()*2)]
     x = np.random.default_rng(3).normal(size=(9, 4))
     with pytest.warns(UserWarning, match="query_ids have '0000' and gallery_ids have '0'"):
-        with pytest.raises(ValueError, match='no query has a match'): evaluate(x[:3], x[3:], people[:3], people[3:])
+        with pytest.raises(ValueError, match='no query has a match'): evaluate(x[:3], x[3:], ids[:3], ids[3:])
     with pytest.warns(UserWarning, match="query_cams have 'C0' and gallery_cams have 'c0'"):
-        measured(PEOPLE, ['C0']*3 + [f'c{v}' for v in CAMERAS[3:]])
+        measured(IDS, ['C0']*3 + [f'c{v}' for v in CAMERAS[3:]])
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        measured([str(v) for v in PEOPLE], [f'c{v}' for v in CAMERAS])
+        measured([str(v) for v in IDS], [f'c{v}' for v in CAMERAS])
 
 
 # The query in its own gallery
@@ -364,18 +349,18 @@ def test_queries_in_their_own_gallery_are_counted(metric, rerank):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert evaluate(q, g, qi, gi, **options).self_matches == 0
-    both, who = np.concatenate([g, q[:7]]), np.concatenate([gi, qi[:7]])
-    with pytest.warns(UserWarning, match='7 of 120 queries have a gallery picture with their own identity'):
-        found = evaluate(q, both, qi, who, **options)
-    assert found.self_matches == 7 and '7 with their own picture' in repr(found)
+    both, ids = np.concatenate([g, q[:7]]), np.concatenate([gi, qi[:7]])
+    with pytest.warns(UserWarning, match='7 of 120 queries have a gallery image with their own identity'):
+        found = evaluate(q, both, qi, ids, **options)
+    assert found.self_matches == 7 and '7 with their own image' in repr(found)
     again = q*(1 + 1e-7*np.random.default_rng(0).normal(size=q.shape))  # embedded once more, in other batches
     with pytest.warns(UserWarning, match='120 of 120'): assert evaluate(again, q, qi, qi, **options).self_matches == 120
     cams = [0]*len(q), [1]*len(g) + [0]*7
-    with warnings.catch_warnings():  # the rule of the camera leaves them out
+    with warnings.catch_warnings():  # the camera rule leaves them out
         warnings.simplefilter('error')
-        assert evaluate(q, both, qi, who, *cams, **options).self_matches == 0
-        stranger = np.concatenate([gi, np.full(7, 999)])
-        assert evaluate(q, both, qi, stranger, **options).self_matches == 0
+        assert evaluate(q, both, qi, ids, *cams, **options).self_matches == 0
+        distractor = np.concatenate([gi, np.full(7, 999)])
+        assert evaluate(q, both, qi, distractor, **options).self_matches == 0
 
 
 # Comparisons
@@ -390,7 +375,7 @@ def test_paired_comparison():
     pd.testing.assert_series_equal(compare(good, poor)['difference'], -table['difference'])
     apart = evaluate(*made_up(1.), bootstrap=1000).intervals.loc['mAP']
     assert table.loc['mAP', 'high'] - table.loc['mAP', 'low'] < apart.high - apart.low
-    assert (compare(good, good)['better'] == .5).all()  # nobody is ahead
+    assert (compare(good, good)['better'] == .5).all()
 
 
 def test_only_results_of_one_test_set_are_compared():
@@ -401,16 +386,15 @@ def test_only_results_of_one_test_set_are_compared():
     for same in (evaluate(q, g[turn], qi, gi[turn], qc, gc[turn]), evaluate(q, g, qi, gi, qc, gc, metric='euclidean'),
                  evaluate(q, g, torch.tensor(qi), gi.astype(float), qc.tolist(), pd.Series(gc), rerank=True)):
         assert np.isfinite(compare(first, same).to_numpy()).all()
-    stranger = np.concatenate([gi, [999]])
+    distractor = np.concatenate([gi, [999]])
     others = {
-        'differ in their queries': [
-            evaluate(q[1:], g, qi[1:], gi, qc[1:], gc), evaluate(q[::-1], g, qi[::-1], gi, qc, gc),
-            evaluate(q, g, qi, gi, qc + 9, gc), evaluate(q, g, qi.astype(str), gi.astype(str), qc, gc)],
+        'differ in their queries': [evaluate(q[1:], g, qi[1:], gi, qc[1:], gc),
+                                    evaluate(q[::-1], g, qi[::-1], gi, qc, gc), evaluate(q, g, qi, gi, qc + 9, gc)],
         'differ in their gallery': [
             evaluate(q, g[:-1], qi, gi[:-1], qc, gc[:-1]), evaluate(q, g, qi, gi, qc, gc + 1),
-            evaluate(q, np.concatenate([g, g[:1]]), qi, stranger, qc, np.concatenate([gc, [1]]))],
-        'rule of the camera': [evaluate(q, g, qi, gi)],
-        'compare one domain at a time': [{'market1501': first}, None]}
+            evaluate(q, np.concatenate([g, g[:1]]), qi, distractor, qc, np.concatenate([gc, [1]]))],
+        'camera rule': [evaluate(q, g, qi, gi)],
+        'one domain at a time': [{'market1501': first}, None]}
     for message, results in others.items():
         for other in results:
             with pytest.raises(ValueError, match=message): compare(first, other)
@@ -441,7 +425,7 @@ def slow_k_reciprocal(x, Q, k1, k2, share):
     return (1 - share)*(1 - least/most) + share*d[:Q, Q:]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(2, 30), st.integers(1, 8), st.integers(1, 5),
        st.sampled_from([0., .3, 1.]), st.integers(1, 9))
 def test_reranking_equals_the_definition(seed, Q, G, k1, k2, share, block):
@@ -486,7 +470,7 @@ def test_verification_equals_counting_pairs(case, block):
     counts = np.ones_like(same) if qc is None else ~(same & (qc[:, None] == gc))
     right, wrong = d[same & counts], d[~same]
     if not right.size or not wrong.size:
-        with pytest.raises(ValueError, match='pairs of both kinds'):
+        with pytest.raises(ValueError, match='both kinds'):
             verification(q, g, qi, gi, qc, gc, metric='euclidean')
         return
     r = verification(q, g, qi, gi, qc, gc, metric='euclidean', block=block)
@@ -498,12 +482,12 @@ def test_verification_equals_counting_pairs(case, block):
         assert r.tpr_at(f) == max(allowed, default=0)
 
 
-# Error bars
+# Intervals
 
-def made_up(noise, seed=0, people=60):
+def made_up(noise, seed=0, identities=60):
     rng = np.random.default_rng(seed)
-    ids = np.repeat(np.arange(people), 5)
-    x = np.random.default_rng(1).normal(size=(people, 12))[ids] + noise*rng.normal(size=(len(ids), 12))
+    ids = np.repeat(np.arange(identities), 5)
+    x = np.random.default_rng(1).normal(size=(identities, 12))[ids] + noise*rng.normal(size=(len(ids), 12))
     q = np.arange(len(ids)) % 5 < 2
     return x[q], x[~q], ids[q], ids[~q]
 
@@ -524,6 +508,7 @@ def test_bootstrap_resamples_identities_not_queries():
     assert spread == pytest.approx(values.std()/np.sqrt(40), rel=.1)  # not sqrt(1000)
 
 
+@pytest.mark.slow
 def test_interval_covers_the_truth_about_as_often_as_it_says():
     rng, inside = np.random.default_rng(0), 0
     for trial in range(200):
@@ -534,21 +519,21 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     assert .89 <= inside/200 <= .99
 
 
-def test_impossible_intervals_are_refused():
+def test_impossible_intervals_raise():
     with pytest.raises(ValueError, match='resamples=0: intervals need'): _bootstrap_means(np.ones((2, 1)), [0, 1], 0)
     result = evaluate(*made_up(1.))
     for confidence in (0, 1, 95, np.nan):
         with pytest.raises(ValueError, match='confidence='): compare(result, result, confidence=confidence)
 
 
-# The nearest pictures
+# The nearest images
 
-def test_nearest_pictures_with_some_labels_only():
+def test_nearest_images_with_some_labels_only():
     q, g, qi, gi = made_up(1.)
     cams = [0]*len(qi), [0]*len(gi)
     assert (nearest_gallery(q, g, qi, gi) == nearest_gallery(q, g)).all()  # no cameras: nothing is left out
-    for labels, message in (((qi, None), 'or neither'), ((qi, gi, cams[0], None), 'or neither'),
-                            ((None, None, *cams), 'without identities')):
+    for labels, message in (((qi, None), 'give both'), ((qi, gi, cams[0], None), 'or neither'),
+                            ((None, None, *cams), 'give both')):
         with pytest.raises(ValueError, match=message): nearest_gallery(q, g, *labels)
     for k in (0, 1.5, True):
         with pytest.raises(ValueError, match='k='): nearest_gallery(q, g, k=k)
@@ -591,13 +576,13 @@ class Products(torch.utils._python_dispatch.TorchDispatchMode):
 def test_products_are_exact_whatever_the_caller_allows(caller, products):
     SETTINGS[caller]()
     before, x = products(), torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
-    people = torch.arange(40) % 8
+    ids = torch.arange(40) % 8
     with Products() as noted, torch.autocast('cpu', dtype=torch.bfloat16):
         for metric in ('cosine', 'euclidean'):
             for start, _ in distance_blocks(x, x, metric, 16): assert products() == before  # the caller's turn
             k_reciprocal_distances(x[:8], x[8:], metric=metric)
             nearest_identities(x, 5, metric=metric)
-            evaluate(x[:8], x[8:], people[:8], people[8:], metric=metric)
+            evaluate(x[:8], x[8:], ids[:8], ids[8:], metric=metric)
         assert torch.is_autocast_enabled('cpu')
     assert len(noted.seen) > 10 and set(noted.seen) == {('ieee', torch.float32)}
     assert products() == before
@@ -610,6 +595,7 @@ def test_an_error_inside_puts_the_switches_back(products):
     assert torch.get_float32_matmul_precision() == 'high'
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
 def test_memory_stays_far_below_the_matrix():
     code = textwrap.dedent("""
@@ -629,75 +615,42 @@ def test_memory_stays_far_below_the_matrix():
     assert float(done.stdout) < 150, 'MB; the matrix would be 640 MB'
 
 
-def cautioned(*arguments, **options):
+# Warnings
+
+def warned(*arguments, **options):
     "What an evaluation warns of."
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         evaluate(*arguments, **options)
-    return ' | '.join(str(w.message) for w in said)
+    return ' | '.join(str(w.message) for w in caught)
 
 
-def test_features_that_say_nothing_are_said():
+def test_constant_features_are_warned_about():
     x = np.random.default_rng(0).normal(size=(9, 4))
-    people = PEOPLE[:3], PEOPLE[3:]
-    assert not cautioned(x[:3], x[3:], *people)
-    assert '2 of 3 query features are zero' in cautioned(np.r_[np.zeros((2, 4)), x[2:3]], x[3:], *people)
-    assert '1 of 6 gallery features are zero' in cautioned(x[:3], np.r_[x[3:8], np.zeros((1, 4))], *people)
-    assert 'all gallery features are the same' in cautioned(x[:3], np.ones((6, 4)), *people)
+    ids = IDS[:3], IDS[3:]
+    assert not warned(x[:3], x[3:], *ids)
+    zero = np.r_[np.zeros((2, 4)), x[2:3]], x[3:], *ids
+    assert '2 of 3 query features are zero' in warned(*zero)
+    assert not warned(*zero, metric='euclidean')  # there a zero is a point like any other
+    assert '1 of 6 gallery features are zero' in warned(x[:3], np.r_[x[3:8], np.zeros((1, 4))], *ids)
+    assert 'all gallery features are equal' in warned(x[:3], np.ones((6, 4)), *ids)
 
 
-@pytest.mark.parametrize('query, gallery, said', [
+@pytest.mark.parametrize('query, gallery, expected', [
     ('c1', ['1', '2'], True), ('cam01', ['1', '2'], True), ('1', ['c1', 'c2'], True), ('c1', ['c2', 'c3'], False),
-    ('c1', ['c1', '1'], False), ('door', ['gate', 'yard'], False), ('a', ['b', 'c'], False)])
-def test_cameras_of_one_number_under_two_names_are_said(query, gallery, said):
-    "The rule of the camera would be off: no name is on both sides."
+    ('c1', ['c1', '1'], False), ('door', ['gate', 'yard'], False)])
+def test_cameras_of_one_number_under_two_names_are_warned_about(query, gallery, expected):
     x = np.random.default_rng(0).normal(size=(9, 4))
-    words = cautioned(x[:3], x[3:], PEOPLE[:3], PEOPLE[3:], [query]*3, gallery*3)
-    assert ('have no name in common' in words) == said
+    messages = warned(x[:3], x[3:], IDS[:3], IDS[3:], [query]*3, gallery*3)
+    assert ('have no name in common' in messages) == expected
 
 
-def test_a_zero_is_a_point_like_any_other_for_the_euclidean_distance():
-    x = np.random.default_rng(0).normal(size=(9, 4))
-    zero = np.r_[np.zeros((1, 4)), x[1:3]], x[3:], PEOPLE[:3], PEOPLE[3:]
-    assert 'zero' in cautioned(*zero) and not cautioned(*zero, metric='euclidean')
-
-
-@pytest.mark.parametrize('dtype', [np.float32, np.float64])
-@pytest.mark.parametrize('offset', [0, 3, 100, 1e4])
-def test_what_features_have_in_common_costs_no_digits(offset, dtype):
-    rng, ids = np.random.default_rng(0), np.repeat(np.arange(50), 4)
-    x = (rng.normal(size=(50, 64))[ids] + 2*rng.normal(size=(200, 64)) + offset).astype(dtype)
-    q, g, qi, gi = x[::4], np.delete(x, np.s_[::4], 0), ids[::4], np.delete(ids, np.s_[::4])
-    g[0] = 0  # no row to be measured from
-    d = ((q[:, None].astype(float) - g[None])**2).sum(-1)
-    for options in ({}, dict(block=7)):
-        got = evaluate(q, g, qi, gi, metric='euclidean', **options)
-        assert got.mAP == pytest.approx(slow(q, g, qi, gi, distances=d)['mAP'], abs=1e-6)
-    near = nearest_gallery(q, g, k=5, metric='euclidean')
-    assert (near == d.argsort(1, kind='stable')[:, :5]).mean() > .99
-
-
-@pytest.mark.parametrize('width', [40, 9000])
-def test_ranks_of_few_and_many_matches(width):
-    "Counting and sorting, among whole numbers full of ties."
+@pytest.mark.parametrize('width', [1, 30, 40, 9000])
+def test_ranks_equal_a_stable_argsort(width):
+    "Counting (few matches) and sorting (many), among integers full of ties."
     rng = np.random.default_rng(width)
-    d = rng.integers(0, 30, (3, width)).astype(np.float32)
-    row, column = np.nonzero(np.arange(width) < np.array([[3], [63], [200]]))
-    want = d.argsort(1, kind='stable').argsort(1) + 1
-    assert (_match_ranks(d.copy(), row, column) == want[row, column]).all()
-
-
-def test_groups_that_do_not_count():
-    "By hand: the nearest match shares the walk, the second the camera; the third counts, at rank 2 of what is left."
-    query, gallery = [[1., 0.]], [[1., .01], [1., .02], [1., .2], [1., .1]]
-    ids, cams, walks = [5, 5, 5, 7], [1, 0, 2, 1], ['a', 'b', 'c', 'a']
-    plain = evaluate(query, gallery, [5], ids, [0], cams)
-    apart = evaluate(query, gallery, [5], ids, [0], cams, query_groups=['a'], gallery_groups=walks)
-    assert plain.cmc[1] == 1 and apart.cmc[1] == 0 and apart.mAP == pytest.approx(1/2)
-    for none in (None, float('nan'), -1, ''):
-        known = walks if isinstance(none, str) or none is None else [1, 2, 3, 1]
-        same = evaluate(query, gallery, [5], ids, [0], cams, query_groups=[none], gallery_groups=known)
-        assert same.mAP == plain.mAP
-    with pytest.raises(ValueError, match='query_groups'): evaluate(query, gallery, [5], ids, query_groups=['a'])
-    with pytest.raises(ValueError, match='gallery_groups'):
-        evaluate(query, gallery, [5], ids, query_groups=['a'], gallery_groups=['a'])
+    for levels in (1, 4, 30):
+        d = rng.integers(0, levels, (3, width)).astype(np.float32)
+        row, column = np.nonzero(np.arange(width) < np.array([[3], [63], [200]]))
+        want = d.argsort(1, kind='stable').argsort(1) + 1
+        assert (_match_ranks(d.copy(), row, column) == want[row, column]).all()

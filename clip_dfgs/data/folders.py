@@ -70,7 +70,7 @@ def wrong_layout(
 def parse_names(
     name:str, # of the data set, for the warning
     folder, # with image files
-    pattern:str, # regular expression for the start of a file name; groups `pid` and, counted from 1, `cam`; `camera`: as written
+    pattern:str, # regular expression for the start of a file name; groups `pid`, `cam` (from 1), `camera` (as written)
     split:str='train', # of all these rows
 )->list: # of dicts `path pid camid split identity camera`; camera 0 and '' where the name has none
     "One row per image whose name follows `pattern`; the others are left out with one warning."
@@ -90,7 +90,8 @@ def parse_names(
         if files: warnings.warn(f'{name}: {len(files):,} of {everything:,} images in {folder} {why} and are left out, '
                                 f'first: {files[0]}', stacklevel=2)
     twins = [[*names.values()] for names in written.values() if len(names) > 1]
-    if twins: warnings.warn(f'{name}: {twins[0][0]} and {twins[0][1]} in {folder} are one identity, since their numbers '
+    if twins:
+        warnings.warn(f'{name}: {twins[0][0]} and {twins[0][1]} in {folder} are one identity, since their numbers '
                             f'are equal ({len(twins):,} such pairs)', stacklevel=2)
     say_left_out(name, folder, deep=True)
     return rows
@@ -117,7 +118,7 @@ def as_table(
 # %% ../../nbs/data/02_folders.ipynb #1b26fc56
 def from_folder(
     root, # ROOT/IDENTITY/*.jpg or ROOT/SPLIT/IDENTITY/*.jpg
-    camera:str=None, # regular expression searched in the path below the root; its groups name the camera; 'folder': the folder
+    camera:str=None, # regular expression for the path below the root, its groups name the camera; or 'folder'
     split:str=None, # of a root without split folders; None = train
     distractors:bool=True, # folders `0` and `-1` mean what they mean in Market-1501; False: they are people
 )->pd.DataFrame: # records without a domain
@@ -228,7 +229,9 @@ def _read_csv(file:Path)->pd.DataFrame:
     for column, written in (('pid', 'identity'), ('camid', 'camera')): # the written names alone are enough
         if column not in text and written in text: text[column], head = text[written], head + [column]
     lost, found = [c for c in ('path', 'pid') if c not in text], ', '.join(map(str, text.columns))
-    if lost: raise DatasetError(f'csv: {file} lacks the column(s) {", ".join(lost)}; found: {found[:200]}{_similar(text, lost)}')
+    if lost:
+        raise DatasetError(f'csv: {file} lacks the column(s) {", ".join(lost)}; '
+                           f'found: {found[:200]}{_similar(text, lost)}')
     own = [c for c in (*COLUMNS, 'identity', 'camera') if c in text]
     for c in own:
         if head.count(c) > 1: raise DatasetError(f'csv: {file} has {head.count(c)} columns {c}')
@@ -243,7 +246,8 @@ def _read_csv(file:Path)->pd.DataFrame:
 
 # %% ../../nbs/data/02_folders.ipynb #7e81bc59
 _SOUND_LIKE = dict(
-    pid=('label', 'labels', 'id', 'ids', 'person', 'person_id', 'personid', 'individual', 'individual_id', 'name', 'class'),
+    pid=('label', 'labels', 'id', 'ids', 'person', 'person_id', 'personid', 'individual', 'individual_id', 'name',
+         'class'),
     camid=('cam', 'cams', 'camids', 'cameras', 'cam_id', 'camera_id', 'cameraid', 'cid'),
     split=('set', 'subset', 'phase', 'fold'), domain=('dataset', 'data_set', 'site'),
     path=('file', 'filename', 'file_name', 'image', 'image_path', 'img'))
@@ -264,4 +268,5 @@ def _say_not_read(file:Path, table:pd.DataFrame):
     if near := _similar(table, [c for c in ('camid', 'split', 'domain') if c not in table]):
         warnings.warn(f'csv: {file}: a column is not read{near}', stacklevel=4)
     boxes = [c for c in table if str(c).strip().lower() in _BOXES]
-    if boxes: warnings.warn(f'csv: {file}: the column {boxes[0]} is not read: whole images are used, not boxes', stacklevel=4)
+    if boxes:
+        warnings.warn(f'csv: {file}: the column {boxes[0]} is not read: whole images are used, not boxes', stacklevel=4)

@@ -63,7 +63,8 @@ def encode_cameras(
     read = [None if v == -1 else v for v in _parse_all(values, where)]
     unknown = [row for row, v in enumerate(read, 1) if v is None]
     if len(unknown) == len(read): return np.zeros(len(read), np.int64)
-    if unknown: raise DatasetError(f'{where}: {len(unknown):,} of {len(read):,} cameras are unknown, first: row {unknown[0]}')
+    if unknown:
+        raise DatasetError(f'{where}: {len(unknown):,} of {len(read):,} cameras are unknown, first: row {unknown[0]}')
     numbers = [v for v in read if isinstance(v, int)]
     if numbers and min(numbers) < 0: raise DatasetError(f'{where}: {min(numbers)} is no camera; count them from 0')
     if not numbers or len(numbers) == len(read): _warn_of_spellings(values, read, where)
@@ -137,7 +138,8 @@ def written_names(
 )->list: # of text, '' where there is none
     "Labels as text: without spaces around them, and 7 for 7.0."
     def text(value):
-        if isinstance(value, float): return '' if value != value else str(int(value)) if value.is_integer() else str(value)
+        if isinstance(value, float):
+            return '' if value != value else str(int(value)) if value.is_integer() else str(value)
         return '' if value is None or value is pd.NA else str(value).strip()
     return [text(v) for v in values]
 

@@ -150,10 +150,10 @@ class Augment:
         seed:int=0, epoch:int=0, # decide, with the image, everything random
     ): # uint8 tensor [B,3,H,W] (in channels-last memory)
         "The augmented images of one batch."
+        import torch
         from clip_dfgs.utils.tensors import cumcount
         index = np.asarray(index, dtype=np.int64)
         # 0,1 offset  2 flip  3 gray  4 jitter?  5..8 how  9 AugMix?  10 its seed  11 erase?  12..17 where  18,19 spare
-        import torch
         u = random_table(seed, epoch, index, cumcount(index), 20)
         dy, dx = (np.floor(u[:, j]*(2*self.pad + 1)).astype(int) for j in (0, 1))
         batch = crop_and_flip(pixels, index, dy, dx, u[:, 2] < self.flip, self.pad)

@@ -3,7 +3,8 @@ from .._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
-    metrics='evaluate RetrievalResult',
+    metrics='evaluate nearest_gallery RetrievalResult',
+    matching='matches_and_junk',
     bootstrap='compare t_interval',
     reranking='k_reciprocal_distances',
     distances='distance_blocks')

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.image_io import in_their_places, listed, load_image, read_block, to_pixels
-from ..utils.checks import check_choice, positive_int
+from ..utils.checks import check_choice, first_line, positive_int
 from ..utils.files import atomic_write
 
 # %% ../../nbs/inference/05_onnx.ipynb #07e8d3e3
@@ -91,12 +91,10 @@ def _trace(
         warnings.simplefilter('ignore')  # of the tracer, about shapes that are fixed on purpose
         try: torch.onnx.export(embedder, inputs, written, opset_version=18, dynamo=False, **names)
         except (RuntimeError, torch.onnx.errors.OnnxExporterError) as problem:
-            raise ValueError(f'the model cannot be written as ONNX ({_first_line(problem)})') from None
+            raise ValueError(f'the model cannot be written as ONNX ({first_line(problem)})') from None
     Path(file).write_bytes(written.getvalue())
 
 # %% ../../nbs/inference/05_onnx.ipynb #5c68eb4a
-def _first_line(problem)->str: return (str(problem).strip() or type(problem).__name__).split('\n')[0]
-
 def _session(
     file, # ONNX
     threads:int=0, # 0: as onnxruntime thinks best
@@ -243,7 +241,7 @@ class OnnxExtractor:
         if not Path(file).is_file(): raise ValueError(f'ONNX file {file} is missing')
         try: self.session = _session(file, threads, providers)
         except Exception as problem:  # onnxruntime's own classes, which differ between its versions
-            raise ValueError(f'{file} is not an ONNX file, or is damaged ({_first_line(problem)})') from None
+            raise ValueError(f'{file} is not an ONNX file, or is damaged ({first_line(problem)})') from None
         given = dict(image_size=size, mean=mean, std=std, input=input, resize=resize)
         self.facts, self.file = _read_facts(self.session, file, given), file
         self.facts['image_size'] = tuple(int(s) for s in self.facts['image_size'])
@@ -275,7 +273,7 @@ class OnnxExtractor:
         pixels = pixels.astype(np.float16 if taken.type == 'tensor(float16)' else pixels.dtype)
         try: found = self.session.run(None, {taken.name: pixels})[0][:n]
         except Exception as problem:
-            raise ValueError(f'onnxruntime cannot run the file ({_first_line(problem)})') from None
+            raise ValueError(f'onnxruntime cannot run the file ({first_line(problem)})') from None
         return found.reshape(n, -1).astype(np.float32)
 
     def __call__(

@@ -18,7 +18,7 @@ from .prompts import PromptLearner, rows_of
 from .towers import cannot_take, encode_embeddings, encode_tokens, fit_tower, ImageFeatures
 from .towers import is_convolutional, memory_order, text_tower, tower_features
 from .weights import seeded, tokenizer_of
-from ..utils.checks import _first_line
+from ..utils.checks import first_line
 
 # %% ../../nbs/models/05_encoder.ipynb #324dab2d
 class ReIDEncoder(nn.Module):
@@ -112,7 +112,7 @@ def _add_parts(
     try:
         with torch.no_grad(): seen = tower_features(visual, torch.zeros(1, 3, *config['image_size']))
     except Exception as e:  # timm's towers fail in many ways
-        raise ValueError(f"{config['clip']}: {cannot_take(visual, config['image_size'])} ({_first_line(e)})") from None
+        raise ValueError(f"{config['clip']}: {cannot_take(visual, config['image_size'])} ({first_line(e)})") from None
     visual.train(training)
     model.widths = ImageFeatures(*(feature.shape[1] for feature in seen))
     model.width = seen.pooled.shape[1] if seen.projected is seen.pooled else sum(model.widths[1:])  # of `embed`

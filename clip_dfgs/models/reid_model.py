@@ -20,7 +20,7 @@ from .small_clip import WEIGHTS
 from .timm_towers import load_timm, TimmTower
 from .towers import lost_pixels
 from .weights import fill_weights, load_clip, new_clip, OPENAI_NORMALIZATION, tokenizer_of
-from ..utils.checks import _first_line
+from ..utils.checks import first_line
 from ..utils.files import atomic_write, write_text
 
 # %% ../../nbs/models/06_reid_model.ipynb #13c86410
@@ -70,7 +70,7 @@ class ReIDModel(ReIDEncoder):
         if any(value is None for value in sentence.values()): sentence = None
         try: model = cls(_empty_towers(config), config, sentence)
         except Exception as e:
-            raise ValueError(f'{folder}: config.json does not describe a model ({_first_line(e)})') from None
+            raise ValueError(f'{folder}: config.json does not describe a model ({first_line(e)})') from None
         return fill_weights(model, _restored(model, state, str(folder)), str(folder))
 
 # %% ../../nbs/models/06_reid_model.ipynb #4d64829a
@@ -212,7 +212,7 @@ def _restored(
     seed, key = model.config['token_seed'], _token_key(model)
     if seed is None or key in state: return state
     try: return unpack_tokens(state, key, model.state_dict()[key].shape, seed)
-    except Exception as e: raise ValueError(f'{what}: the model is damaged ({_first_line(e)})') from None
+    except Exception as e: raise ValueError(f'{what}: the model is damaged ({first_line(e)})') from None
 
 # %% ../../nbs/models/06_reid_model.ipynb #fb98c902
 def _read_folder(
@@ -232,7 +232,7 @@ def _read_folder(
         pixels = config['normalization']
         config['normalization'] = _normalization((pixels['mean'], pixels['std']), None)
     except Exception as e:
-        raise ValueError(f'{folder}: the model is damaged ({type(e).__name__}: {_first_line(e)})') from None
+        raise ValueError(f'{folder}: the model is damaged ({type(e).__name__}: {first_line(e)})') from None
     return config, state
 
 def _empty_towers(config:dict)->nn.Module:

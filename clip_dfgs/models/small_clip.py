@@ -16,7 +16,7 @@ from torch import nn, Tensor
 from .timm_towers import fill_imagenet
 from .towers import text_tower
 from .weights import fill_weights, new_clip
-from ..utils.checks import _first_line
+from ..utils.checks import first_line
 from ..utils.files import atomic_write, write_text
 
 # %% ../../nbs/models/07_small_clip.ipynb #827975bc
@@ -131,7 +131,7 @@ def load_small_clip(
         shape = text_tower(model).token_embedding.weight.shape
         state = unpack_tokens(state, 'token_embedding.weight', shape, seed)
     except Exception as e:
-        raise ValueError(f'{weights}: the small CLIP is damaged ({type(e).__name__}: {_first_line(e)})') from None
+        raise ValueError(f'{weights}: the small CLIP is damaged ({type(e).__name__}: {first_line(e)})') from None
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     if _borrows(config):
         trunk = fill_imagenet(model.visual.trunk).state_dict()

@@ -15,7 +15,7 @@ from torch import nn
 
 from .towers import fit_tower, positions_size
 from .weights import fill_weights, given_file, read_weights, seeded, shared_normalization
-from ..utils.checks import suggest, _first_line
+from ..utils.checks import first_line, suggest
 
 # %% ../../nbs/models/03_timm_towers.ipynb #6269dfc1
 class TimmTower(nn.Module):
@@ -35,7 +35,7 @@ class TimmTower(nn.Module):
         try:
             with seeded(seed): self.trunk = timm.create_model(name, pretrained=weights, num_classes=0, **settings)
         except Exception as e:
-            what = f'timm:{name}: {_first_line(e, 160)}'
+            what = f'timm:{name}: {first_line(e, 160)}'
             raise ValueError(f'{what}; pretrained takes True, a tag, a file or None') from None
         if not hasattr(self.trunk, 'forward_intermediates'):
             raise ValueError(f'timm:{name}: does not show its inner blocks; choose another backbone')
@@ -94,11 +94,11 @@ def _settings(name:str)->dict:
     if name.startswith('local-dir:'):
         config = Path(name.removeprefix('local-dir:')).expanduser()/'config.json'
         try: return json.loads(config.read_text('utf-8')).get('model_args') or {}
-        except (OSError, ValueError) as e: raise ValueError(f'timm:{name}: {_first_line(e)}') from None
+        except (OSError, ValueError) as e: raise ValueError(f'timm:{name}: {first_line(e)}') from None
     if not name.startswith('hf-hub:'): return {}
     import timm
     try: return timm.models.load_model_config_from_hf(name.removeprefix('hf-hub:'))[2] or {}
-    except Exception as e: raise ValueError(f'timm:{name}: could not be fetched ({_first_line(e)})') from None
+    except Exception as e: raise ValueError(f'timm:{name}: could not be fetched ({first_line(e)})') from None
 
 # %% ../../nbs/models/03_timm_towers.ipynb #7c48d6c7
 def guess_architecture(

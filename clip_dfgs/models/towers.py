@@ -17,7 +17,7 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTrans
 from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..utils.checks import _first_line
+from ..utils.checks import first_line
 
 # %% ../../nbs/models/02_towers.ipynb #94708897
 def resize_grid(
@@ -80,7 +80,7 @@ def _fit_timm(visual, size:tuple, stride:int|None):
     old = getattr(patches, 'grid_size', None)
     windows = {'window_size': trunk._ref_window_sizes} if hasattr(trunk, '_ref_window_sizes') else {}
     try: trunk.set_input_size(img_size=size, **windows)
-    except Exception as e: raise ValueError(f'{cannot_take(visual, size)} ({_first_line(e)})') from None
+    except Exception as e: raise ValueError(f'{cannot_take(visual, size)} ({first_line(e)})') from None
     learned = isinstance(table, nn.Parameter) and table.ndim == 3 and old is not None
     if learned and trunk.pos_embed.shape != table.shape:
         trunk.pos_embed = nn.Parameter(resize_grid(table.data[0], old, patches.grid_size)[None])

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn, Tensor
 
 from .towers import fit_tower, positions_size
-from ..utils.checks import suggest, _first_line
+from ..utils.checks import first_line, suggest
 
 # %% ../../nbs/models/01_weights.ipynb #ee47ef06
 @contextlib.contextmanager
@@ -74,7 +74,7 @@ def _hub_file(
 )->Path:
     "A file of the Hugging Face hub; ValueError if it cannot be fetched."
     try: return Path(open_clip.pretrained.download_pretrained_from_hf(name.removeprefix('hf-hub:'), **file))
-    except Exception as e: raise ValueError(f'{name}: could not be fetched ({_first_line(e)})') from None
+    except Exception as e: raise ValueError(f'{name}: could not be fetched ({first_line(e)})') from None
 
 # %% ../../nbs/models/01_weights.ipynb #a0a909e1
 def _read_config(
@@ -82,7 +82,7 @@ def _read_config(
 )->dict: # with `model_cfg`
     "The config that stands beside weights; ValueError if it is damaged."
     try: found = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e: raise ValueError(f'{path}: cannot be read ({_first_line(e)})') from None
+    except (OSError, ValueError) as e: raise ValueError(f'{path}: cannot be read ({first_line(e)})') from None
     if not isinstance(found, dict) or not isinstance(found.get('model_cfg'), dict):
         raise ValueError(f'{path}: holds no model_cfg')
     return found
@@ -149,8 +149,8 @@ def _trouble(
         return (f'it holds Python objects ({objects[0]}), which can run code; '
                 "save its tensors alone: torch.save(model.state_dict(), 'tensors.pt')")
     if isinstance(error, EOFError) or re.search('central directory|EOF|not a ZIP|incomplete|[Hh]eader', str(error)):
-        return f'it is damaged or was cut short ({_first_line(error, 80)})'
-    if isinstance(error, (OSError, RuntimeError)): return f'{type(error).__name__}: {_first_line(error)}'
+        return f'it is damaged or was cut short ({first_line(error, 80)})'
+    if isinstance(error, (OSError, RuntimeError)): return f'{type(error).__name__}: {first_line(error)}'
     return 'neither torch.save nor safetensors wrote it'
 
 # %% ../../nbs/models/01_weights.ipynb #136f3771
@@ -323,7 +323,7 @@ def _fetch(
     "Download a tag through open_clip and read it; ValueError if it cannot be had."
     try: path = open_clip.download_pretrained(record)
     except Exception as e:
-        said = _first_line(e)
+        said = first_line(e)
         raise ValueError(f'{name}: the weights {tag!r} could not be downloaded ({said}); pass a file instead') from None
     return open_clip.convert.convert_state_dict(model, read_weights(path)[0])
 
@@ -437,5 +437,5 @@ def _tokenizer(
     if not own: return open_clip.SimpleTokenizer(context_length=length)
     try: return open_clip.get_tokenizer(clip)
     except Exception as e:
-        what = f'{clip}: its tokenizer could not be loaded ({_first_line(e)})'
+        what = f'{clip}: its tokenizer could not be loaded ({first_line(e)})'
         raise ValueError(f'{what}; without it no prompts can be learned') from None

@@ -112,8 +112,8 @@ def as_labels(
     labels = read_array(values, name, n)
     missing = _unknown_rows(labels)
     if len(missing):
-        raise ValueError(f'{name}: {len(missing):,} of {len(labels):,} identities are missing (None, NaN, empty, unknown '
-                         f'or -1), first row {missing[0]}: leave these images out; distractors in a gallery need an '
+        raise ValueError(f'{name}: {len(missing):,} of {len(labels):,} identities are missing (None, NaN, empty, '
+                         f'unknown or -1), first row {missing[0]}: leave these out; distractors in a gallery need an '
                          'identity that no query has')
     return labels
 
@@ -227,9 +227,3 @@ def first_line(
 # %% ../../nbs/utils/01_checks.ipynb #3158be5f
 class DatasetError(ValueError):
     "A data set or record table that breaks a rule; the message names rule, count and first offenders."
-
-# %% ../../nbs/utils/01_checks.ipynb #ebd672b4
-# names of before, until their call sites are changed
-_first_line, _whole_number, at_least_one = first_line, positive_int, positive_int
-
-def _whole(name, value, least=None): return positive_int(name, value, least)

@@ -247,7 +247,8 @@ def evaluate(
     Q, G = len(query), len(gallery)
     asked, there = read_columns(query_ids, gallery_ids, query_cams, gallery_cams, exclude_groups, Q, G)
     matches, junk = pairs_of(asked, there)
-    if not matches.size: raise no_match(asked['ids'], there['ids'], asked.get('cams'), there.get('cams'), exclude_groups)
+    if not matches.size:
+        raise no_match(asked['ids'], there['ids'], asked.get('cams'), there.get('cams'), exclude_groups)
     warn_of_constant_features(query, gallery, metric)
     if settings is None: blocks = row_blocks(query, gallery, metric, block)
     else: blocks = reranked(query, gallery, metric=metric, block=block, **settings)

@@ -42,7 +42,7 @@ fresh: setup
 	$(PY) tests/fresh.py
 
 export: setup
-	.venv/bin/nbdev_export
+	.venv/bin/nbdev_export && $(PY) nbs/_sphinx/docstrings.py
 
 readme: setup
 	$(PY) tests/check_export.py --readme

@@ -15,7 +15,7 @@ setup(
     long_description=(here/'README.md').read_text(encoding='utf-8') if (here/'README.md').exists() else '',
     long_description_content_type='text/markdown',
     packages=find_packages(include=['clip_dfgs', 'clip_dfgs.*']),
-    package_data={'clip_dfgs': ['*.csv', 'weights/*', 'templates/*']},
+    package_data={'clip_dfgs': ['*.csv', 'py.typed', 'weights/*', 'templates/*']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(), extras_require=extras,
     entry_points={'console_scripts': cfg['console_scripts'].split(),

@@ -35,6 +35,7 @@ def differing():
         copy = copied(Path(tmp)/root.name)
         for command in ('nbdev_export', 'nbdev_clean'):
             subprocess.run([programs/command], cwd=copy, env=dict(os.environ, PYTHONPATH=str(copy)), check=True)
+        subprocess.run([sys.executable, copy/'nbs'/'_sphinx'/'docstrings.py'], check=True)
         write_readme(copy)
         made = [p for d in ('clip_dfgs', 'nbs') for p in (copy/d).rglob('*')
                 if p.suffix in ('.py', '.ipynb', '.png', '.jpg', '.jpeg')]
@@ -44,5 +45,5 @@ def differing():
 
 if '--readme' in sys.argv: write_readme(root)
 elif wrong := differing():
-    sys.exit('out of step with the notebooks (nbdev_export, nbdev_clean, make readme): ' + ', '.join(wrong))
+    sys.exit('out of step with the notebooks (make export, nbdev_clean, make readme): ' + ', '.join(wrong))
 else: print('notebooks, modules and README are in step')

@@ -33,7 +33,24 @@ def load_dataset(
     files:bool=True, # also check that every file exists
     **options, # of the parser, such as `detected=True` for cuhk03, `camera=...` for folder
 )->pd.DataFrame: # the record table
-    "The record table of a data set on the disk, checked; `DatasetError` for an unknown name, option or layout."
+    """The record table of a data set on the disk, checked; `DatasetError` for an unknown name, option or layout.
+
+    Parameters
+    ----------
+    name : str
+        one of `PARSERS`
+    root
+        the set's own folder, or one that contains it under a usual name; the file of a `csv`
+    domain : str
+        name of the domain; None = the table's own, the set's, or the folder's of a borrowed layout
+    files : bool
+        also check that every file exists
+
+    Returns
+    -------
+    pd.DataFrame
+        the record table
+    """
     parser = _parser(name, options)
     if domain is not None and not isinstance(domain, str): raise DatasetError(f'the domain is {domain!r}; give a text')
     records = _with_reasons(parser, root, options)
@@ -117,7 +134,20 @@ def identity_splits(
     name:str, # of the data set
     records:pd.DataFrame, # its table from `load_dataset`
 )->list: # of record tables with a column `partition`; the table itself for a set with a fixed split
-    "The partitions of PRID, GRID, VIPeR and i-LIDS: ten tables, for VIPeR twenty (both directions of each)."
+    """The partitions of PRID, GRID, VIPeR and i-LIDS: ten tables, for VIPeR twenty (both directions of each).
+
+    Parameters
+    ----------
+    name : str
+        of the data set
+    records : pd.DataFrame
+        its table from `load_dataset`
+
+    Returns
+    -------
+    list
+        of record tables with a column `partition`; the table itself for a set with a fixed split
+    """
     _parser(name, {})
     check_records(records, files=False)
     if name not in ('prid', 'grid', 'viper', 'ilids'): return [records]
@@ -272,7 +302,19 @@ def check_dataset(
     progress:bool=True, # bars on what takes more than two seconds
     **options, # of the parser
 )->DatasetReport:
-    "Found against expected, by split and camera; missing and unreadable files; `DatasetError` for a wrong layout."
+    """Found against expected, by split and camera; missing and unreadable files; `DatasetError` for a wrong layout.
+
+    Parameters
+    ----------
+    name : str
+        of the data set
+    root
+        its folder
+    decode : bool
+        open every image too
+    progress : bool
+        bars on what takes more than two seconds
+    """
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter('always')
         records = load_dataset(name, root, files=False, **options)

@@ -129,7 +129,26 @@ def cached_images(
     workers:int=None, # decoding threads; as many as cores by default
     progress:bool=True, # a bar when decoding takes more than two seconds
 ): # array of uint8 [n,H,W,3], read from the disk as needed
-    "All images at one size as an array of bytes; decoded once, then memory-mapped."
+    """All images at one size as an array of bytes; decoded once, then memory-mapped.
+
+    Parameters
+    ----------
+    paths
+        image files
+    size
+        (H, W)
+    cache
+        folder; None: the default folder; 'off': decode each image when it is asked for
+    workers : int
+        decoding threads; as many as cores by default
+    progress : bool
+        a bar when decoding takes more than two seconds
+
+    Returns
+    -------
+    value
+        array of uint8 [n,H,W,3], read from the disk as needed
+    """
     paths, size = [os.fspath(p) for p in paths], tuple(int(s) for s in size)
     if not paths: raise ImageError('no image to load: the list of paths is empty')
     if cache == 'off': return LazyImages(paths, size)

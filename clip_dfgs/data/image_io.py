@@ -95,7 +95,20 @@ def load_image(
     path, # image file
     size=(256, 128), # (H, W) to resize to; None keeps the image's own
 )->np.ndarray: # uint8 [H,W,3]
-    "Decode one image to RGB and resize it (bicubic); `ImageError` names the file if it is missing or damaged."
+    """Decode one image to RGB and resize it (bicubic); `ImageError` names the file if it is missing or damaged.
+
+    Parameters
+    ----------
+    path
+        image file
+    size
+        (H, W) to resize to; None keeps the image's own
+
+    Returns
+    -------
+    np.ndarray
+        uint8 [H,W,3]
+    """
     name = f'image {path}'
     try:
         # the file, not its name: what Pillow opens by name it maps, and maps wrongly if it has to be turned

@@ -38,7 +38,21 @@ def _whole_numbers(name:str, values)->torch.Tensor: # int64 [n]
 
 # %% ../../nbs/data/09_loader.ipynb #9e517072
 class ImageDataset(Dataset):
-    "Images with labels and cameras; an item is (uint8 [3,H,W], label, camera, index), a batch has a batch axis."
+    """Images with labels and cameras; an item is (uint8 [3,H,W], label, camera, index), a batch has a batch axis.
+
+    Parameters
+    ----------
+    pixels
+        uint8 [n,H,W,3], array-like
+    labels
+        int [n]; zeros if not given
+    cameras
+        int [n]; zeros if not given
+    augment : Augment
+        None: images as they are
+    seed : int
+        of the augmentation
+    """
     def __init__(
         self,
         pixels, # uint8 [n,H,W,3], array-like
@@ -88,7 +102,24 @@ def make_loader(
     workers:int=0, # processes that augment; they stay alive between epochs
     pin:bool=None, # deliver in locked memory, from where a GPU copies while the CPU goes on; None: where there is a GPU
 )->DataLoader: # of (uint8 [B,3,H,W], labels [B], cameras [B], indices [B])
-    "A loader whose batches do not depend on the number of workers."
+    """A loader whose batches do not depend on the number of workers.
+
+    Parameters
+    ----------
+    batch_sampler
+        yields lists of indices; None: all images in order
+    batch : int
+        images a batch when there is no sampler
+    workers : int
+        processes that augment; they stay alive between epochs
+    pin : bool
+        deliver in locked memory, from where a GPU copies while the CPU goes on; None: where there is a GPU
+
+    Returns
+    -------
+    DataLoader
+        of (uint8 [B,3,H,W], labels [B], cameras [B], indices [B])
+    """
     n, batch = len(dataset), int(_whole_numbers('batch', [batch])[0])
     if batch < 1: raise ValueError(f'batch is {batch}; it takes a whole number, 1 or more')
     if batch_sampler is None: batch_sampler = [list(range(i, min(i + batch, n))) for i in range(0, n, batch)]

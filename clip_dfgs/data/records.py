@@ -148,7 +148,20 @@ def check_records(
     records:pd.DataFrame, # one row an image, with the columns `path pid camid domain split`
     files:bool=True, # also look whether every file exists
 )->pd.DataFrame: # the same table
-    "The same table if it keeps every rule of the record table, else `DatasetError`."
+    """The same table if it keeps every rule of the record table, else `DatasetError`.
+
+    Parameters
+    ----------
+    records : pd.DataFrame
+        one row an image, with the columns `path pid camid domain split`
+    files : bool
+        also look whether every file exists
+
+    Returns
+    -------
+    pd.DataFrame
+        the same table
+    """
     same, records = records, _check_columns(records)
     pid, split = records['pid'], records['split']
     _refuse(records, ~split.isin(SPLITS), f'have a split that is none of {", ".join(SPLITS)}')
@@ -264,7 +277,20 @@ def pool(
     tables, # record tables, or one
     include_test:bool=False, # query and gallery rows train as well; distractors (pid 0) never do
 )->pd.DataFrame: # training rows with the columns of the records, `label` 0..N-1 and `cam_label` 0..C-1
-    "The training rows of several domains in one table; equal label if and only if equal (domain, pid)."
+    """The training rows of several domains in one table; equal label if and only if equal (domain, pid).
+
+    Parameters
+    ----------
+    tables
+        record tables, or one
+    include_test : bool
+        query and gallery rows train as well; distractors (pid 0) never do
+
+    Returns
+    -------
+    pd.DataFrame
+        training rows with the columns of the records, `label` 0..N-1 and `cam_label` 0..C-1
+    """
     tables = [tables] if isinstance(tables, pd.DataFrame) else list(tables)
     if not tables: raise DatasetError('pool: no table was given')
     for table in tables: check_records(table, files=False)
@@ -319,7 +345,22 @@ def hold_out(
     share:float=0.2, # of the identities that can be found again, in each domain
     seed:int=0, # another draw
 )->pd.DataFrame: # the same rows, some with another split
-    "Move a share of the training identities to query (one image each) and gallery (the rest)."
+    """Move a share of the training identities to query (one image each) and gallery (the rest).
+
+    Parameters
+    ----------
+    records : pd.DataFrame
+        with training rows
+    share : float
+        of the identities that can be found again, in each domain
+    seed : int
+        another draw
+
+    Returns
+    -------
+    pd.DataFrame
+        the same rows, some with another split
+    """
     if not isinstance(share, numbers.Real) or not 0 < share < 1:
         raise DatasetError(f'hold_out: share must lie between 0 and 1, not {share!r}')
     table = _as_text(check_records(records, files=False))

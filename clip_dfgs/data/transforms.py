@@ -149,7 +149,24 @@ class Augment:
         index, # images of the batch, shape [B]
         seed:int=0, epoch:int=0, # decide, with the image, everything random
     ): # uint8 tensor [B,3,H,W] (in channels-last memory)
-        "The augmented images of one batch."
+        """The augmented images of one batch.
+
+        Parameters
+        ----------
+        pixels
+            uint8 [n,H,W,3], array-like
+        index
+            images of the batch, shape [B]
+        seed : int
+            decide, with the image, everything random
+        epoch : int
+            decide, with the image, everything random
+
+        Returns
+        -------
+        value
+            uint8 tensor [B,3,H,W] (in channels-last memory)
+        """
         import torch
         from clip_dfgs.utils.tensors import cumcount
         index = np.asarray(index, dtype=np.int64)

@@ -82,7 +82,26 @@ def compare(
     seed:int=0,             # decides every draw
     confidence:float=.95,   # share of resamples inside the interval
 )->pd.DataFrame:            # index mAP, R1, ..., mINP; columns first second difference low high better, fractions 0..1
-    "Paired difference second - first, with its bootstrap interval over query identities; ValueError for other queries."
+    """Paired difference second - first, with its bootstrap interval over query identities; ValueError for other queries.
+
+    Parameters
+    ----------
+    first
+        a `RetrievalResult`: of the same queries, in the same order, and the same gallery
+    second
+        another, of the same
+    bootstrap : int
+        resamples of query identities
+    seed : int
+        decides every draw
+    confidence : float
+        share of resamples inside the interval
+
+    Returns
+    -------
+    pd.DataFrame
+        index mAP, R1, ..., mINP; columns first second difference low high better, fractions 0..1
+    """
     _check_pair(first, second)
     ranks = [r for r in first.cmc if r in second.cmc]
     a, b = _score_table(first.per_query, ranks), _score_table(second.per_query, ranks)
@@ -97,7 +116,20 @@ def t_interval(
     values,          # one a seed, shape [n]
     level:float=.95, # confidence of the interval
 )->tuple[float, float]: # low, high; NaN for fewer than two values
-    "Student's t interval of a mean, with n - 1 degrees of freedom."
+    """Student's t interval of a mean, with n - 1 degrees of freedom.
+
+    Parameters
+    ----------
+    values
+        one a seed, shape [n]
+    level : float
+        confidence of the interval
+
+    Returns
+    -------
+    tuple[float, float]
+        low, high; NaN for fewer than two values
+    """
     from scipy.stats import t as student
     values = np.asarray(values, float)
     if len(values) < 2: return np.nan, np.nan

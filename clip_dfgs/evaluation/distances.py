@@ -146,6 +146,23 @@ def distance_blocks(
     metric:str='cosine', # 'cosine' (1 - cos) or 'euclidean' (squared)
     block:int=512,       # queries per block
 )->Iterator[tuple[int, np.ndarray]]: # first query of the block, distances [<=block, G]
-    "Distances in blocks of queries; each block overwrites the one before. ValueError for bad features."
+    """Distances in blocks of queries; each block overwrites the one before. ValueError for bad features.
+
+    Parameters
+    ----------
+    query
+        features, shape [Q, D], tensor or array
+    gallery
+        features, shape [G, D]
+    metric : str
+        'cosine' (1 - cos) or 'euclidean' (squared)
+    block : int
+        queries per block
+
+    Returns
+    -------
+    Iterator[tuple[int, np.ndarray]]
+        first query of the block, distances [<=block, G]
+    """
     blocks = row_blocks(*feature_pair(query, gallery), metric, block)
     for start, rows in blocks: yield start, rows.cpu().numpy()

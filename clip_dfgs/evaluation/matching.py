@@ -111,7 +111,26 @@ def matches_and_junk(
     gallery_cams=None, # cameras, [G]
     exclude_groups:dict=None, # name -> (values of queries [Q], of the gallery [G])
 )->tuple[np.ndarray, np.ndarray]: # pairs (query, gallery position): matches [2, n], junk [2, m]
-    "Pairs of one identity: matches, and junk that shares a camera or group with its query; ValueError for bad labels."
+    """Pairs of one identity: matches, and junk that shares a camera or group with its query; ValueError for bad labels.
+
+    Parameters
+    ----------
+    query_ids
+        identities, [Q]: whole numbers or text
+    gallery_ids
+        identities, [G], of the same kind
+    query_cams
+        cameras, [Q]; None for both: no camera rule
+    gallery_cams
+        cameras, [G]
+    exclude_groups : dict
+        name -> (values of queries [Q], of the gallery [G])
+
+    Returns
+    -------
+    tuple[np.ndarray, np.ndarray]
+        pairs (query, gallery position): matches [2, n], junk [2, m]
+    """
     Q, G = (len(labels) if hasattr(labels, '__len__') else 0 for labels in (query_ids, gallery_ids))
     return pairs_of(*read_columns(query_ids, gallery_ids, query_cams, gallery_cams, exclude_groups, Q, G))
 

@@ -163,18 +163,41 @@ class RetrievalResult:
 
     @functools.cached_property
     def per_query(self)->pd.DataFrame: # pid, matches, AP, INP, first_hit, ...; one row a query
-        "Scores and positions, one row a query."
+        """Scores and positions, one row a query.
+
+        Returns
+        -------
+        pd.DataFrame
+            pid, matches, AP, INP, first_hit, ...; one row a query
+        """
         return pd.DataFrame(self.columns)
 
     def summary(self)->pd.Series: # mAP, R1, R5, ..., mINP in 0..1
-        "The averages as one row."
+        """The averages as one row.
+
+        Returns
+        -------
+        pd.Series
+            mAP, R1, R5, ..., mINP in 0..1
+        """
         return pd.Series({'mAP': self.mAP, **{f'R{r}': v for r, v in self.cmc.items()}, 'mINP': self.mINP})
 
     def curve(
         self,
         max_rank:int=50, # last rank of the curve
     )->np.ndarray: # CMC at ranks 1..max_rank, shape [max_rank]
-        "CMC at every rank up to `max_rank`."
+        """CMC at every rank up to `max_rank`.
+
+        Parameters
+        ----------
+        max_rank : int
+            last rank of the curve
+
+        Returns
+        -------
+        np.ndarray
+            CMC at ranks 1..max_rank, shape [max_rank]
+        """
         first = self.columns['first_hit'][self.columns['matches'] > 0]
         return np.searchsorted(np.sort(first), np.arange(1, max_rank + 1), side='right')/len(first)
 
@@ -241,7 +264,42 @@ def evaluate(
     bootstrap:int=0,        # resamples behind the confidence intervals, 0 for none
     seed:int=0,             # of the bootstrap
 )->RetrievalResult:         # averages as fractions 0..1 and the per-query table
-    "Exact CMC, mAP and mINP without interpolation; ValueError for what cannot be compared, a warning for self matches."
+    """Exact CMC, mAP and mINP without interpolation; ValueError for what cannot be compared, a warning for self matches.
+
+    Parameters
+    ----------
+    query
+        features, shape [Q, D], tensor or array, of one domain
+    gallery
+        features, shape [G, D]
+    query_ids
+        identities, [Q]: whole numbers or text
+    gallery_ids
+        identities, [G], of the same kind
+    query_cams
+        cameras, [Q]; None for both, or all unknown: no camera rule
+    gallery_cams
+        cameras, [G]
+    metric : str
+        'cosine' or 'euclidean'
+    ranks
+        ranks at which CMC is reported
+    rerank : bool | dict
+        by `k_reciprocal_distances`; a dict gives k1, k2, lambda_value
+    exclude_groups : dict
+        more junk: name -> (values of queries, of gallery), as in `matches_and_junk`
+    block : int
+        queries per block of distances
+    bootstrap : int
+        resamples behind the confidence intervals, 0 for none
+    seed : int
+        of the bootstrap
+
+    Returns
+    -------
+    RetrievalResult
+        averages as fractions 0..1 and the per-query table
+    """
     ranks, bootstrap, settings = checked_ranks(ranks), checked_resamples(bootstrap), _rerank_settings(rerank)
     query, gallery = feature_pair(query, gallery)
     Q, G = len(query), len(gallery)
@@ -309,7 +367,34 @@ def nearest_gallery(
     metric:str='cosine', # 'cosine' or 'euclidean'
     block:int=512,      # queries per block
 )->np.ndarray:          # gallery positions, nearest first, shape [Q, k]; -1 where fewer are left
-    "The k nearest gallery images of each query that count."
+    """The k nearest gallery images of each query that count.
+
+    Parameters
+    ----------
+    query
+        features, shape [Q, D]
+    gallery
+        features, shape [G, D]
+    query_ids
+        identities, [Q]; without cameras nothing is left out
+    gallery_ids
+        identities, [G]
+    query_cams
+        cameras, [Q]
+    gallery_cams
+        cameras, [G]
+    k : int
+        images per query
+    metric : str
+        'cosine' or 'euclidean'
+    block : int
+        queries per block
+
+    Returns
+    -------
+    np.ndarray
+        gallery positions, nearest first, shape [Q, k]; -1 where fewer are left
+    """
     query, gallery = feature_pair(query, gallery)
     Q, G = len(query), len(gallery)
     junk = _junk(query_ids, gallery_ids, query_cams, gallery_cams, Q, G)

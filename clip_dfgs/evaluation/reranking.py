@@ -180,6 +180,29 @@ def k_reciprocal_distances(
     metric:str='cosine',    # 'cosine' normalizes the features first; or 'euclidean'
     block:int=512,          # queries per block
 )->torch.Tensor:            # distances on the CPU, shape [Q, G]
-    "Re-ranked distances of [k-reciprocal]; ValueError for impossible settings."
+    """Re-ranked distances of [k-reciprocal]; ValueError for impossible settings.
+
+    Parameters
+    ----------
+    query
+        features, shape [Q, D], tensor or array
+    gallery
+        features, shape [G, D]
+    k1 : int
+        neighbors behind the reciprocal sets
+    k2 : int
+        rows averaged
+    lambda_value : float
+        share of the original distance
+    metric : str
+        'cosine' normalizes the features first; or 'euclidean'
+    block : int
+        queries per block
+
+    Returns
+    -------
+    torch.Tensor
+        distances on the CPU, shape [Q, G]
+    """
     blocks = reranked(query, gallery, k1, k2, lambda_value, metric, block)
     return torch.cat([rows.to('cpu', copy=True) for _, rows in blocks])

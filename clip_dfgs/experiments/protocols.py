@@ -197,7 +197,30 @@ def run_protocol(
     overwrite:bool=False, # replace runs that exist
     options={}, # of parsers, see `read_sets`
 )->pd.DataFrame: # columns run, target, split, mAP, R1, ...; a row a split
-    "Train and test everything in a protocol; writes results.csv and table.csv."
+    """Train and test everything in a protocol; writes results.csv and table.csv.
+
+    Parameters
+    ----------
+    name : str
+        p1, p2, p3
+    data
+        folder of all data sets, or a mapping from names to folders
+    out
+        folder; one run folder in it for each setting
+    config : TrainConfig
+        how to train
+    resume : bool
+        go on where it stopped
+    overwrite : bool
+        replace runs that exist
+    options
+        of parsers, see `read_sets`
+
+    Returns
+    -------
+    pd.DataFrame
+        columns run, target, split, mAP, R1, ...; a row a split
+    """
     out = Path(out)
     tables = read_sets(protocol_sets(name), data, options)
     jobs = {_run_name(name, s): setting_data(s, tables) for s in PROTOCOLS[name]}
@@ -374,7 +397,28 @@ def train_matrix(
     resume:bool=False, # keep the runs that are finished
     overwrite:bool=False, # replace runs that exist
 )->dict: # 'mAP' and 'R1' -> table in percent, a row a source, a column a target
-    "Train on each source, test on each target; writes matrix.csv."
+    """Train on each source, test on each target; writes matrix.csv.
+
+    Parameters
+    ----------
+    sources
+        record tables; each of their domains is a source
+    targets
+        record tables with query and gallery; each of their domains is a target
+    config : TrainConfig
+        how to train
+    out
+        folder; a run folder in it for each source
+    resume : bool
+        keep the runs that are finished
+    overwrite : bool
+        replace runs that exist
+
+    Returns
+    -------
+    dict
+        'mAP' and 'R1' -> table in percent, a row a source, a column a target
+    """
     out = Path(out)
     sources, targets = (tables_by_domain(tables) for tables in (sources, targets))
     rows = {n: pool([t]) for n, t in sources.items()}

@@ -46,7 +46,13 @@ class Study:
         cls,
         out, # folder of `compare_variants`
     )->'Study':
-        "Read a study from its folder, also while it is running."
+        """Read a study from its folder, also while it is running.
+
+        Parameters
+        ----------
+        out
+            folder of `compare_variants`
+        """
         out = Path(out)
         if not any(out.glob('seed-*')): raise ValueError(f'{out}: no study is there; `compare_variants` makes one')
         return cls(out, *(_all_of(out, name) for name in ('ranks', 'queries')), _histories(out))
@@ -61,12 +67,24 @@ class Study:
         return replace(self, table=part(self.table), queries=part(self.queries))
 
     def last(self)->pd.DataFrame: # a row a seed, a column a variant, mean over domains, in points
-        "mAP of each variant's finished model; a seed that has not come so far is left out."
+        """mAP of each variant's finished model; a seed that has not come so far is left out.
+
+        Returns
+        -------
+        pd.DataFrame
+            a row a seed, a column a variant, mean over domains, in points
+        """
         means = self.finished().groupby(['seed', 'variant'], sort=False)['mAP'].mean()
         return 100*means.unstack('variant')
 
     def finished(self)->pd.DataFrame: # rows of the table
-        "The results of finished models; in a table without the column `last`, those of each variant's last step."
+        """The results of finished models; in a table without the column `last`, those of each variant's last step.
+
+        Returns
+        -------
+        pd.DataFrame
+            rows of the table
+        """
         if 'last' in self.table: return self.table[self.table['last'].astype(bool)]
         return self.table[self.table['step'] == self.table.groupby('variant')['step'].transform('max')]
 
@@ -76,7 +94,22 @@ class Study:
         level:float=.95, # of the intervals
         resamples:int=1000, # of the bootstrap over identities
     )->pd.DataFrame: # a row a variant: mean, low, high, n, and the bootstrap's low and high, in points of mAP
-        "Paired differences in mAP of the finished models; ValueError where `to` is not a variant."
+        """Paired differences in mAP of the finished models; ValueError where `to` is not a variant.
+
+        Parameters
+        ----------
+        to : str
+            the variant to compare with
+        level : float
+            of the intervals
+        resamples : int
+            of the bootstrap over identities
+
+        Returns
+        -------
+        pd.DataFrame
+            a row a variant: mean, low, high, n, and the bootstrap's low and high, in points of mAP
+        """
         wide = self.last()
         if to not in wide: raise ValueError(f'{to!r} is not among the variants: {", ".join(wide)}')
         rows = {}
@@ -108,7 +141,13 @@ class Study:
         self,
         to:str='PK', # the variant to compare with
     )->Figure:
-        "Paired differences with their intervals, and mAP over steps."
+        """Paired differences with their intervals, and mAP over steps.
+
+        Parameters
+        ----------
+        to : str
+            the variant to compare with
+        """
         return plot_study(self, to)
 
     def __repr__(self):
@@ -133,7 +172,29 @@ def compare_variants(
     processes:int=1, # that share the work
     minutes:float=None, # after which no run is begun; None = until all is done
 )->Study:
-    "Train variants from one start a seed and evaluate the targets; ValueError where the folder holds another study."
+    """Train variants from one start a seed and evaluate the targets; ValueError where the folder holds another study.
+
+    Parameters
+    ----------
+    rows
+        pooled training rows, or a function of the seed that returns (rows, targets)
+    targets
+        record tables, or name -> table or list of partitions; None where `rows` is a function
+    config : TrainConfig
+        of start and variants
+    variants : dict
+        name -> settings that it changes in `config`
+    seeds
+        whole numbers
+    out
+        folder; a study that is there goes on
+    every : int
+        steps between two results; 0 = at the end only
+    processes : int
+        that share the work
+    minutes : float
+        after which no run is begun; None = until all is done
+    """
     out, seeds = Path(out), [int(seed) for seed in seeds]
     if 'start' in variants: raise ValueError("'start' is what all variants begin from; give the variant another name")
     with _claimed(out/'study', wait=True): _remember(out, config, variants, every)

@@ -235,7 +235,22 @@ def serve_gallery(
     port:int=None, # None = the first free one from 7860 on
     wait:bool=True, # until the program is interrupted
 ): # gradio's `Blocks` and the page's address
-    "Serve the page; OSError where the port is taken."
+    """Serve the page; OSError where the port is taken.
+
+    Parameters
+    ----------
+    host : str
+        the address to listen at
+    port : int
+        None = the first free one from 7860 on
+    wait : bool
+        until the program is interrupted
+
+    Returns
+    -------
+    value
+        gradio's `Blocks` and the page's address
+    """
     gr, page = _gradio(), make_page(gallery)
     from starlette.middleware import Middleware
     plain = gr.themes.Base(font=['system-ui', 'sans-serif'], font_mono=['monospace'])

@@ -37,7 +37,22 @@ def find_images(
     domains=(), # a name for each of `words`; () = the folders' and the sets' own
     **options, # of the parsers of data sets
 )->pd.DataFrame: # path (absolute), domain, camera (as written, '' = unknown); identity, pid, split where they are known
-    "The images to embed; ValueError where there are none, or two sources have one name."
+    """The images to embed; ValueError where there are none, or two sources have one name.
+
+    Parameters
+    ----------
+    words
+        folders of images, or data sets `name:folder`
+    camera : str
+        regular expression whose group is the camera in a file's name
+    domains
+        a name for each of `words`; () = the folders' and the sets' own
+
+    Returns
+    -------
+    pd.DataFrame
+        path (absolute), domain, camera (as written, '' = unknown); identity, pid, split where they are known
+    """
     words = [str(w) for w in ([words] if isinstance(words, (str, os.PathLike)) else words)]
     if not words: raise ValueError('name a folder of images, or a data set as name:folder')
     if domains and len(domains) != len(words):
@@ -181,7 +196,21 @@ def _read_gallery(folder:Path)->tuple: # records, features, what gallery.json sa
 
 # %% ../../nbs/gallery/03_gallery.ipynb #cbb41ff5
 class Gallery:
-    "Records of images and their features, searched by image, by text, or by images of its own."
+    """Records of images and their features, searched by image, by text, or by images of its own.
+
+    Parameters
+    ----------
+    records
+        table with path, and identity, camera, domain where they are known; or n paths
+    features
+        array, memory map or tensor of any floating kind, shape [n,D]
+    extractor : FeatureExtractor
+        of queries; None: the one of `about`, opened at the first query
+    folder
+        where it is stored
+    about : dict
+        what gallery.json says of it
+    """
     def __init__(
         self,
         records, # table with path, and identity, camera, domain where they are known; or n paths
@@ -226,7 +255,17 @@ class Gallery:
         broken:str='raise', # 'skip': leave out images that cannot be read, and count them in a warning
         progress:bool=False, # a bar
     )->'Gallery':
-        "Embed images; ValueError where none can be read."
+        """Embed images; ValueError where none can be read.
+
+        Parameters
+        ----------
+        records : pd.DataFrame
+            path, and identity, camera, domain where they are known
+        broken : str
+            'skip': leave out images that cannot be read, and count them in a warning
+        progress : bool
+            a bar
+        """
         check_choice('broken', broken, ('raise', 'skip'))
         found = extractor(records['path'].tolist(), progress, bad='raise' if broken == 'raise' else 'none')
         good = [feature is not None for feature in found]
@@ -246,7 +285,15 @@ class Gallery:
         camera:str=None, # regular expression whose group is the camera in a file's name
         **options, # of `from_records`
     )->'Gallery':
-        "Embed every image below a folder, in the order of their names; ValueError if there is none."
+        """Embed every image below a folder, in the order of their names; ValueError if there is none.
+
+        Parameters
+        ----------
+        folder
+            searched with all its folders; or a data set `name:folder`
+        camera : str
+            regular expression whose group is the camera in a file's name
+        """
         return cls.from_records(find_images(folder, camera), extractor, **options)
 
     def search(
@@ -259,7 +306,30 @@ class Gallery:
         domain=(), # only these domains
         as_is:bool=False, # embed the sentence itself for the small CLIP, not whole captions
     )->pd.DataFrame: # query, rank, score (cosine), path, identity, camera, domain (where known), row
-        "The k nearest images for each query, exactly; equal scores in the order of the records."
+        """The k nearest images for each query, exactly; equal scores in the order of the records.
+
+        Parameters
+        ----------
+        images
+            query images, one or several, in any form
+        k : int
+            answers to each
+        text
+            query sentences, one or several
+        rows
+            images of this gallery as queries: their rows
+        camera
+            only these cameras, as the records write them
+        domain
+            only these domains
+        as_is : bool
+            embed the sentence itself for the small CLIP, not whole captions
+
+        Returns
+        -------
+        pd.DataFrame
+            query, rank, score (cosine), path, identity, camera, domain (where known), row
+        """
         k, among, found = positive_int('k', k), self._rows_of(camera, domain), []
         def answer(names, query, table):
             lengths = self.lengths if table is self.features else None
@@ -300,7 +370,13 @@ class Gallery:
         self,
         what:str, # 'camera' or 'domain'
     )->list:
-        "The cameras or domains that a search can be restricted to, 2 before 10."
+        """The cameras or domains that a search can be restricted to, 2 before 10.
+
+        Parameters
+        ----------
+        what : str
+            'camera' or 'domain'
+        """
         known = set(self.records[what].astype(str)) - {''} if what in self.records else ()
         return sorted(known, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
 
@@ -316,7 +392,13 @@ class Gallery:
         self,
         folder, # new or empty, or of a gallery, which is replaced
     ):
-        "Write records and features to a folder, which `load`, the command line and `embed_gallery` take."
+        """Write records and features to a folder, which `load`, the command line and `embed_gallery` take.
+
+        Parameters
+        ----------
+        folder
+            new or empty, or of a gallery, which is replaced
+        """
         check_free(folder)
         model = self.extractor.model
         made_by = dict(place=None, digest=model_digest(model), clip=model.config['clip'])
@@ -332,7 +414,15 @@ class Gallery:
         folder, # of `save`, `embed_gallery` or `clip-dfgs embed`
         extractor=None, # a FeatureExtractor, or the place of the model; None: where it lay when it was embedded
     )->'Gallery':
-        "Open a gallery, its features memory-mapped; ValueError where it is missing, damaged or of another model."
+        """Open a gallery, its features memory-mapped; ValueError where it is missing, damaged or of another model.
+
+        Parameters
+        ----------
+        folder
+            of `save`, `embed_gallery` or `clip-dfgs embed`
+        extractor
+            a FeatureExtractor, or the place of the model; None: where it lay when it was embedded
+        """
         folder = Path(folder).expanduser()
         if not folder.is_dir(): raise ValueError(f'gallery {folder} is not there; clip-dfgs embed makes one')
         if not (folder/'gallery.json').is_file():

@@ -80,7 +80,19 @@ def search_sheet(
     text=(), # the query sentences, in the same order
     most:int=10, # answers in a row
 )->Image.Image:
-    "Queries and answers as an image, 96 pixels wide each; a warning counts images that cannot be read."
+    """Queries and answers as an image, 96 pixels wide each; a warning counts images that cannot be read.
+
+    Parameters
+    ----------
+    found : pd.DataFrame
+        of `Gallery.search`
+    images
+        the query images, in the same order
+    text
+        the query sentences, in the same order
+    most : int
+        answers in a row
+    """
     images, text = listed(images), [text] if isinstance(text, str) else list(text)
     begun = (found['rank'] == 1).cumsum() - 1 # number of the query that a row answers
     rows = [found[begun == q].head(most) for q in range(len(images) + len(text))]

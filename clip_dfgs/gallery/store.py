@@ -107,7 +107,27 @@ def embed_gallery(
     block:int=512, # images between two savings
     progress:bool=True, # bars
 )->EmbedSummary:
-    "Make a gallery or update it; ValueError where it is of another model or source, or nothing can be read."
+    """Make a gallery or update it; ValueError where it is of another model or source, or nothing can be read.
+
+    Parameters
+    ----------
+    images : pd.DataFrame
+        of `find_images`
+    model
+        RUN, RUN/model or 'pedestrians'
+    out
+        folder of the gallery, new or old
+    dtype : str
+        or 'float32'
+    overwrite : bool
+        replace a gallery of another model, source or kind, or a damaged one
+    batch : int
+        images that the model sees at a time
+    block : int
+        images between two savings
+    progress : bool
+        bars
+    """
     check_choice('dtype', dtype, ('float16', 'float32'))
     block = positive_int('block', block)
     if not len(images): raise ValueError('there are no images to embed')

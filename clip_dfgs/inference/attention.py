@@ -126,7 +126,22 @@ def attention_maps(
     pixels, # uint8, shape [n,H,W,3], of the model's size
     batch:int=32, # images at a time
 )->tuple[Tensor,str]: # maps, shape [n,h,w]; 'attention rollout' or 'activation'
-    "How much each place of each image counts for its feature; `NoMap` for a tower that shows nothing."
+    """How much each place of each image counts for its feature; `NoMap` for a tower that shows nothing.
+
+    Parameters
+    ----------
+    model : ReIDEncoder
+        any
+    pixels
+        uint8, shape [n,H,W,3], of the model's size
+    batch : int
+        images at a time
+
+    Returns
+    -------
+    tuple[Tensor, str]
+        maps, shape [n,h,w]; 'attention rollout' or 'activation'
+    """
     found = _in_batches(model, pixels, _look, batch)
     return torch.cat([maps.float().cpu() for maps, _ in found]), found[0][1]
 

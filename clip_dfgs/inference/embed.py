@@ -129,7 +129,30 @@ def embed_images(
     accelerator:Accelerator=None, # for its precision
     progress:str=None, # title of a bar
 )->torch.Tensor: # float32, on the CPU, shape [n, D]
-    "Features of images."
+    """Features of images.
+
+    Parameters
+    ----------
+    model : ReIDModel
+        in any mode, which it keeps
+    pixels
+        uint8, array-like, shape [n, H, W, 3]
+    rows
+        which images; None = all
+    part
+        'embed' (test feature), or 'last', 'pooled', 'projected'
+    batch : int
+        images at a time
+    accelerator : Accelerator
+        for its precision
+    progress : str
+        title of a bar
+
+    Returns
+    -------
+    torch.Tensor
+        float32, on the CPU, shape [n, D]
+    """
     rows = np.arange(len(check_pixels(pixels))) if rows is None else np.asarray(rows)
     batch = positive_int('batch', batch)
     device, blocks = next(model.parameters()).device, [rows[i:i + batch] for i in range(0, len(rows), batch)]

@@ -56,7 +56,26 @@ def evaluate_records(
     trained:pd.DataFrame=None, # training rows; what of them is in `records` is said
     **options, # of `evaluate`: rerank, bootstrap, ranks
 )->Results: # domain -> RetrievalResult
-    "Rank every domain's gallery for its queries; ValueError as from `check_targets`."
+    """Rank every domain's gallery for its queries; ValueError as from `check_targets`.
+
+    Parameters
+    ----------
+    model : ReIDModel
+        any trained model
+    records
+        with query and gallery rows, one table or several
+    accelerator : Accelerator
+        for its device, precision and processes, which must all call
+    cache
+        folder of decoded images
+    trained : pd.DataFrame
+        training rows; what of them is in `records` is said
+
+    Returns
+    -------
+    Results
+        domain -> RetrievalResult
+    """
     records = one_table(records)
     _check_matches(records)
     shown = accelerator is None or accelerator.is_main_process
@@ -103,7 +122,18 @@ def from_main(
 def results_table(
     results:dict, # of `evaluate_records`
 )->pd.DataFrame: # a row a domain and one for their mean, in percent
-    "The averages of several domains as a table, with their intervals if there are any."
+    """The averages of several domains as a table, with their intervals if there are any.
+
+    Parameters
+    ----------
+    results : dict
+        of `evaluate_records`
+
+    Returns
+    -------
+    pd.DataFrame
+        a row a domain and one for their mean, in percent
+    """
     rows, ends = {}, []
     for domain, result in results.items():
         rows[domain] = {name: 100*value for name, value in result.summary().items()}

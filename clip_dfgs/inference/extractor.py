@@ -103,7 +103,20 @@ def load_model(
     device=None, # None: a GPU if there is one; ONNX files stay on the CPU
     **settings, # of an ONNX file (`size`, `mean`, `std`, `input`, `resize`), or of `ReIDModel.create`
 ): # `ReIDModel` in evaluation mode, or an `OnnxModel`
-    "A model by its place; ValueError where there is none, and for a run that has no model yet."
+    """A model by its place; ValueError where there is none, and for a run that has no model yet.
+
+    Parameters
+    ----------
+    place
+        RUN, RUN/model, 'pedestrians', a file (ONNX or weights), or a name like 'timm:NAME'
+    device
+        None: a GPU if there is one; ONNX files stay on the CPU
+
+    Returns
+    -------
+    value
+        `ReIDModel` in evaluation mode, or an `OnnxModel`
+    """
     path, name = Path(place).expanduser(), str(place)
     if path.suffix == '.onnx': return OnnxModel(path, **settings)
     if name.startswith(('timm:', 'hf-hub:', 'local-dir:')): model = ReIDModel.create(name, **settings)
@@ -120,7 +133,23 @@ def load_model(
 
 # %% ../../nbs/inference/02_extractor.ipynb #58ec10cc
 class FeatureExtractor:
-    "Test features of images in any form, and text features in the same space."
+    """Test features of images in any form, and text features in the same space.
+
+    Parameters
+    ----------
+    model
+        a `ReIDModel`, which is not changed, or a place of `load_model`: RUN, a file, 'timm:NAME', ...
+    device
+        None: where the model is; for a place a GPU if there is one
+    batch : int
+        images at a time
+    normalize : bool
+        unit length, so that a product is a cosine
+    channels : str
+        of arrays and tensors; "bgr" for those of OpenCV
+    precision : str
+        of the encoder: no, bf16, or fp16 on a GPU
+    """
     def __init__(
         self,
         model, # a `ReIDModel`, which is not changed, or a place of `load_model`: RUN, a file, 'timm:NAME', ...
@@ -153,7 +182,24 @@ class FeatureExtractor:
         channels:str=None, # of arrays and tensors, "rgb" or "bgr"; None: as the extractor was told
         bad:str='raise', # 'none': None in the place of an empty or unreadable image
     )->Tensor: # [B,D], on the CPU; with bad='none' a list of [D] and None
-        "Features of every image; one alone gives [1,D], none [0,D]; ValueError names the image that is wrong."
+        """Features of every image; one alone gives [1,D], none [0,D]; ValueError names the image that is wrong.
+
+        Parameters
+        ----------
+        images
+            one image or several: paths, PIL images, arrays, tensors
+        progress : bool
+            a bar
+        channels : str
+            of arrays and tensors, "rgb" or "bgr"; None: as the extractor was told
+        bad : str
+            'none': None in the place of an empty or unreadable image
+
+        Returns
+        -------
+        Tensor
+            [B,D], on the CPU; with bad='none' a list of [D] and None
+        """
         check_choice('bad', bad, ('raise', 'none'))
         images = listed(images)
         features, problems = _embed(self, images, progress, channels or self.channels, bad == 'none')
@@ -163,7 +209,18 @@ class FeatureExtractor:
         self,
         texts, # a sentence, or several
     )->Tensor: # [B, projected width], on the CPU
-        "Features of sentences, in the space of the image features' last columns."
+        """Features of sentences, in the space of the image features' last columns.
+
+        Parameters
+        ----------
+        texts
+            a sentence, or several
+
+        Returns
+        -------
+        Tensor
+            [B, projected width], on the CPU
+        """
         if not isinstance(texts, str) and not hasattr(texts, '__iter__'):
             raise ValueError(f'give a sentence or a list of sentences, not {type(texts).__name__}')
         with evaluating(self.model): out = self.model.encode_captions(texts).float().cpu()

@@ -36,7 +36,30 @@ def export_onnx(
     input:str='uint8', # what the caller feeds: bytes, 'float' 0 to 1, or 'imagenet', normalized by ImageNet's numbers
     size:tuple=None, # (height, width) of the input; None: the model's own
 )->float: # the largest distance that was seen
-    "Write an ONNX file, images [B,3,H,W] to float32 [B,D]; ValueError if it cannot be made or differs from torch."
+    """Write an ONNX file, images [B,3,H,W] to float32 [B,D]; ValueError if it cannot be made or differs from torch.
+
+    Parameters
+    ----------
+    model
+        a `ReIDModel`, which is not changed, or a place of `load_model`: RUN, RUN/model, 'pedestrians'
+    path
+        file to write
+    unit : bool
+        features of unit length
+    tolerance : float
+        largest distance from torch that is accepted, a share of the feature's length
+    precision : str
+        or 'float16', 'int8'
+    input : str
+        what the caller feeds: bytes, 'float' 0 to 1, or 'imagenet', normalized by ImageNet's numbers
+    size : tuple
+        (height, width) of the input; None: the model's own
+
+    Returns
+    -------
+    float
+        the largest distance that was seen
+    """
     _need_packages()
     from clip_dfgs.inference.extractor import Embedder, load_model
     usual = PRECISIONS[check_choice('precision', precision, PRECISIONS)]
@@ -222,7 +245,31 @@ def _read_facts(
 
 # %% ../../nbs/inference/05_onnx.ipynb #d872cfd9
 class OnnxExtractor:
-    "Features of images in any form from an ONNX file, without torch."
+    """Features of images in any form from an ONNX file, without torch.
+
+    Parameters
+    ----------
+    file
+        of `export_onnx`, or any that takes images [N,3,H,W]
+    batch : int
+        images at a time; int8 and files of a fixed batch have their own
+    channels : str
+        of arrays; "bgr" for those of OpenCV
+    threads : int
+        0: as onnxruntime thinks best
+    providers : tuple
+        of onnxruntime, in order of preference
+    size : tuple
+        (height, width); None: the file's own
+    mean
+        of pixels in [0,1], three numbers; None: the file's own
+    std
+        the same
+    input : str
+        in the place of mean and std: 'uint8', 'float' (0 to 1) or 'imagenet'
+    resize : str
+        'bicubic' or 'bilinear'; None: the file's own, bilinear where it does not say
+    """
     def __init__(
         self,
         file, # of `export_onnx`, or any that takes images [N,3,H,W]
@@ -257,7 +304,18 @@ class OnnxExtractor:
         self,
         pixels:np.ndarray, # uint8 [B,3,H,W], RGB, at the size of the file
     )->np.ndarray: # float32 [B,D]
-        "Features of pixels, block by block; ValueError with onnxruntime's reason if it cannot."
+        """Features of pixels, block by block; ValueError with onnxruntime's reason if it cannot.
+
+        Parameters
+        ----------
+        pixels : np.ndarray
+            uint8 [B,3,H,W], RGB, at the size of the file
+
+        Returns
+        -------
+        np.ndarray
+            float32 [B,D]
+        """
         out = [self._run(pixels[i:i + self.batch]) for i in range(0, len(pixels), self.batch)]
         return np.concatenate(out) if out else np.zeros((0, self.facts['width']), np.float32)
 
@@ -282,7 +340,22 @@ class OnnxExtractor:
         channels:str=None, # of arrays, "rgb" or "bgr"; None: as the extractor was told
         bad:str='raise', # 'none': None in the place of an empty or unreadable image
     )->np.ndarray: # float32 [B,D]; with bad='none' a list of [D] and None
-        "Features of every image; one alone gives [1,D], none [0,D]; ValueError names the image that is wrong."
+        """Features of every image; one alone gives [1,D], none [0,D]; ValueError names the image that is wrong.
+
+        Parameters
+        ----------
+        images
+            one image or several: paths, PIL images, arrays, tensors
+        channels : str
+            of arrays, "rgb" or "bgr"; None: as the extractor was told
+        bad : str
+            'none': None in the place of an empty or unreadable image
+
+        Returns
+        -------
+        np.ndarray
+            float32 [B,D]; with bad='none' a list of [D] and None
+        """
         check_choice('bad', bad, ('raise', 'none'))
         channels = check_choice('channels', channels or self.channels, ('rgb', 'bgr'))
         images, problems, out = self.resized(listed(images), channels), {}, []
@@ -295,7 +368,15 @@ class OnnxExtractor:
         return features if bad == 'raise' else in_their_places(features, problems, len(images))
 
     def resized(self, images:list, channels:str): # what `read_block` takes
-        "Images that are resized as the file wants it when they are read."
+        """Images that are resized as the file wants it when they are read.
+
+        Parameters
+        ----------
+        images : list
+            what `read_block` takes
+        channels : str
+            what `read_block` takes
+        """
         bilinear = self.facts['resize'] == 'bilinear'
         return _Resized(images, self.facts['image_size'], channels) if bilinear else images
 

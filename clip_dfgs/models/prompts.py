@@ -38,7 +38,23 @@ def rows_of(
 
 # %% ../../nbs/models/04_prompts.ipynb #dc2ca320
 class PromptLearner(nn.Module):
-    "Frozen prefix, a learned context for each identity, frozen suffix [CLIP-ReID], [CoOp]."
+    """Frozen prefix, a learned context for each identity, frozen suffix [CLIP-ReID], [CoOp].
+
+    Parameters
+    ----------
+    num_ids : int
+        N
+    prefix : Tensor
+        embeddings before the hole, shape [A,W]
+    suffix : Tensor
+        embeddings behind it, shape [S,W]
+    at : int
+        position at which the text feature is read
+    n_context : int
+        learned vectors of each identity
+    seed : int
+        decides the context
+    """
     def __init__(
         self,
         num_ids:int, # N
@@ -63,7 +79,19 @@ class PromptLearner(nn.Module):
         num_ids:int, # N
         seed:int=0, # decides the context
     )->'PromptLearner':
-        "Prompts for the text tower of an open_clip model."
+        """Prompts for the text tower of an open_clip model.
+
+        Parameters
+        ----------
+        clip : nn.Module
+            open_clip `CLIP` or `CustomTextCLIP`
+        tokenizer
+            of the same model
+        num_ids : int
+            N
+        seed : int
+            decides the context
+        """
         tower, ids = text_tower(clip), tokenizer([PROMPT])
         hole, at = _find_hole(ids[0].tolist()), int(text_positions(tower, ids))
         if tower.attn_mask is not None: ids = ids[:, :at + 1]  # causal: nothing behind `at` can matter
@@ -74,7 +102,18 @@ class PromptLearner(nn.Module):
         self,
         labels:Tensor, # identities, shape [B]
     )->Tensor: # token embeddings of their sentences, shape [B,L,W]
-        "The sentences of identities, as embeddings for the text tower."
+        """The sentences of identities, as embeddings for the text tower.
+
+        Parameters
+        ----------
+        labels : Tensor
+            identities, shape [B]
+
+        Returns
+        -------
+        Tensor
+            token embeddings of their sentences, shape [B,L,W]
+        """
         n, context = len(labels), rows_of(self.context, labels)
         return torch.cat([self.prefix.expand(n, -1, -1), context, self.suffix.expand(n, -1, -1)], 1)
 

@@ -39,7 +39,29 @@ class ReIDModel(ReIDEncoder):
         quick_gelu:bool|None=None, # the activation; None: find out
         seed:int=0, # of everything random
     )->'ReIDModel':
-        "A model from a name and weights; ValueError for what is unknown or does not fit, a warning for lost pixels."
+        """A model from a name and weights; ValueError for what is unknown or does not fit, a warning for lost pixels.
+
+        Parameters
+        ----------
+        clip : str
+            open_clip name, "pedestrians", or "timm:NAME" for a backbone without text
+        pretrained
+            tag, file, "pedestrians", None: random; "default": OpenAI's, or the backbone's own
+        num_ids : int
+            training identities; 0: no classifiers and no prompts
+        image_size : tuple | None
+            (height, width); None: 256x128, or what the small CLIP was trained at
+        stride : int | None
+            of the patches; smaller than the patch: they overlap
+        cameras : int
+            of the camera embedding; 0: none
+        normalization
+            of pixels: "clip", "half", "instance", (mean, std); None: the weights' own
+        quick_gelu : bool | None
+            the activation; None: find out
+        seed : int
+            of everything random
+        """
         asked = _check_settings(image_size=image_size, stride=stride, cameras=cameras, num_ids=num_ids, seed=seed)
         if num_ids and not clip.startswith('timm:'): tokenizer_of(clip)  # fail before weights are fetched
         module, found = _find_towers(clip, pretrained, quick_gelu, asked['seed'])
@@ -53,7 +75,13 @@ class ReIDModel(ReIDEncoder):
     def __repr__(self)->str: return _described(self)
 
     def trainable(self, stage:str)->list: # of (name, parameter)
-        "Freeze all but what a stage trains: the image side in `adapt` and `finetune`, the context in `prompts`."
+        """Freeze all but what a stage trains: the image side in `adapt` and `finetune`, the context in `prompts`.
+
+        Parameters
+        ----------
+        stage : str
+            of (name, parameter)
+        """
         _set_trainable(self, stage)
         return [(name, p) for name, p in self.named_parameters() if p.requires_grad]
 

@@ -119,7 +119,18 @@ def save_small_clip(
 def load_small_clip(
     path=WEIGHTS, # with or without suffix
 )->tuple[nn.Module,dict]: # model in full precision, its config
-    "Read what `save_small_clip` wrote; ValueError if it is not there, damaged or does not fit."
+    """Read what `save_small_clip` wrote; ValueError if it is not there, damaged or does not fit.
+
+    Parameters
+    ----------
+    path
+        with or without suffix
+
+    Returns
+    -------
+    tuple[nn.Module, dict]
+        model in full precision, its config
+    """
     weights, settings = _two_files(path)
     for file in (settings, weights):
         if not file.is_file():

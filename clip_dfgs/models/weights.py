@@ -200,7 +200,18 @@ _OPENAI_KEYS = 'input_resolution', 'context_length', 'vocab_size'
 def read_weights(
     path, # .pt, .pth, .bin, .ckpt, TorchScript archive or safetensors
 )->tuple[dict,str]: # tensors by name, and their origin: "openai", "bare", "checkpoint" or "open_clip"
-    "Read CLIP weights without unpickling code; ValueError if the file is none of the known kinds."
+    """Read CLIP weights without unpickling code; ValueError if the file is none of the known kinds.
+
+    Parameters
+    ----------
+    path
+        .pt, .pth, .bin, .ckpt, TorchScript archive or safetensors
+
+    Returns
+    -------
+    tuple[dict, str]
+        tensors by name, and their origin: "openai", "bare", "checkpoint" or "open_clip"
+    """
     path = Path(path).expanduser()
     if reason := not_weights(path): raise ValueError(f'{path}: not a weight file; {reason}')
     try: found, archive = _open(path)
@@ -401,7 +412,24 @@ def load_clip(
     quick_gelu:bool|None=None, # None: find out
     seed:int=0, # for random weights
 )->tuple[nn.Module,dict,dict]: # model, its config; normalization (mean, std), and what else the weights decide
-    "An open_clip model and what it takes to build it again; ValueError for what is unknown or does not fit."
+    """An open_clip model and what it takes to build it again; ValueError for what is unknown or does not fit.
+
+    Parameters
+    ----------
+    name : str
+        architecture
+    pretrained
+        tag, file, True for the weights that `name` brings, or None for random ones
+    quick_gelu : bool | None
+        None: find out
+    seed : int
+        for random weights
+
+    Returns
+    -------
+    tuple[nn.Module, dict, dict]
+        model, its config; normalization (mean, std), and what else the weights decide
+    """
     cfg, plain = _architecture(name), name.replace('/', '-')
     file = _weight_file(name, pretrained)
     if file:

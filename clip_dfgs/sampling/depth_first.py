@@ -204,7 +204,32 @@ def depth_first_batches(
     pk_ratio:float=0., # share of the batches that are random (PK), spread over the epoch
     tally:dict=None, # filled with the number of restarts and of topped-up places
 )->np.ndarray: # IntArray[batches, P]: identities, each at most once a row
-    "One epoch of identities, depth first over the graph ([DFGS] algorithm 1), complete but for the released order."
+    """One epoch of identities, depth first over the graph ([DFGS] algorithm 1), complete but for the released order.
+
+    Parameters
+    ----------
+    neighbors
+        graph G [N, k], nearest first; None: no graph, every batch is a random one
+    tuplets
+        tuplets of each identity [N]: their number, or the tuplets themselves
+    ids_per_batch : int
+        P
+    start : int
+        the identity to start from; None: drawn
+    rng : np.random.Generator
+        decides start, random restarts and random batches; None: always the same
+    order : str
+        complete, paper, or released (which does not reach every identity)
+    pk_ratio : float
+        share of the batches that are random (PK), spread over the epoch
+    tally : dict
+        filled with the number of restarts and of topped-up places
+
+    Returns
+    -------
+    np.ndarray
+        IntArray[batches, P]: identities, each at most once a row
+    """
     order, share = check_choice('order', order, ORDERS), check_share(pk_ratio)
     tuplets, ids_per_batch = _tuplet_counts(tuplets), positive_int('ids_per_batch', ids_per_batch, None)
     n = len(tuplets)

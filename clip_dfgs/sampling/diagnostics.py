@@ -95,7 +95,25 @@ def epoch_statistics(
     anchors:int=1024, # how many images hardness is measured on
     seed:int=0, # which ones
 )->dict:
-    "What an epoch holds: coverage of identities and images, identities per batch, cameras per tuplet, hardness."
+    """What an epoch holds: coverage of identities and images, identities per batch, cameras per tuplet, hardness.
+
+    Parameters
+    ----------
+    batches
+        the batches of one epoch: lists of image rows
+    labels
+        identity of each image, shape [n]
+    cameras
+        camera of each image, shape [n]
+    features
+        [n, D] of images, or [N, D] of identities; without them no hardness
+    margin : float
+        of the triplets that count as active
+    anchors : int
+        how many images hardness is measured on
+    seed : int
+        which ones
+    """
     labels = as_numbers(labels)
     images, camera = len(labels), as_cameras(cameras, len(labels))
     n, batches = int(labels.max()) + 1, _batch_arrays(batches, images)

@@ -52,7 +52,28 @@ def identity_features(
     cameras=None,                 # camera of each image, shape [B]; for reduce='camera'
     rng:np.random.Generator=None, # which images, for 'camera' and 'random'
 )->torch.Tensor:                  # [N, D], of the features' dtype
-    "One feature for each identity; ValueError if an identity has no image."
+    """One feature for each identity; ValueError if an identity has no image.
+
+    Parameters
+    ----------
+    features
+        one feature for each image, shape [B, D]
+    labels
+        identity of each image, shape [B]
+    n : int
+        number of identities N; None: the largest label + 1
+    reduce : str
+        'mean': all images; 'camera': mean over one image per camera; 'random': one image
+    cameras
+        camera of each image, shape [B]; for reduce='camera'
+    rng : np.random.Generator
+        which images, for 'camera' and 'random'
+
+    Returns
+    -------
+    torch.Tensor
+        [N, D], of the features' dtype
+    """
     check_choice('reduce', reduce, ('mean', 'camera', 'random'))
     features = torch.as_tensor(features)
     labels = as_labels(labels, 'labels', len(features))
@@ -247,7 +268,34 @@ def nearest_identities(
     weight:float=1.,        # lambda of the dual distance
     recall:float=0.95,      # what faiss has to reach on a sample of 256 identities
 )->torch.Tensor:            # LongTensor [N, k], nearest first, never the identity itself
-    "The identities ranked m+1 .. m+k by distance from each identity, m = skip_nearest; ties by index ([DFGS] eq. 12)."
+    """The identities ranked m+1 .. m+k by distance from each identity, m = skip_nearest; ties by index ([DFGS] eq. 12).
+
+    Parameters
+    ----------
+    features
+        one feature for each identity, shape [N, D]
+    k : int
+        neighbors kept; cut to N-1-skip_nearest
+    skip_nearest : int
+        how many of the very nearest are left out: m of [DFGS] eq. 12
+    metric : str
+        or 'cosine'
+    method : str
+        'exact', 'faiss', or 'auto': exact up to 50,000 identities
+    block : int
+        identities at a time; memory is block * N * 4 bytes
+    second
+        features of another kind, [N, D'], for the dual distance d(features) + weight * d(second)
+    weight : float
+        lambda of the dual distance
+    recall : float
+        what faiss has to reach on a sample of 256 identities
+
+    Returns
+    -------
+    torch.Tensor
+        LongTensor [N, k], nearest first, never the identity itself
+    """
     k, skip_nearest = positive_int('k', k, 0), positive_int('skip_nearest', skip_nearest, 0)
     block = positive_int('block', block)
     check_choice('method', method, ('auto', 'exact', 'faiss'))
@@ -266,7 +314,15 @@ def save_graph(
     neighbors,   # graph [N, k]
     **parameters, # JSON values
 ):
-    "Write a graph and the parameters it was made with to an .npz file, whole or not at all."
+    """Write a graph and the parameters it was made with to an .npz file, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        of the .npz file
+    neighbors
+        graph [N, k]
+    """
     with atomic_write(path) as part, open(part, 'wb') as file:
         np.savez_compressed(file, neighbors=np.asarray(neighbors), parameters=np.array(json.dumps(parameters)))
 
@@ -274,7 +330,18 @@ def save_graph(
 def load_graph(
     path, # of the .npz file
 )->tuple[torch.Tensor, dict]: # LongTensor [N, k], parameters
-    "Read what `save_graph` wrote; ValueError if it is something else."
+    """Read what `save_graph` wrote; ValueError if it is something else.
+
+    Parameters
+    ----------
+    path
+        of the .npz file
+
+    Returns
+    -------
+    tuple[torch.Tensor, dict]
+        LongTensor [N, k], parameters
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             return torch.as_tensor(file['neighbors']).long(), json.loads(str(file['parameters']))
@@ -301,7 +368,34 @@ def nearest_across_domains(
     second=None,            # features of another kind, for the dual distance
     weight:float=1.,        # lambda of the dual distance
 )->torch.Tensor:            # LongTensor [N, k]
-    "Nearest identities under a rule about domains; exact. ValueError if a domain is too small for k."
+    """Nearest identities under a rule about domains; exact. ValueError if a domain is too small for k.
+
+    Parameters
+    ----------
+    features
+        one feature for each identity, shape [N, D]
+    domains
+        domain of each identity, shape [N]
+    k : int
+        neighbors kept
+    how : str
+        'within' the domain, 'across' to other domains, 'balanced' over all domains
+    skip_nearest : int
+        how many of the very nearest are left out in each pool's ranking
+    metric : str
+        or 'cosine'
+    block : int
+        identities at a time
+    second
+        features of another kind, for the dual distance
+    weight : float
+        lambda of the dual distance
+
+    Returns
+    -------
+    torch.Tensor
+        LongTensor [N, k]
+    """
     check_choice('how', how, ('within', 'across', 'balanced'))
     k, skip_nearest = positive_int('k', k, 0), positive_int('skip_nearest', skip_nearest, 0)
     with torch.no_grad(): views = [(x.cpu(), w) for x, w in _views(features, metric, second, weight)]

@@ -41,7 +41,25 @@ def _check_batches(labels, cameras, batch, instances):
 
 # %% ../../nbs/sampling/04_samplers.ipynb #517dc2b4
 class PKSampler(StatefulBatchSampler):
-    "P random identities, K images of each; every tuplet once an epoch. A batch sampler: yields lists of image rows."
+    """P random identities, K images of each; every tuplet once an epoch. A batch sampler: yields lists of image rows.
+
+    Parameters
+    ----------
+    labels
+        identity 0..N-1 of each image, shape [n]
+    cameras
+        camera of each image, shape [n]; numbers or names, None: unknown
+    batch : int
+        images in a batch of one rank, P * K
+    instances : int
+        images of an identity in a batch: K
+    seed : int
+        together with the epoch it decides everything
+    rank : int
+        which of the ranks this is
+    world : int
+        number of ranks; batch b of the epoch goes to rank b mod world
+    """
     neighbors = None
 
     def __init__(self,
@@ -65,7 +83,13 @@ class PKSampler(StatefulBatchSampler):
 
     @property
     def batch_size(self)->int: # read by accelerate when it shares the batches out
-        "Images in a batch; an error where the batches are shared among ranks already."
+        """Images in a batch; an error where the batches are shared among ranks already.
+
+        Returns
+        -------
+        int
+            read by accelerate when it shares the batches out
+        """
         if self.world > 1:
             raise ValueError(f'this sampler is shared among {self.world} ranks already; use its loader without '
                              'prepare, or a sampler with world=1')
@@ -74,13 +98,30 @@ class PKSampler(StatefulBatchSampler):
 
     @property
     def labels(self)->np.ndarray: # int64, shape [n]
-        "Identity of each image; other labels (pseudo labels of a clustering) make another sampler: `with_labels`."
+        """Identity of each image; other labels (pseudo labels of a clustering) make another sampler: `with_labels`.
+
+        Returns
+        -------
+        np.ndarray
+            int64, shape [n]
+        """
         return self._labels
 
     def plan(self,
         epoch:int, # 0, 1, ...
     )->np.ndarray: # IntArray[batches of all ranks, batch]
-        "The epoch as image rows; those of rank r are rows r::world."
+        """The epoch as image rows; those of rank r are rows r::world.
+
+        Parameters
+        ----------
+        epoch : int
+            0, 1, ...
+
+        Returns
+        -------
+        np.ndarray
+            IntArray[batches of all ranks, batch]
+        """
         rng = np.random.default_rng([self.seed, epoch])
         table, first = self._deal(rng)
         ids = self._identities(rng, epoch)
@@ -92,7 +133,15 @@ class PKSampler(StatefulBatchSampler):
         labels, # identity 0..N-1 of each image, shape [n]
         cameras=None, # camera of each image; None: those of this sampler
     ):
-        "A sampler with the same options and epoch and other labels; without a graph, which is of other identities."
+        """A sampler with the same options and epoch and other labels; without a graph, which is of other identities.
+
+        Parameters
+        ----------
+        labels
+            identity 0..N-1 of each image, shape [n]
+        cameras
+            camera of each image; None: those of this sampler
+        """
         other = copy.copy(self)
         if self.neighbors is not None: other.neighbors = None
         other._set_labels(labels, self.cameras if cameras is None else cameras, self.batch, self.instances)
@@ -143,7 +192,35 @@ def _curriculum_window(
 
 # %% ../../nbs/sampling/04_samplers.ipynb #4b2c941d
 class DepthFirstGraphSampler(PKSampler):
-    "Batches of hard negatives, depth first over the identity graph ([DFGS]); every image every epoch."
+    """Batches of hard negatives, depth first over the identity graph ([DFGS]); every image every epoch.
+
+    Parameters
+    ----------
+    labels
+        identity 0..N-1 of each image, shape [n]
+    cameras
+        camera of each image, shape [n]; numbers or names, None: unknown
+    neighbors
+        graph [N, k]; can be assigned at any epoch; until then the batches are PK's
+    batch : int
+        as in `PKSampler`
+    instances : int
+        as in `PKSampler`
+    seed : int
+        as in `PKSampler`
+    rank : int
+        as in `PKSampler`
+    world : int
+        as in `PKSampler`
+    shuffle_neighbors : bool
+        each epoch in another order
+    order : str
+        complete, paper, or released (which does not reach every identity)
+    pk_ratio : float
+        share of random batches mixed in
+    curriculum : tuple
+        (k, epochs): k of the neighbors at a time, from far to near
+    """
     def __init__(self,
         labels, # identity 0..N-1 of each image, shape [n]
         cameras=None, # camera of each image, shape [n]; numbers or names, None: unknown
@@ -163,7 +240,13 @@ class DepthFirstGraphSampler(PKSampler):
 
     @property
     def neighbors(self)->torch.Tensor: # LongTensor[N, k], or None
-        "The graph; a new one can be assigned at any time, and is used by the passes that begin after it."
+        """The graph; a new one can be assigned at any time, and is used by the passes that begin after it.
+
+        Returns
+        -------
+        torch.Tensor
+            LongTensor[N, k], or None
+        """
         return self._neighbors
 
     @neighbors.setter
@@ -176,7 +259,13 @@ class DepthFirstGraphSampler(PKSampler):
 
     @property
     def pk_ratio(self)->float: # between 0 and 1
-        "Share of random batches; another one can be assigned at any time, as a graph can."
+        """Share of random batches; another one can be assigned at any time, as a graph can.
+
+        Returns
+        -------
+        float
+            between 0 and 1
+        """
         return self._random_share
 
     @pk_ratio.setter
@@ -188,7 +277,13 @@ class DepthFirstGraphSampler(PKSampler):
 
     @property
     def random_batches(self)->np.ndarray: # bool, shape [len(self)]
-        "Which of this rank's batches of the epoch are random ones."
+        """Which of this rank's batches of the epoch are random ones.
+
+        Returns
+        -------
+        np.ndarray
+            bool, shape [len(self)]
+        """
         share = 1. if self.neighbors is None else self.pk_ratio
         rows = random_batch_mask(self.batch_count(), share)
         return np.resize(rows, len(self) * self.world)[self.rank::self.world]
@@ -214,7 +309,13 @@ class DepthFirstGraphSampler(PKSampler):
 
 # %% ../../nbs/sampling/04_samplers.ipynb #c0d18666
 class AdaptivePKRatio:
-    "The share of random batches of an epoch is the violated share in the random batches of the epoch before."
+    """The share of random batches of an epoch is the violated share in the random batches of the epoch before.
+
+    Parameters
+    ----------
+    sampler
+        with `pk_ratio`, such as `DepthFirstGraphSampler`; its next epoch is random throughout
+    """
     least = .1 # share of random batches
 
     def __init__(self,
@@ -227,7 +328,15 @@ class AdaptivePKRatio:
         violated:float, # share of violated anchors in the random batches, summed
         batches:int=1, # how many
     ):
-        "Note random batches of this epoch, those of all ranks."
+        """Note random batches of this epoch, those of all ranks.
+
+        Parameters
+        ----------
+        violated : float
+            share of violated anchors in the random batches, summed
+        batches : int
+            how many
+        """
         self.seen += torch.tensor([violated, batches], dtype=torch.float64)
 
     def next_epoch(self):
@@ -298,7 +407,27 @@ class _Pointed(PKSampler):
 
 # %% ../../nbs/sampling/04_samplers.ipynb #9bf63996
 class GraphSampler(_Pointed):
-    "One batch per anchor identity with its P-1 nearest; pointers into the tuplets are carried across epochs ([GS])."
+    """One batch per anchor identity with its P-1 nearest; pointers into the tuplets are carried across epochs ([GS]).
+
+    Parameters
+    ----------
+    labels
+        identity 0..N-1 of each image, shape [n]
+    cameras
+        camera of each image, shape [n]; numbers or names, None: unknown
+    neighbors
+        graph [N, k >= P-1], nearest first; until it is set the companions are random
+    batch : int
+        as in `PKSampler`
+    instances : int
+        as in `PKSampler`
+    seed : int
+        as in `PKSampler`
+    rank : int
+        as in `PKSampler`
+    world : int
+        as in `PKSampler`
+    """
     def __init__(self,
         labels, # identity 0..N-1 of each image, shape [n]
         cameras=None, # camera of each image, shape [n]; numbers or names, None: unknown
@@ -314,7 +443,13 @@ class GraphSampler(_Pointed):
 
     @property
     def neighbors(self)->torch.Tensor: # LongTensor[N, P-1], or None
-        "The graph; a new one can be assigned at any time, and is used by the passes that begin after it."
+        """The graph; a new one can be assigned at any time, and is used by the passes that begin after it.
+
+        Returns
+        -------
+        torch.Tensor
+            LongTensor[N, P-1], or None
+        """
         return self._neighbors
 
     @neighbors.setter
@@ -384,7 +519,32 @@ def update_graph(
     search=nearest_identities, # finds the neighbors; another is made by `neighbor_search`
     **options, # of `search`
 )->torch.Tensor: # the graph, LongTensor[N, k], the same on every rank; also set on the sampler
-    "Recompute the sampler's graph from a model; each rank embeds its share of the images."
+    """Recompute the sampler's graph from a model; each rank embeds its share of the images.
+
+    Parameters
+    ----------
+    sampler
+        one of the above, or anything with labels, cameras, seed, epoch, rank, world and neighbors
+    embed
+        callable: list of image rows -> features [len, D], with the preprocessing of the run
+    k : int
+        neighbors kept; `skip`, `metric` and others go into `options`
+    every : int
+        epochs between two refreshes; a sampler without a graph always gets one
+    model
+        torch module behind `embed`, kept in eval mode meanwhile
+    how : str
+        images that stand for an identity, see `choose_images`
+    batch : int
+        images handed to `embed` at a time
+    search
+        finds the neighbors; another is made by `neighbor_search`
+
+    Returns
+    -------
+    torch.Tensor
+        the graph, LongTensor[N, k], the same on every rank; also set on the sampler
+    """
     if sampler.neighbors is not None and sampler.epoch % positive_int('every', every, 1): return sampler.neighbors
     rng = np.random.default_rng([sampler.seed, sampler.epoch, 1])
     rows = choose_images(sampler.labels, sampler.cameras, how, rng)

@@ -51,7 +51,17 @@ class BatchIterator:
 
 # %% ../../nbs/sampling/05_stateful.ipynb #7953cd47
 class StatefulBatchSampler(Sampler):
-    "A batch sampler that plans an epoch at a time; a subclass implements `plan(epoch)`, rows [batches, B]."
+    """A batch sampler that plans an epoch at a time; a subclass implements `plan(epoch)`, rows [batches, B].
+
+    Parameters
+    ----------
+    seed : int
+        together with the epoch it decides everything
+    rank : int
+        which of the ranks this is
+    world : int
+        number of ranks; batch b of the epoch goes to rank b mod world
+    """
     def __init__(self,
         seed:int=0, # together with the epoch it decides everything
         rank:int=0, # which of the ranks this is
@@ -76,13 +86,25 @@ class StatefulBatchSampler(Sampler):
     def set_epoch(self,
         epoch:int, # 0, 1, ...
     ):
-        "The epoch that the next pass plans."
+        """The epoch that the next pass plans.
+
+        Parameters
+        ----------
+        epoch : int
+            0, 1, ...
+        """
         epoch = positive_int('epoch', epoch, 0)
         self._told, self._passes = True, 0
         if epoch != self.epoch: self.epoch, self._plan, self._last, self._loaded = epoch, None, None, None
 
     def planned(self)->np.ndarray: # rows, shape [batches of all ranks, B]
-        "The plan of this epoch, computed once."
+        """The plan of this epoch, computed once.
+
+        Returns
+        -------
+        np.ndarray
+            rows, shape [batches of all ranks, B]
+        """
         if self._plan is None:
             plan = np.asarray(self.plan(self.epoch))
             whole = -(-len(plan) // self.world) * self.world
@@ -94,14 +116,31 @@ class StatefulBatchSampler(Sampler):
     def after(self, plan)->dict: return {}
 
     def describe(self)->dict: # plain numbers
-        "What a state says of this epoch: seed, epoch, check sums of the graph and of the plan."
+        """What a state says of this epoch: seed, epoch, check sums of the graph and of the plan.
+
+        Returns
+        -------
+        dict
+            plain numbers
+        """
         plan = zlib.crc32(np.ascontiguousarray(self.planned(), np.int64), self.world - 1)
         return dict(seed=self.seed, epoch=self.epoch, position=0, graph=self.graph_digest(), plan=plan)
 
     def begin(self,
         one:BatchIterator, # the pass that begins
     )->int: # its first batch
-        "Note that a pass begins; warn where its batches would be those of another pass or process."
+        """Note that a pass begins; warn where its batches would be those of another pass or process.
+
+        Parameters
+        ----------
+        one : BatchIterator
+            the pass that begins
+
+        Returns
+        -------
+        int
+            its first batch
+        """
         if not len(one.rows): self.warn('empty', f'{self!r}: epoch {self.epoch} has no batch')
         state, self._last, before = self._loaded, one, self._last
         if state is not None:
@@ -126,13 +165,30 @@ class StatefulBatchSampler(Sampler):
     def finish(self,
         one:BatchIterator, # that has given its last batch
     ):
-        "A pass is over: a loaded state has been used up."
+        """A pass is over: a loaded state has been used up.
+
+        Parameters
+        ----------
+        one : BatchIterator
+            that has given its last batch
+        """
         if one.begun['epoch'] == self.epoch: self._loaded = None
 
     def state_dict(self,
         position:int=None, # batches used so far, where a loader has fetched more than that; None: batches given
     )->dict: # plain numbers
-        "The state of the pass that was begun last."
+        """The state of the pass that was begun last.
+
+        Parameters
+        ----------
+        position : int
+            batches used so far, where a loader has fetched more than that; None: batches given
+
+        Returns
+        -------
+        dict
+            plain numbers
+        """
         if position is not None and not 0 <= positive_int('position', position, 0) <= len(self):
             raise ValueError(f'position={position}; this epoch has {len(self)} batches')
         if self._last is not None: return self._last.state_dict(position)
@@ -143,7 +199,13 @@ class StatefulBatchSampler(Sampler):
     def load_state_dict(self,
         state:dict, # of `state_dict`
     ):
-        "Continue where `state_dict` was taken, with the batch behind it; ValueError for a state of another sampler."
+        """Continue where `state_dict` was taken, with the batch behind it; ValueError for a state of another sampler.
+
+        Parameters
+        ----------
+        state : dict
+            of `state_dict`
+        """
         missing = [key for key in self.describe() if key not in state] if isinstance(state, dict) else ['seed']
         if missing: raise ValueError(f'the state has no {missing[0]!r}; it is not the state of this kind of sampler')
         if state['seed'] != self.seed:

@@ -73,7 +73,24 @@ def camera_tuplets(
     instances:int=4, # images in a tuplet: K
     rng:np.random.Generator=None, # decides the deal; None: always the same
 )->list: # for each identity its tuplets, each a list of K image rows
-    "`tuplet_table` as nested lists: `camera_tuplets(...)[v][j]` is the j-th tuplet of identity v."
+    """`tuplet_table` as nested lists: `camera_tuplets(...)[v][j]` is the j-th tuplet of identity v.
+
+    Parameters
+    ----------
+    labels
+        identity 0..N-1 of each image, shape [n]
+    cameras
+        camera of each image, shape [n]; None: one camera
+    instances : int
+        images in a tuplet: K
+    rng : np.random.Generator
+        decides the deal; None: always the same
+
+    Returns
+    -------
+    list
+        for each identity its tuplets, each a list of K image rows
+    """
     table, first = tuplet_table(labels, cameras, instances, rng)
     return [table[a:b].tolist() for a, b in zip(first[:-1], first[1:])]
 

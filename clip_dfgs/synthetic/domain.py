@@ -125,7 +125,38 @@ def render_domain(
     workers:int=None, # processes; None = all cores
     progress:bool=True, # show a bar
 )->pd.DataFrame: # the record table, as `load_dataset('market1501', root)` reads it
-    "Render a domain to disk in Market-1501 layout; byte-identical for the same arguments."
+    """Render a domain to disk in Market-1501 layout; byte-identical for the same arguments.
+
+    Parameters
+    ----------
+    root
+        folder to make; must not exist or be empty
+    seed : int
+        decides everything
+    identities : int
+        number of people
+    cameras : int
+        number of cameras
+    images_per_camera : int
+        pictures of each person by each camera
+    look_alikes : int
+        people who share one caption
+    size : tuple
+        height and width in pixels
+    test_share : float
+        share of the identities that go to query and gallery; 0 = all train, 1 = all test
+    harsh : float
+        of the cameras, see `street_camera`
+    workers : int
+        processes; None = all cores
+    progress : bool
+        show a bar
+
+    Returns
+    -------
+    pd.DataFrame
+        the record table, as `load_dataset('market1501', root)` reads it
+    """
     counts = dict(identities=identities, cameras=cameras, images_per_camera=images_per_camera, look_alikes=look_alikes)
     for name, value in counts.items():
         if value < 1: raise ValueError(f'render_domain: {name} must be at least 1, not {value}')

@@ -36,7 +36,18 @@ class Person:
 def caption(
     person:Person, # whose words
 )->str: # one sentence; two look-alikes share it
-    "Say everything that `person.look` holds."
+    """Say everything that `person.look` holds.
+
+    Parameters
+    ----------
+    person : Person
+        whose words
+
+    Returns
+    -------
+    str
+        one sentence; two look-alikes share it
+    """
     look = person.look
     colors = look['upper_color'] if look['pattern'] == 'plain' else (
         f"{look['upper_color']} and {look['second_color']} {look['pattern']}")

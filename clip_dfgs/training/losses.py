@@ -35,7 +35,26 @@ def image_text_contrastive(
     b_labels:Tensor, # identity of each row of b, shape [C]
     temperature:float=1.0, # divides the similarities
 )->Tensor: # scalar: mean over anchors
-    "Contrastive loss from `a` to `b` [SupCon], [CLIP-ReID]; without a positive of an anchor ValueError, on a GPU NaN."
+    """Contrastive loss from `a` to `b` [SupCon], [CLIP-ReID]; without a positive of an anchor ValueError, on a GPU NaN.
+
+    Parameters
+    ----------
+    a : Tensor
+        anchors, shape [B,D]
+    b : Tensor
+        the other modality, shape [C,D]
+    a_labels : Tensor
+        identity of each anchor, shape [B]
+    b_labels : Tensor
+        identity of each row of b, shape [C]
+    temperature : float
+        divides the similarities
+
+    Returns
+    -------
+    Tensor
+        scalar: mean over anchors
+    """
     _check_flat(a_labels, b_labels)
     positive = (a_labels[:, None] == b_labels[None]).to(a.dtype)
     _check_partners(positive.any(1), a_labels)
@@ -48,7 +67,22 @@ def id_loss(
     labels:Tensor, # identity of each row, 0..N-1, shape [B]
     smoothing:float=0.1, # share of the target spread over all N
 )->Tensor: # scalar: mean over rows
-    "Cross entropy with smoothed labels [BoT]; for two heads, add two calls."
+    """Cross entropy with smoothed labels [BoT]; for two heads, add two calls.
+
+    Parameters
+    ----------
+    logits : Tensor
+        a classifier's output, shape [B,N]
+    labels : Tensor
+        identity of each row, 0..N-1, shape [B]
+    smoothing : float
+        share of the target spread over all N
+
+    Returns
+    -------
+    Tensor
+        scalar: mean over rows
+    """
     return F.cross_entropy(logits, labels, label_smoothing=smoothing)
 
 # %% ../../nbs/training/03_losses.ipynb #23663cc5
@@ -58,7 +92,24 @@ def image_to_text_ce(
     labels:Tensor, # identity of each image, row of `text`, shape [B]
     smoothing:float=0.1, # as in `id_loss`
 )->Tensor: # scalar: mean over images
-    "`L_i2tce`: cross entropy of the image-text similarities over all identities [CLIP-ReID]."
+    """`L_i2tce`: cross entropy of the image-text similarities over all identities [CLIP-ReID].
+
+    Parameters
+    ----------
+    image : Tensor
+        projected image features, shape [B,D]
+    text : Tensor
+        text feature of every training identity, shape [N,D]
+    labels : Tensor
+        identity of each image, row of `text`, shape [B]
+    smoothing : float
+        as in `id_loss`
+
+    Returns
+    -------
+    Tensor
+        scalar: mean over images
+    """
     return id_loss(image @ text.T, labels, smoothing)
 
 # %% ../../nbs/training/03_losses.ipynb #0697c4ca
@@ -112,7 +163,26 @@ def batch_hard_triplet(
     normalize:bool=False, # L2-normalize the features first
     mining_temperature:float|None=None, # of a softmax over all pairs; None: the hardest pair alone
 )->Tensor: # scalar: mean over anchors
-    "Batch-hard triplet loss, `L_tri` [BoT], [CLIP-ReID]; for a batch of one identity ValueError, on a GPU NaN."
+    """Batch-hard triplet loss, `L_tri` [BoT], [CLIP-ReID]; for a batch of one identity ValueError, on a GPU NaN.
+
+    Parameters
+    ----------
+    features : Tensor
+        before the BN neck, shape [B,D]
+    labels : Tensor
+        identity of each row, shape [B]
+    margin : float | None
+        None: soft margin
+    normalize : bool
+        L2-normalize the features first
+    mining_temperature : float | None
+        of a softmax over all pairs; None: the hardest pair alone
+
+    Returns
+    -------
+    Tensor
+        scalar: mean over anchors
+    """
     f = features.to(torch.promote_types(features.dtype, torch.float32))  # half precision is too coarse for distances
     if normalize: f = F.normalize(f, dim=1)
     if mining_temperature is None:

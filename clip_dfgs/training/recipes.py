@@ -38,7 +38,13 @@ RECIPES = dict(small=TrainConfig(), clip_reid=_clip_reid, clip_dfgs=_clip_dfgs, 
 def recipe(
     name:str, # small, clip_reid, clip_dfgs, follow_up
 )->TrainConfig:
-    "A recipe by its name; ValueError that suggests the nearest one."
+    """A recipe by its name; ValueError that suggests the nearest one.
+
+    Parameters
+    ----------
+    name : str
+        small, clip_reid, clip_dfgs, follow_up
+    """
     return RECIPES[check_choice('recipe', name, RECIPES)]
 
 def recipe_table(

@@ -43,13 +43,25 @@ class Run:
 
     @property
     def history(self)->pd.DataFrame: # as in history.csv
-        "Loss, its parts, rate and health, a row every `log_steps` steps."
+        """Loss, its parts, rate and health, a row every `log_steps` steps.
+
+        Returns
+        -------
+        pd.DataFrame
+            as in history.csv
+        """
         more = [name for name in dict.fromkeys(k for row in self.rows for k in row) if name not in HISTORY]
         return pd.DataFrame(self.rows, columns=[*HISTORY, *more]).dropna(axis=1, how='all')
 
     @property
     def validation(self)->pd.DataFrame: # as in validation.csv
-        "mAP, R1 and mINP of held-out identities, between 0 and 1, a row a domain each time."
+        """mAP, R1 and mINP of held-out identities, between 0 and 1, a row a domain each time.
+
+        Returns
+        -------
+        pd.DataFrame
+            as in validation.csv
+        """
         return pd.DataFrame(self.ranks, columns=RANKS)
 
     def evaluate(
@@ -57,7 +69,18 @@ class Run:
         records, # with query and gallery rows, one table or several
         **options, # of `evaluate`: rerank, bootstrap, ranks
     )->dict: # domain -> RetrievalResult
-        "Evaluate the query and gallery rows, domain by domain; also writes results.csv. All processes must call it."
+        """Evaluate the query and gallery rows, domain by domain; also writes results.csv. All processes must call it.
+
+        Parameters
+        ----------
+        records
+            with query and gallery rows, one table or several
+
+        Returns
+        -------
+        dict
+            domain -> RetrievalResult
+        """
         if not isinstance(records, pd.DataFrame): records = list(records)
         options = dict(trained=self.records) | options
         results = evaluate_records(self.model, records, self.accelerator, self.config.cache, **options)

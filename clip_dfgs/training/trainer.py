@@ -53,7 +53,34 @@ def fit(
     resume:bool=False, # go on with a run that stopped, given the same sampler and losses
     overwrite:bool=False, # replace a folder that exists
 )->Run: # with .model, .history, .evaluate(records)
-    "Train through all stages; the run folder holds config, records, history, checkpoints and the model."
+    """Train through all stages; the run folder holds config, records, history, checkpoints and the model.
+
+    Parameters
+    ----------
+    records
+        pooled by `pool`, or record tables, of which the train rows count
+    config : TrainConfig
+        all settings
+    out
+        the run folder
+    sampler
+        of `finetune`: a name, or (labels, cameras, batch, instances, seed, rank, world) -> batch sampler
+    losses : dict
+        added in `adapt` and `finetune`: name -> (function of (ImageFeatures, labels), weight)
+    validate
+        query and gallery rows of identities held out of training, evaluated on the way
+    on_step
+        function of a `Step`, called after each one on every process
+    resume : bool
+        go on with a run that stopped, given the same sampler and losses
+    overwrite : bool
+        replace a folder that exists
+
+    Returns
+    -------
+    Run
+        with .model, .history, .evaluate(records)
+    """
     if sampler is not None: config = replace(config, sampler=sampler)
     run = _begin(records, config, out, resume, overwrite, validate)
     with own_random_stream(run.accelerator):

@@ -22,7 +22,18 @@ from safetensors import SafetensorError
 def atomic_write(
     path, # of the file that is to be new; its folder is made
 ): # a context that gives the path to write to
-    "Write a file beside its place and move it there when it is whole; after an error the old file is still there."
+    """Write a file beside its place and move it there when it is whole; after an error the old file is still there.
+
+    Parameters
+    ----------
+    path
+        of the file that is to be new; its folder is made
+
+    Returns
+    -------
+    value
+        a context that gives the path to write to
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.part')

@@ -32,7 +32,15 @@ def plot_history(
     history:pd.DataFrame, # columns stage, step, loss, and optional loss parts, rate, violated_triplets
     smooth:int=None, # rows in the running mean; None: a twentieth of the stage
 )->Figure:
-    "Loss curves of each stage, with learning rate and violated triplets below; ValueError for an empty history."
+    """Loss curves of each stage, with learning rate and violated triplets below; ValueError for an empty history.
+
+    Parameters
+    ----------
+    history : pd.DataFrame
+        columns stage, step, loss, and optional loss parts, rate, violated_triplets
+    smooth : int
+        rows in the running mean; None: a twentieth of the stage
+    """
     if not len(history): raise ValueError('history is empty: no step has been logged yet')
     numeric = history.select_dtypes('number').columns
     parts = [name for name in numeric if name not in _NOT_LOSSES and history[name].notna().any()]
@@ -59,7 +67,15 @@ def plot_cmc(
     results, # a RetrievalResult, or a mapping from names to them
     max_rank:int=20, # last rank drawn
 )->Figure:
-    "CMC curves with Rank-1 and mAP in the legend."
+    """CMC curves with Rank-1 and mAP in the legend.
+
+    Parameters
+    ----------
+    results
+        a RetrievalResult, or a mapping from names to them
+    max_rank : int
+        last rank drawn
+    """
     results = named(results)
     fig, ((ax,),) = make_panels(size=(3.8, 3.1))
     for (name, result), style in zip(results.items(), line_styles(len(results))):
@@ -117,7 +133,19 @@ def plot_distances(
     names=None, # tick labels of the rows (and of the columns, if square)
     title:str='', # above the map
 )->Figure:
-    "A heat map of distances, optionally sorted by group; ValueError for groups of a matrix that is not square."
+    """A heat map of distances, optionally sorted by group; ValueError for groups of a matrix that is not square.
+
+    Parameters
+    ----------
+    distances
+        shape [n, m]
+    groups
+        group of each row and column of a square matrix, shape [n]: sorted and separated
+    names
+        tick labels of the rows (and of the columns, if square)
+    title : str
+        above the map
+    """
     distances = distances.detach().cpu().numpy() if torch.is_tensor(distances) else np.asarray(distances)
     square = distances.shape[0] == distances.shape[1]
     fig, ((ax,),) = make_panels(size=(3.3, 2.7))
@@ -153,7 +181,19 @@ def plot_results(
     ylabel:str='mAP, %', # what the scores are
     title:str='', # above the bars
 )->Figure:
-    "Grouped bars with error bars: methods by domains."
+    """Grouped bars with error bars: methods by domains.
+
+    Parameters
+    ----------
+    scores : pd.DataFrame
+        a row a method, a column a domain
+    errors
+        the same form, half widths; or a pair (low ends, high ends)
+    ylabel : str
+        what the scores are
+    title : str
+        above the bars
+    """
     n, m = scores.shape
     bars = np.full((2, n, m), np.nan) if errors is None else _half_widths(scores, errors)
     fig, ((ax,),) = make_panels(size=(max(3.2, .45*n*m + 1.2), 2.8))
@@ -209,7 +249,17 @@ def plot_differences(
     to:str='PK', # the method that the others are compared with
     title:str='', # above the figure
 )->Figure:
-    "Paired differences of mAP in points: mean, 95 % t interval and each pair."
+    """Paired differences of mAP in points: mean, 95 % t interval and each pair.
+
+    Parameters
+    ----------
+    scores
+        a row a pair, a column a method; or a mapping from names to such tables: a panel each
+    to : str
+        the method that the others are compared with
+    title : str
+        above the figure
+    """
     panels = named(scores)
     tallest = max(table.shape[1] for table in panels.values()) - 1
     title = title or f'{len(next(iter(panels.values())))} pairs, 95 % intervals'

@@ -62,7 +62,15 @@ def plot_attention(
     run, # a `Run`, or the folder of one
     identities:int=7, # an image each
 )->Figure:
-    "How much each place of an image counts for the feature, for each model of a run."
+    """How much each place of an image counts for the feature, for each model of a run.
+
+    Parameters
+    ----------
+    run
+        a `Run`, or the folder of one
+    identities : int
+        an image each
+    """
     rows, shown = one_image_each(run_images(run), identities), {}
     for name, model in run_models(run):
         pixels = np.asarray(run_pixels(run, rows, model)[:])
@@ -151,7 +159,19 @@ def plot_space(
     identities:int=24, # of each domain, sources and targets
     seed:int=0, # which identities, and of t-SNE
 )->Figure:
-    "The feature space of each model of a run, by identity and by domain (by camera where there is one domain)."
+    """The feature space of each model of a run, by identity and by domain (by camera where there is one domain).
+
+    Parameters
+    ----------
+    run
+        a `Run`, or the folder of one
+    method : str
+        or 'tsne'
+    identities : int
+        of each domain, sources and targets
+    seed : int
+        which identities, and of t-SNE
+    """
     tables = [t for name in ('targets', 'records') if (t := run_table(run, name)) is not None]
     rows = pd.concat(tables or [run_images(run)]).drop_duplicates('path')
     once = rows[['domain', 'pid']].drop_duplicates()

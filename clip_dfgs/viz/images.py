@@ -46,7 +46,17 @@ def plot_batches(
     labels, # identity 0..N-1 of each, shape [n]
     batches, # lists of rows, or a mapping from sampler names to such lists: a panel each
 )->Figure:
-    "Batches on points: shape = identity, color = batch; ValueError for wrong shapes ([DFGS] figure 1)."
+    """Batches on points: shape = identity, color = batch; ValueError for wrong shapes ([DFGS] figure 1).
+
+    Parameters
+    ----------
+    points
+        image features in the plane, shape [n, 2]
+    labels
+        identity 0..N-1 of each, shape [n]
+    batches
+        lists of rows, or a mapping from sampler names to such lists: a panel each
+    """
     points, labels = np.asarray(points, dtype=float), np.asarray(labels)
     if points.shape != (len(labels), 2):
         raise ValueError(f'points have shape {points.shape} for {len(labels)} labels: give [n, 2]')
@@ -84,7 +94,17 @@ def plot_epoch(
     labels, # identity 0..N-1 of each image, shape [n]
     features=None, # of images [n, D] or of identities [N, D]; without them no second panel
 )->Figure:
-    "Coverage growing over an epoch, and the closeness of its batches."
+    """Coverage growing over an epoch, and the closeness of its batches.
+
+    Parameters
+    ----------
+    epochs
+        lists of rows, or a mapping from sampler names to them
+    labels
+        identity 0..N-1 of each image, shape [n]
+    features
+        of images [n, D] or of identities [N, D]; without them no second panel
+    """
     labels, epochs = np.asarray(labels), named(epochs)
     fig, axes = make_panels(1, 1 if features is None else 2, (3.4, 2.7))
     if features is not None and len(features) == len(labels): features = identity_features(features, labels)
@@ -162,7 +182,35 @@ def plot_ranked_gallery(
     metric:str='cosine', # as in `evaluate`
     title:str='query, then the gallery from near to far (solid: right, dashed: wrong)', # above the figure
 )->Figure:
-    "Queries and their nearest gallery images, framed solid green (right) or dashed vermilion (wrong)."
+    """Queries and their nearest gallery images, framed solid green (right) or dashed vermilion (wrong).
+
+    Parameters
+    ----------
+    query
+        features [Q, D]
+    gallery
+        features [G, D]
+    query_ids
+        identities [Q]
+    gallery_ids
+        identities [G]
+    query_cams
+        cameras [Q]; None: nothing is left out
+    gallery_cams
+        cameras [G]
+    query_images
+        uint8 array [Q, H, W, 3], or paths
+    gallery_images
+        uint8 array [G, H, W, 3], or paths
+    rows : Sequence[int] | int
+        which queries, or the first so many
+    k : int
+        gallery images per query
+    metric : str
+        as in `evaluate`
+    title : str
+        above the figure
+    """
     rows = list(range(min(rows, len(query)))) if isinstance(rows, int) else [int(row) for row in rows]
     ids, gallery_ids = np.asarray(query_ids)[rows], np.asarray(gallery_ids)
     cams = None if query_cams is None else np.asarray(query_cams)[rows]

@@ -85,7 +85,19 @@ def plot_prompts(
     k:int=8, # images for each
     limit:int=2000, # images that are searched
 )->Figure:
-    "Training images found by learned prompts; `Absent` without prompts."
+    """Training images found by learned prompts; `Absent` without prompts.
+
+    Parameters
+    ----------
+    run
+        a `Run`, or the folder of one
+    labels
+        of identities, or how many
+    k : int
+        images for each
+    limit : int
+        images that are searched
+    """
     model = _prompted(run)
     rows, labels = run_table(run, 'records', f'{run}: records.csv is missing'), _chosen(model, labels)
     mine = rows['label'].isin(labels)

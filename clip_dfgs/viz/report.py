@@ -218,7 +218,24 @@ def write_report(
     out=None, # file to write; None = report.html in the folder
     images:bool=True, # False: leave out everything that shows images of people
 )->Path: # the file
-    "Execute the template about a run, or about several, and write it as one page."
+    """Execute the template about a run, or about several, and write it as one page.
+
+    Parameters
+    ----------
+    folder
+        a run folder, or one of several runs
+    title : str
+        of the page; None = the folder's name
+    out
+        file to write; None = report.html in the folder
+    images : bool
+        False: leave out everything that shows images of people
+
+    Returns
+    -------
+    Path
+        the file
+    """
     folder = Path(folder).resolve()
     title, out, runs = title or folder.name, Path(out or folder/'report.html'), [str(run) for run in runs_in(folder)]
     told = dict(folder=str(folder), runs=runs, title=title, images=images)

@@ -76,7 +76,7 @@ def api_page(chapter):
         thing = getattr(loaded, name)
         if not callable(thing): continue
         told = inspect.getdoc(thing) if inspect.isclass(thing) or inspect.isfunction(thing) else ''
-        page += [f'## {name}', '', told or '', '', parameters(thing)]
+        page += [f'## {name}', '', (told or '').split('\n\n')[0], '', parameters(thing)]
     return '\n'.join(page)
 
 

@@ -27,10 +27,13 @@ def main(sizes, width, k, threads):
             index.add(x.numpy())
             return torch.from_numpy(index.search(x.numpy(), k + 1)[1][:, 1:])
 
-        ways = {'nearest_identities': lambda x=x: nearest_identities(x, k, method='exact'), 'product': lambda x=x: x @ x.T}
+        ways = {'nearest_identities': lambda x=x: nearest_identities(x, k, method='exact'),
+                'product': lambda x=x: x @ x.T}
         if faiss: ways['faiss IndexFlatL2'] = flat
         found = beside(f'graph, {n:,} x {width}', ways, 9 if n < 2000 else 3)
-        if faiss: print(f'the same neighbors: {(found["nearest_identities"] == found["faiss IndexFlatL2"]).float().mean():.4%}')
+        if faiss:
+            same = (found['nearest_identities'] == found['faiss IndexFlatL2']).float().mean()
+            print(f'the same neighbors: {same:.4%}')
 
 
 if __name__ == '__main__':

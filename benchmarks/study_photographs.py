@@ -278,7 +278,8 @@ def do(plan, job):
         name = form.replace('live', 'random')
         rows += [row | dict(variant=name) for row in rank(plan, run, job, name)]
     history = run.history[run.history['stage'] == ('adapt' if job.name == 'start' else 'finetune')]
-    means = history.groupby(-(-history['step']//100)*100)[['loss', 'violated_triplets', 'embedding_std']].mean().reset_index()
+    columns = ['loss', 'violated_triplets', 'embedding_std']
+    means = history.groupby(-(-history['step']//100)*100)[columns].mean().reset_index()
     means = means.assign(phase=job.phase, seed=job.seed, variant=job.name, form=form)
     write_text(means.to_csv(index=False), plan.out/'rows'/f'{job}.history')
     table = pd.DataFrame(rows).assign(steps=int(history['step'].iloc[-1]), seconds=time.time() - begun)

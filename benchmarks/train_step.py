@@ -341,7 +341,7 @@ def device_run(name, rows, batch, folder, **options):
                     finetune=Stage(steps=1, batch=batch, lr=5e-6, decoupled=False), augment=Augment(), **options)
     if name not in MADE: MADE[name] = new_model(rows, c)
     model = copy.deepcopy(MADE[name])
-    a = make_accelerator(c.precision, convolutions=model.channels_last)
+    a = make_accelerator(c.precision, convolutions=model.convolutional)
     size = tuple(model.config['image_size'])
     pixels = cached_images(rows['path'].tolist(), size, Path(folder)/'cache', progress=False)
     return Run(None, c, rows, model.to(a.device), pixels, a)
@@ -359,11 +359,9 @@ def device_steps(name, rows, folder, device, batch, steps, ways):
     fixed = torch.from_numpy(pixels[some]).permute(0, 3, 1, 2).contiguous(), labels
     for stage in ('prompts', 'finetune') if name != 'resnet50' else ('finetune',):
         before = None
-        for way in ('plain', *ways, *(['ours, contiguous'] if name == 'resnet50' else [])):
+        for way in ('plain', *ways, *(['ours, channels last'] if name == 'resnet50' else [])):
             run = device_run(name, rows, batch, folder, **WAYS.get(way, {}))
-            if way == 'ours, contiguous':
-                run.model.channels_last = False
-                run.model.clip.visual.to(memory_format=torch.contiguous_format)
+            if way == 'ours, channels last': run.model.clip.visual.to(memory_format=torch.channels_last)
             job = plain_step(run, stage, fixed) if way == 'plain' else one_step(run, stage)
             precision = 'no' if way == 'plain' else run.accelerator.mixed_precision
             seconds, launches, waits, memory = timed(job, device, steps)

@@ -45,7 +45,7 @@ def graphs():
     means = identity_features(features, torch.from_numpy(labels))
     out = {'identity features': summary(means)}
     for metric in ('euclidean', 'cosine'):
-        for skip_nearest in (0, 2): out[f'nearest {metric} {skip_nearest}'] = digest(nearest_identities(means, 8, skip_nearest, metric))
+        for skip in (0, 2): out[f'nearest {metric} {skip}'] = digest(nearest_identities(means, 8, skip, metric))
     out['nearest dual'] = digest(nearest_identities(means, 8, second=means.flip(1), weight=.5))
     out['nearest in blocks'] = digest(nearest_identities(means, 5, block=7))
     domains = np.arange(40)//14
@@ -255,7 +255,8 @@ def training():
         for name in sorted(state)[::11]: out[f'weights {name}'] = summary(state[name])
         everything = hashlib.sha256(b''.join(state[k].numpy().tobytes() for k in sorted(state)))
         out['exact: weights'] = everything.hexdigest()[:16]
-        for column in ('loss', 'rate', 'violated_triplets'): out[f'history {column}'] = run.history[column].dropna().tolist()
+        for column in ('loss', 'rate', 'violated_triplets'):
+            out[f'history {column}'] = run.history[column].dropna().tolist()
         result = next(iter(run.evaluate(records).values()))
         out['results'] = result.summary().tolist()
     return out

@@ -162,7 +162,7 @@ BAD = {
     'query_ids': [dict(query_ids=[1]), dict(query_ids='12'), dict(query_ids={1, 2}), dict(query_ids=7)],
     'gallery_ids': [dict(gallery_ids=np.zeros((4, 1))), dict(gallery_ids=None)],
     'query_cams': [dict(query_cams=[1], gallery_cams=[1]*4), dict(query_cams=[1, 1])],
-    'query_scene': [dict(exclude=dict(scene=([1], [1]*4))), dict(exclude=dict(scene=([1, 2], ['a']*4)))],
+    'query_scene': [dict(exclude_groups=dict(scene=([1], [1]*4))), dict(exclude_groups=dict(scene=([1, 2], ['a']*4)))],
     'metric': [dict(metric='l2'), dict(metric='l2', rerank=True)],
     'ranks': [dict(ranks=()), dict(ranks=(0, 1)), dict(ranks=(1.5,)), dict(ranks='15')],
     'block': [dict(block=0), dict(block=2.5)], 'bootstrap': [dict(bootstrap=True), dict(bootstrap=-1)],
@@ -198,15 +198,15 @@ def test_shared_groups_are_left_out_beside_the_camera_rule():
     color, clip = (['red'], ['red', 'red', 'blue', 'red', 'red', 'green']), ([7], [1, 1, 1, 7, 7, 7])
     plain = evaluate(*given, metric='euclidean')
     assert plain.mAP == pytest.approx((1/1 + 2/2 + 3/5)/3) and plain.excluded == ()
-    apart = evaluate(*given, metric='euclidean', exclude=dict(color=color))
+    apart = evaluate(*given, metric='euclidean', exclude_groups=dict(color=color))
     assert apart.mAP == pytest.approx((1/1 + 2/4)/2) and apart.per_query.best_wrong[0] == 3  # red, but another identity
     assert apart.excluded == ('color',) and 'without a shared color' in repr(apart)
-    both = evaluate(*given, metric='euclidean', exclude=dict(color=color, clip=clip))
+    both = evaluate(*given, metric='euclidean', exclude_groups=dict(color=color, clip=clip))
     assert both.mAP == 1 and both.per_query.matches[0] == 1
     with pytest.raises(ValueError, match='share the color'):
-        evaluate(*given, exclude=dict(color=(['red'], ['red']*6)))
+        evaluate(*given, exclude_groups=dict(color=(['red'], ['red']*6)))
     with pytest.raises(ValueError, match='differ'): compare(plain, apart)
-    roc = verification(*given, metric='euclidean', exclude=dict(color=color))
+    roc = verification(*given, metric='euclidean', exclude_groups=dict(color=color))
     assert roc.thresholds.tolist() == [3, 6] and roc.fpr.tolist() == [0, 1]
 
 

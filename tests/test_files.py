@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clip_dfgs.utils.checks import check_choice, suggest
-from clip_dfgs.utils.files import IMAGE_SUFFIXES, cache_folder, stable_shuffle, hidden, image_files, left_out, atomic_write
+from clip_dfgs.utils.files import IMAGE_SUFFIXES, atomic_write, cache_folder, hidden, image_files, left_out
+from clip_dfgs.utils.files import stable_shuffle
 from clip_dfgs.utils.files import write_text
 from clip_dfgs.utils.tensors import cumcount
 

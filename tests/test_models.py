@@ -1,5 +1,6 @@
 "`ReIDModel`: the real architecture against the definition, what each stage trains, sentences, folders."
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from openai_layout import CONFIG, image_features, openai_state, text_feature
 from safetensors.torch import load_file
 
 from clip_dfgs.models.reid_model import ReIDModel
+from clip_dfgs.models.towers import memory_order
+from clip_dfgs.models.weights import _tokenizer
 from clip_dfgs.models.towers import encode_tokens
 
 
@@ -33,6 +36,7 @@ def full_size(tmp_path_factory):
     return ReIDModel.create('ViT-B-16', pretrained=path, num_ids=3, normalization='half').eval(), state
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_images_through_vit_b16_are_the_definition(full_size):
     model, state = full_size
@@ -55,6 +59,7 @@ def test_texts_through_vit_b16_are_the_definition(full_size):
     close(model.encode_captions(sentences[:1]), expected[:1])
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_prompts_through_vit_b16_are_the_definition(full_size):
     model, state = full_size
@@ -143,10 +148,8 @@ def test_images_of_another_form_are_refused(images, message):
 
 
 @pytest.mark.parametrize('wrong', [
-    dict(image_size=128), dict(image_size=(128,)), dict(image_size=(128, 64, 3)), dict(image_size=(128., 64)),
-    dict(image_size=(0, 64)), dict(image_size='tall'), dict(stride=0), dict(stride=-4), dict(stride=4.5),
-    dict(num_ids=-1), dict(num_ids=2.), dict(num_ids=None), dict(num_ids=True), dict(cameras=-1), dict(cameras='two'),
-    dict(seed=None), dict(seed=-1)])
+    dict(image_size=128), dict(image_size=(128., 64)), dict(image_size=(0, 64)), dict(stride=0), dict(num_ids=-1),
+    dict(num_ids=True), dict(cameras='two'), dict(seed=None)])
 def test_settings_that_are_no_whole_numbers_are_named(wrong):
     name, = wrong
     with pytest.raises(ValueError, match=f'^{name} is .*; it takes') as e:
@@ -224,6 +227,7 @@ def test_save_and_load_give_the_same_model_and_touch_no_global_state(tmp_path):
     assert torch.equal(ReIDModel.load(tmp_path/'m').neck_pooled.norm.running_mean, model.neck_pooled.norm.running_mean)
 
 
+@pytest.mark.slow
 def test_saved_model_loads_in_a_fresh_process(tmp_path):
     model = ReIDModel.create('pedestrians', pretrained=None, num_ids=2).eval()
     model.save(tmp_path)
@@ -234,13 +238,6 @@ def test_saved_model_loads_in_a_fresh_process(tmp_path):
     assert float(out) == pytest.approx(expected, abs=1e-3)
 
 
-def test_folders_of_the_first_format_still_load(tmp_path):
-    model = ReIDModel.create('pedestrians', pretrained=None, num_ids=2)
-    model.save(tmp_path)
-    config = dict(model.config, format=1, pixels=model.config['normalization'])
-    config.pop('normalization')
-    (tmp_path/'config.json').write_text(json.dumps(config))
-    assert ReIDModel.load(tmp_path).config == model.config
 
 
 def change(folder, without='', **entries):
@@ -254,13 +251,10 @@ def change(folder, without='', **entries):
     (lambda d: (d/'config.json').unlink(), 'config.json: no such file'),
     (lambda d: (d/'model.safetensors').unlink(), 'model.safetensors: no such file'),
     (lambda d: (d/'model.safetensors').write_bytes(b'\0'*99), 'the model is damaged'),
-    (lambda d: (d/'model.safetensors').write_bytes(b''), 'the model is damaged .*it is empty'),
     (lambda d: (d/'model.safetensors').write_bytes((d/'model.safetensors').read_bytes()[:-9]), 'the model is damaged'),
-    (lambda d: (d/'config.json').write_text(''), 'the model is damaged .*it is empty'),
     (lambda d: (d/'config.json').write_text('{'), 'the model is damaged'),
-    (lambda d: (d/'config.json').write_text('[]'), 'config.json is no dictionary'),
-    (lambda d: (d/'config.json').write_text('{"format": 99}'), 'model format 99 is unknown'),
-    (lambda d: (d/'config.json').write_text('{"format": 2, "clip": "pedestrians"}'), 'config.json lacks model_cfg'),
+    (lambda d: (d/'config.json').write_text('[]'), 'the model is damaged'),
+    (lambda d: change(d, format=99), 'format 99 is unknown'),
     (lambda d: change(d, without='image_size'), 'config.json lacks image_size'),
     (lambda d: change(d, image_size='tall'), 'config.json does not describe a model'),
     (lambda d: change(d, model_cfg=dict(embed_dim=3)), 'config.json does not describe a model'),
@@ -282,17 +276,6 @@ def test_what_is_no_model_folder_is_named(tmp_path):
         with pytest.raises(ValueError, match=holds): ReIDModel.load(nothing)
 
 
-@pytest.mark.parametrize('wrong', [None, 'half', [], {}, dict(mean=None), dict(mean=[.5], std=[.5]),
-                                   dict(mean=['a', 'b', 'c'], std=[1, 1, 1]), dict(mean=[.5]*3, std=[0, 1, 1])])
-def test_a_saved_model_whose_normalization_is_damaged_is_one_line(tmp_path, wrong):
-    ReIDModel.create('pedestrians', None).save(tmp_path)
-    config = json.loads((tmp_path/'config.json').read_text())
-    (tmp_path/'config.json').write_text(json.dumps(config | dict(normalization=wrong)))
-    with pytest.raises(ValueError, match='the model is damaged .config.json: normalization is') as said:
-        ReIDModel.load(tmp_path)
-    assert '\n' not in str(said.value)
-
-
 @pytest.mark.parametrize('mean_std', [
     ([123.7, 116.3, 103.5], [58.4, 57.1, 57.4]), ([float('nan')]*3, [1.]*3), ([.5]*3, [float('inf')]*3),
     ([.5]*3, [0.]*3), ([-.1]*3, [.5]*3), ([.5]*2, [.5]*3), 3, 'imagenet', (.5, .5)])
@@ -307,7 +290,7 @@ def test_a_normalization_of_any_type_and_a_saved_one_that_was_spoilt(tmp_path):
     assert model.config['normalization'] == dict(mean=[.4]*3, std=[.2]*3)
     model.save(tmp_path)
     config = json.loads((tmp_path/'config.json').read_text())
-    for spoilt in (dict(mean=[124., 116., 104.], std=[58.]*3), dict(mean=[float('nan')]*3, std=[1.]*3)):
+    for spoilt in (dict(mean=[124., 116., 104.], std=[58.]*3), dict(mean=[.5], std=[.5]), None):
         (tmp_path/'config.json').write_text(json.dumps(config | dict(normalization=spoilt)))
         with pytest.raises(ValueError, match='normalization'): ReIDModel.load(tmp_path)
 
@@ -320,3 +303,117 @@ def test_sentences_without_an_order_are_refused(small, texts):
 @pytest.mark.parametrize('texts', ['', '  ', ['a', '\n']])
 def test_empty_sentences_are_said(small, texts):
     with pytest.warns(UserWarning, match='captions are empty'): small.encode_captions(texts)
+
+
+# ---------------------------------------------------------------- towers and sizes
+@pytest.mark.parametrize('clip,settings,lost,better', [
+    ('timm:vit_tiny_patch16_224', dict(image_size=(250, 120)), '10 rows and 8 columns', '(240, 112)'),
+    ('pedestrians', dict(stride=12), '4 rows and 0 columns', '(124, 64)'),
+    ('timm:convnext_atto', dict(image_size=(66, 64)), '2 rows and 0 columns', '(64, 64)'),
+    ('pedestrians', dict(), None, None), ('timm:resnet10t', dict(image_size=(65, 63)), None, None)])
+def test_pixels_that_reach_no_feature_are_said(clip, settings, lost, better):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        model = ReIDModel.create(clip, None, **settings).eval()
+    x = torch.randn(2, 3, *model.config['image_size'], requires_grad=True)
+    model.image_features(x).pooled.square().sum().backward()
+    unseen = x.grad.abs().sum((0, 1)) == 0
+    assert (int(unseen.all(1).sum()), int(unseen.all(0).sum())) == tuple(map(int, re.findall(r'\d+', lost or '0 0')))
+    assert [lost in str(w.message) and better in str(w.message) for w in said] == ([True] if lost else [])
+
+
+@pytest.mark.parametrize('name', ['cait_xxs24_224', 'levit_128s', 'pit_ti_224'])
+def test_a_tower_of_one_size_names_it(name):
+    with pytest.raises(ValueError, match=r'cannot take 256x128 images; .*\(224, 224\)') as said:
+        ReIDModel.create(f'timm:{name}', None)
+    assert '\n' not in str(said.value)
+
+
+def test_towers_without_a_patch_grid_are_resized():
+    assert ReIDModel.create('timm:maxvit_nano_rw_256', None, image_size=(128, 64)).width == 512
+
+
+def test_windows_stay_as_trained():
+    trunk = ReIDModel.create('timm:swin_tiny_patch4_window7_224', None).clip.visual.trunk
+    assert trunk.layers[0].blocks[0].window_size == (7, 7)
+
+
+@pytest.mark.parametrize('clip,stride', [('timm:resnet10t', 16), ('timm:vit_tiny_patch16_224', 12)])
+def test_strides_of_timm_towers_survive_saving(clip, stride, tmp_path):
+    model = ReIDModel.create(clip, None, image_size=(64, 40), stride=stride).eval()
+    model.save(tmp_path)
+    x = torch.randn(2, 3, 64, 40)
+    with torch.no_grad(): close(ReIDModel.load(tmp_path).eval().embed(x), model.embed(x), 0)
+    grid = model.clip.visual.trunk.forward_intermediates(x, indices=1, intermediates_only=True)[0].shape[2:]
+    assert tuple(grid) == ((4, 3) if stride == 16 else (5, 3))
+
+
+@pytest.mark.parametrize('clip,on_cpu', [
+    ('timm:resnet10t', True), ('timm:efficientnet_lite0', True), ('timm:mobilenetv3_small_050', False),
+    ('timm:convnext_atto', False), ('pedestrians', False)])
+def test_the_order_in_memory_follows_family_and_device(clip, on_cpu):
+    "Only what was measured faster and safe lies channels last, on a CPU alone."
+    model = ReIDModel.create(clip, None, image_size=(64, 32))
+    def order(device): return memory_order(model.clip.visual, device)
+    assert order('cpu') is (torch.channels_last if on_cpu else torch.contiguous_format)
+    assert order('cuda') is torch.contiguous_format
+    wide = [p for p in model.clip.visual.parameters() if p.ndim == 4 and min(p.shape[1:3]) > 1]
+    assert all(p.is_contiguous(memory_format=order('cpu')) for p in wide)
+    images = torch.randint(0, 256, (2, 64, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    assert model.normalize(images).is_contiguous(memory_format=order('cpu'))
+    assert all(p.is_contiguous() for p in model.to('meta').clip.visual.parameters())
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('clip', ['pedestrians', 'timm:resnet10t'])
+def test_models_of_other_precisions_give_features(clip, dtype):
+    model = ReIDModel.create(clip, None, image_size=(128, 64)).eval()
+    images = torch.randint(0, 256, (4, 3, 128, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        want, found = model.embed(images), model.to(dtype).embed(images)
+        if clip == 'pedestrians': assert model.encode_captions(['a man']).isfinite().all()
+    assert torch.nn.functional.cosine_similarity(found.float(), want).min() > .999
+
+
+# ---------------------------------------------------------------- a tokenizer of its own
+class Tokens:
+    "Stands for a tokenizer of another kind: a word a token, an end, padding with 3."
+    def __call__(self, texts, context_length=16):
+        rows = []
+        for text in texts:
+            words = [9 if word == 'X' else 5 + len(word) % 3 for word in text.replace('.', '').split()]
+            rows.append([1, *words, 2, *[3]*context_length][:context_length])
+        return torch.tensor(rows)
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    "A saved model whose tokenizer is not CLIP's, and whose folder of origin is gone."
+    text = dict(context_length=16, vocab_size=50, layers=1, width=64, heads=1, no_causal_mask=True, pool_type='last',
+                hf_tokenizer_name='some/tokenizer')
+    vision = dict(image_size=64, layers=1, width=64, patch_size=32)
+    cfg = dict(embed_dim=64, custom_text=True, vision_cfg=vision, text_cfg=text)
+    (tmp_path/'source').mkdir()
+    (tmp_path/'source'/'open_clip_config.json').write_text(json.dumps(dict(model_cfg=cfg)))
+    monkeypatch.setattr(open_clip, 'get_tokenizer', lambda *args, **options: Tokens())
+    _tokenizer.cache_clear()
+    model = ReIDModel.create(f'local-dir:{tmp_path/"source"}', None, num_ids=3, image_size=(64, 32)).eval()
+    model.save(tmp_path/'run')
+    shutil.rmtree(tmp_path/'source')
+    yield model, tmp_path/'run'
+    _tokenizer.cache_clear()
+
+
+def test_a_run_loads_without_its_tokenizer(foreign, monkeypatch):
+    model, folder = foreign
+    def gone(*args, **options): raise OSError('no such tokenizer')
+    monkeypatch.setattr(open_clip, 'get_tokenizer', gone)
+    _tokenizer.cache_clear()
+    back = ReIDModel.load(folder).eval()
+    with torch.no_grad(): close(back.text_features(torch.arange(3)), model.text_features(torch.arange(3)), 0)
+    with pytest.raises(ValueError, match='tokenizer could not be loaded'): back.encode_captions(['a man'])
+
+
+def test_long_sentences_are_said_whatever_the_tokenizer(foreign):
+    with pytest.warns(UserWarning, match='1 of 2 sentences are longer than the 16 tokens'):
+        foreign[0].encode_captions(['a '*14, 'a '*15])

@@ -12,7 +12,7 @@ from clip_dfgs.training import step as stages
 from clip_dfgs.training.config import Stage
 from clip_dfgs.inference.embed import make_accelerator, autocast
 from clip_dfgs.data.loader import ImageDataset
-from clip_dfgs.models.encoder import normalize
+
 from clip_dfgs.training.losses import batch_hard_triplet, image_text_contrastive
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.loader import FeatureDataset, workers_for
@@ -140,20 +140,6 @@ def test_workers_follow_the_cores(monkeypatch):
     assert workers_for('cuda') == 3
     monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0}, raising=False)
     assert workers_for('cuda') == 1
-
-
-# Memory in the order that convolutions are fast in
-
-def test_a_tower_of_convolutions_lies_channels_last():
-    images = torch.randint(0, 256, (2, 64, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-    for clip, last in (('timm:resnet10t', True), ('pedestrians', False)):
-        model = ReIDModel.create(clip, None, num_ids=4, image_size=(64, 32))
-        x = model.normalize(images)
-        assert x.is_contiguous(memory_format=torch.channels_last) == last == (not x.is_contiguous())
-        wide = [p for p in model.clip.visual.parameters() if p.ndim == 4 and p.shape[2] > 1 and p.shape[1] > 1]
-        assert all(p.is_contiguous(memory_format=torch.channels_last) == last for p in wide)
-    for mean in (.4, (.5, .4, .3), None):
-        assert torch.equal(normalize(images, mean, channels_last=True), normalize(images, mean))
 
 
 def test_a_stopped_run_of_convolutions_ends_in_the_same_weights(world, tmp_path):

@@ -90,7 +90,8 @@ def table_of(notebook, where):
         wide = dict(fresh=['wide/study_confirm'], **{'wide and fresh': ['wide/study_samplers', 'wide/study_confirm']})
         table = pd.concat(pd.read_csv(RESULTS/f'{file}.csv') for file in wide.get(bed, [f'{bed}/study_samplers']))
         if part == 'planned': table = table[table['seed'].isin([200 + seed for seed in script.SEEDS['confirm']])]
-        return table.replace({'variant': {'DFGS': 'DFGS image complete'}}), ['held-out'] if part == 'held-out' else UNSEEN
+        table = table.replace({'variant': {'DFGS': 'DFGS image complete'}})
+        return table, ['held-out'] if part == 'held-out' else UNSEEN
     file = 'short/study_parameters' if notebook == 'figure5_parameters' else 'short/study_ablation'
     if where in ('six seeds', 'unseen') and (where, notebook) != ('unseen', 'figure5_parameters'):
         file = 'short/study_samplers'

@@ -61,6 +61,7 @@ def test_rows_of_another_table_are_refused(tmp_path):
         load_small_clip(tmp_path/'s')
 
 
+@pytest.mark.slow
 def test_the_weights_that_ship_are_small_and_match_captions_to_pictures():
     file = WEIGHTS.with_suffix('.safetensors')
     assert file.stat().st_size < 16e6 and len(load_file(file)['token_rows']) < 1000

@@ -2,6 +2,7 @@
 import json
 import os
 import pathlib
+import shutil
 import warnings
 from argparse import Namespace
 from collections import OrderedDict
@@ -15,7 +16,8 @@ from openai_layout import CONFIG, SMALL, archive, image_features, marked, openai
 from safetensors.torch import save_file
 from torch import nn
 
-from clip_dfgs.models.timm_towers import load_timm
+from clip_dfgs.inference.extractor import load_model
+from clip_dfgs.models.timm_towers import guess_architecture, load_timm
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.models.weights import fill_weights, new_clip, read_weights
 
@@ -109,6 +111,7 @@ def test_the_callers_word_settles_an_open_case_and_is_kept(home, quick):
     check_features(ReIDModel.load(home/'kept'), openai_state(**SMALL, half=False), quick)
 
 
+@pytest.mark.slow
 def test_random_weights_use_their_architectures_activation_or_the_one_that_is_asked_for(home):
     small = dict(image_size=(64, 64))
     assert ReIDModel.create('RN50', None, **small).config['model_cfg']['quick_gelu'] is True
@@ -124,7 +127,7 @@ HOLDERS = st.sampled_from([(), ('state_dict',), ('model',), ('model_state_dict',
 EXTRAS = st.sampled_from([{}, dict(epoch=3), dict(best=np.float64(.5), optimizer=dict(state={}, lr=1e-3))])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(wrappers=WRAPPERS, holders=HOLDERS, extras=EXTRAS, ordered=st.booleans(), old=st.booleans())
 def test_wrappers_and_keys_are_taken_away(tmp_path_factory, wrappers, holders, extras, ordered, old):
     path = tmp_path_factory.mktemp('w')/'run.pth'
@@ -197,11 +200,10 @@ def whole_safetensors(tmp_path):
     ('w.gguf', lambda d: b'GGUF\x03\0\0\0', 'quantized'),
     ('w-00001-of-00002.safetensors', whole_safetensors, 'one part of weights in several files'),
     ('model.safetensors.index.json', lambda d: b'{"weight_map": {}}', 'one part of weights in several files')])
-@pytest.mark.parametrize('clip', ['ViT-S-32-alt', 'timm:resnet18'])
-def test_what_is_no_weight_file_is_named_in_one_line(tmp_path, name, content, reason, clip):
+def test_what_is_no_weight_file_is_named_in_one_line(tmp_path, name, content, reason):
     path = tmp_path/name
     path.write_bytes(content(tmp_path))
-    with pytest.raises(ValueError, match=reason) as e: ReIDModel.create(clip, str(path))
+    with pytest.raises(ValueError, match=reason) as e: read_weights(path)
     message = str(e.value)
     assert name in message and '\n' not in message and '\x1b' not in message
 
@@ -247,7 +249,7 @@ def test_other_precisions_become_full(home, dtype):
     close(model.clip.visual.proj.data, state['visual.proj'], 1e-2)
 
 
-@pytest.mark.parametrize('name', ['timm:resnet18', 'RN50'])
+@pytest.mark.parametrize('name', ['timm:resnet18', pytest.param('RN50', marks=pytest.mark.slow)])
 def test_batch_norms_without_counters_load(tmp_path, name):
     model = ReIDModel.create(name, None, image_size=(64, 64), seed=5)
     tower = model.clip.visual.trunk if name == 'timm:resnet18' else new_clip(model.config['model_cfg'], seed=5)
@@ -285,7 +287,7 @@ def test_filling_does_not_change_the_callers_dictionary():
     (dict(clip='pedestrians', pretrained=None, image_size=(8, 8)), 'does not suit patches of 16'),
     (dict(clip='pedestrians', pretrained=None, stride=17), 'stride 17'),
     (dict(clip='pedestrians', pretrained=None, normalization='imagenet'), 'unknown normalization'),
-    (dict(clip='pedestrians', pretrained=None, normalization=([.5]*3, [0.]*3)), 'std above 0'),
+    (dict(clip='pedestrians', pretrained=None, normalization=([.5]*3, [0.]*3)), 'is no pair'),
     (dict(clip='timm:resnet18', pretrained=None, stride=12), 'stride can be chosen'),
     (dict(clip='timm:resnet18', pretrained=None, cameras=2), 'camera embedding needs')])
 def test_mistakes_are_named(call, message):
@@ -404,3 +406,124 @@ def test_numbers_beside_a_state_are_not_the_state(tmp_path, key, beside):
     torch.save({key: STATE} | beside, tmp_path/'w.pt')
     state, origin = read_weights(tmp_path/'w.pt')
     assert state.keys() == STATE.keys() and origin == 'checkpoint'
+
+
+# ---------------------------------------------------------------- files of other code bases
+def published(monkeypatch, *mean_std):
+    "Let `Small-Test` have published weights with these normalizations."
+    tags = {f'tag{i}': dict(mean=mean, std=std) for i, (mean, std) in enumerate(mean_std)}
+    monkeypatch.setattr(open_clip, 'list_pretrained_tags_by_model', lambda name: list(tags))
+    monkeypatch.setattr(open_clip, 'get_pretrained_cfg', lambda name, tag: tags.get(tag, {}))
+
+
+def test_a_file_has_the_normalization_of_its_architectures_published_weights(home, monkeypatch):
+    torch.save(openai_state(**SMALL, half=False), home/'w.pt')
+    half, zero = ([.5]*3, [.5]*3), ([0.]*3, [1.]*3)
+    published(monkeypatch, half, half)
+    assert create(home/'w.pt', quick_gelu=True).config['normalization'] == dict(mean=half[0], std=half[1])
+    published(monkeypatch, half, zero, half)
+    with pytest.warns(UserWarning, match='pass normalization'):
+        assert create(home/'w.pt', quick_gelu=True).config['normalization']['mean'] == half[0]
+
+
+def timm_folder(folder, **config):
+    "A backbone as timm and the hub keep it."
+    folder.mkdir()
+    tower = load_timm('resnet10t', seed=3)[0].visual.trunk
+    save_file(tower.state_dict(), folder/'model.safetensors')
+    said = dict(input_size=[3, 64, 64], mean=[.4]*3, std=[.3]*3, num_classes=0, first_conv='conv1.0', classifier='fc')
+    (folder/'config.json').write_text(json.dumps(dict(architecture='resnet10t', num_classes=0, pretrained_cfg=said)))
+    return tower
+
+
+def test_a_timm_config_beside_a_file_says_the_normalization(tmp_path):
+    timm_folder(tmp_path/'hub')
+    by_file = ReIDModel.create('timm:resnet10t', tmp_path/'hub'/'model.safetensors', image_size=(64, 32))
+    by_folder = ReIDModel.create(f'timm:local-dir:{tmp_path/"hub"}', image_size=(64, 32))
+    for model in (by_file, by_folder):
+        assert model.config['normalization'] == dict(mean=[.4]*3, std=[.3]*3)
+    by_folder.save(tmp_path/'run')
+    shutil.rmtree(tmp_path/'hub')
+    x = torch.rand(2, 3, 64, 32)
+    with torch.inference_mode():
+        want = by_file.eval().embed(x)
+        for model in (by_folder, ReIDModel.load(tmp_path/'run')): close(model.eval().embed(x), want, 0)
+
+
+@pytest.mark.parametrize('layout', [
+    lambda s: {f'base.{k}': v for k, v in s.items()}, lambda s: {f'module.base.{k}': v for k, v in s.items()},
+    lambda s: dict(model={f'backbone.{k}': v for k, v in s.items()}), lambda s: dict(student=s),
+    lambda s: dict(teacher={f'module.backbone.{k}': v for k, v in s.items()}, epoch=3)])
+@pytest.mark.filterwarnings('ignore:.*not of the backbone')
+def test_backbones_of_re_id_code_bases(layout, tmp_path):
+    tower = load_timm('resnet10t', seed=3)[0].visual.trunk
+    head = {'bottleneck.weight': torch.ones(512), 'classifier.weight': torch.ones(9, 512)}
+    torch.save(layout(tower.state_dict() | head), tmp_path/'w.pth')
+    model = ReIDModel.create('timm:resnet10t', tmp_path/'w.pth', image_size=(64, 32))
+    assert torch.equal(model.clip.visual.trunk.layer4[0].conv1.weight, tower.layer4[0].conv1.weight)
+
+
+@pytest.mark.filterwarnings('ignore:.*not of the backbone')
+def test_fast_reids_pixels(tmp_path):
+    state = {f'backbone.{k}': v for k, v in load_timm('resnet10t')[0].visual.trunk.state_dict().items()}
+    pixels = dict(pixel_mean=torch.full((1, 3, 1, 1), 51.), pixel_std=torch.full((1, 3, 1, 1), 102.))
+    torch.save(dict(model=state | pixels), tmp_path/'w.pth')
+    found = ReIDModel.create('timm:resnet10t', tmp_path/'w.pth', image_size=(64, 32)).config['normalization']
+    assert found == dict(mean=pytest.approx([.2]*3), std=pytest.approx([.4]*3))
+
+
+def test_names_that_are_not_known_are_shown(tmp_path):
+    torch.save({f'body.{k}': v for k, v in load_timm('resnet18')[0].visual.trunk.state_dict().items()} | {
+        'more': torch.ones(1), 'neck.a': torch.ones(2), 'neck.b': torch.ones(2)}, tmp_path/'w.pth')
+    with pytest.raises(ValueError, match='names in the file begin with body., '):
+        ReIDModel.create('timm:resnet18', tmp_path/'w.pth')
+
+
+@pytest.mark.parametrize('stride', [16, 12])
+@pytest.mark.filterwarnings('ignore:.*reach no feature')
+def test_clip_reids_checkpoints(home, stride):
+    "Its image tower at its size; camera vectors at their mean, on the class token."
+    vision = dict(image_size=64, patch_size=16, layers=2, width=64)
+    text = CONFIG['text_cfg']
+    (home/'configs'/'Small-16.json').write_text(json.dumps(dict(embed_dim=32, vision_cfg=vision, text_cfg=text)))
+    open_clip.add_model_config(home/'configs')
+    made = ReIDModel.create('Small-16', None, quick_gelu=True, image_size=(256, 128), stride=stride, seed=2).eval()
+    state = {f'image_encoder.{k}': v.clone() for k, v in made.clip.visual.state_dict().items()}
+    others = {'text_encoder.ln_final.bias': torch.ones(64), 'classifier.weight': torch.ones(9, 64)}
+    torch.save(state | others, home/'w.pth')
+    found = ReIDModel.create('Small-16', home/'w.pth').eval()
+    assert found.config['image_size'] == [256, 128] and found.config['stride'] == stride and not found.has_text
+    assert found.config['normalization'] == dict(mean=[.5]*3, std=[.5]*3)
+    x = torch.randn(2, 3, 256, 128)
+    with torch.inference_mode(): close(found.embed(x), made.embed(x), 1e-5)
+    found.save(home/'kept')
+    with torch.inference_mode(): close(ReIDModel.load(home/'kept').eval().embed(x), made.embed(x), 1e-5)
+    torch.save(state | dict(cv_embed=torch.stack([torch.ones(64), torch.zeros(64)])), home/'cameras.pth')
+    table = ReIDModel.create('Small-16', home/'cameras.pth').clip.visual.positional_embedding
+    shift = table - made.clip.visual.positional_embedding
+    close(shift[0], torch.full((64,), 1.5), 1e-5)
+    assert not shift[1:].any()
+
+
+@pytest.mark.parametrize('stride', [16, 12])
+@pytest.mark.filterwarnings('ignore:.*(not of the backbone|reach no feature|pass normalization)')
+def test_transreids_checkpoints(stride, tmp_path):
+    made = ReIDModel.create('timm:vit_tiny_patch16_224', None, image_size=(256, 128), stride=stride, seed=2).eval()
+    state = {f'base.{k}': v.clone() for k, v in made.clip.visual.trunk.state_dict().items()}
+    torch.save(state | {'bottleneck.weight': torch.ones(192)}, tmp_path/'w.pth')
+    found = load_model(tmp_path/'w.pth', 'cpu')
+    assert found.config['clip'] == 'timm:vit_tiny_patch16_224' and found.config['stride'] == stride
+    x = torch.randn(2, 3, 256, 128)
+    with torch.inference_mode(): close(found.embed(x), made.embed(x), 1e-5)
+    torch.save(state | {'base.sie_embed': torch.stack([torch.ones(1, 192), torch.zeros(1, 192)])}, tmp_path/'w.pth')
+    close(load_model(tmp_path/'w.pth', 'cpu').clip.visual.trunk.pos_embed - made.clip.visual.trunk.pos_embed,
+          torch.full((1, 1, 192), 1.5).expand_as(made.clip.visual.trunk.pos_embed), 1e-5)
+
+
+def test_architectures_are_known_by_their_tensors():
+    def like(name): return load_timm(name)[0].visual.trunk.state_dict()
+    assert guess_architecture(like('resnet18'), 'x') == dict(clip='timm:resnet18', stride=None)
+    assert guess_architecture(like('resnet50') | {'bottleneck.weight': 0}, 'x') == dict(clip='timm:resnet50', stride=16)
+    ibn = like('resnet18') | {'layer1.0.IN.bias': 0}
+    for strange in (dict(a=1), like('convnext_atto'), {'b1.0.norm1.weight': 1}, ibn):
+        with pytest.raises(ValueError, match='w.pth'): guess_architecture(strange, 'w.pth')

@@ -249,7 +249,7 @@ def contact_sheet(
     size=(128, 64), # (H, W) of each image
     seed:int=0, # which identities
 )->Image.Image:
-    "Some identities, a row each under domain and identity, sorted by camera, with their written names; distractors are not shown."
+    "Some identities, a row each, sorted by camera, with their written names; distractors are not shown."
     known = records[records['pid'] > 0]
     people = stable_shuffle(sorted(set(zip(known['domain'], known['pid']))), 'sheet', seed)[:identities]
     line, gap = 12, 4

@@ -60,7 +60,8 @@ def find_leakage(
     found = [] if targets is None else _in_test(targets[targets['split'] != 'train'], content)
     if targets is not None and content: found += _two_identities(targets)
     if train is not None and targets is None and 'pid' in train: found += _two_identities(train)
-    if train is not None and targets is not None: found += _trained(train, targets[targets['split'] != 'train'], content)
+    if train is not None and targets is not None:
+        found += _trained(train, targets[targets['split'] != 'train'], content)
     if train is not None and 'domain' in train and content: found += copied_domains(train)
     return pd.DataFrame(found, columns=['kind', 'domain', 'rows', 'sentence'])
 
@@ -85,8 +86,10 @@ def _in_test(tests:pd.DataFrame, content:bool)->list:
                           f'gallery too: {what}, first {min(own)}'))
         places = rows[in_two_places(rows)]
         if len(places):
-            found.append(('two places', domain, len(places), f'{domain}: the identities of {len(places):,} images lie in '
-                          f'two places, first {places["path"].iloc[0]}; if these are two data sets, give each a domain'))
+            found.append(('two places', domain, len(places),
+                          f'{domain}: the identities of {len(places):,} images lie in '
+                          f'two places, first {places["path"].iloc[0]}; if these are two data sets, '
+                          'give each a domain'))
     return found
 
 # %% ../../nbs/data/10_leakage.ipynb #b4feb698
@@ -114,7 +117,7 @@ def _trained(train:pd.DataFrame, tests:pd.DataFrame, content:bool)->list:
     return found
 
 def _one_data_set(rows:pd.DataFrame, others:pd.DataFrame)->bool:
-    "Whether tables of one domain's name are of one data set: one folder in the other, or files of equal names and sizes."
+    "Whether tables of one domain's name are one data set: one folder in the other, or files equal in name and size."
     def folder(table): return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in table['path']])
     def files(table): return {(pid, os.path.basename(path), os.path.getsize(path) if os.path.isfile(path) else -1)
                               for pid, path in zip(table['pid'], table['path'])}
@@ -133,7 +136,8 @@ def _two_identities(records:pd.DataFrame)->list:
         if not len(some): continue
         same = some[some['content'] == some['content'].iloc[0]]
         first, other = same.iloc[0], same[same['pid'] != same['pid'].iloc[0]].iloc[0]
-        found.append(('two identities', domain, len(some), f'{domain}: {len(some):,} images are copies of one another and '
+        found.append(('two identities', domain, len(some),
+                      f'{domain}: {len(some):,} images are copies of one another and '
                       f'stand under several identities, first: {first["path"]} ({first["pid"]}, {first["split"]}) and '
                       f'{other["path"]} ({other["pid"]}, {other["split"]})'))
     return found

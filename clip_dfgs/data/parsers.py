@@ -46,9 +46,11 @@ def _market_rows(
 
 def _say_exported(name:str, folder:Path, rows:list):
     "Warn of what annotation tools write otherwise: another folder, and numbers such as 3.0."
-    if (folder/_EXPORTED).is_dir(): warnings.warn(f'{name}: {folder/_EXPORTED} is read as {MARKET_FOLDERS["train"]}', stacklevel=3)
+    if (folder/_EXPORTED).is_dir():
+        warnings.warn(f'{name}: {folder/_EXPORTED} is read as {MARKET_FOLDERS["train"]}', stacklevel=3)
     decimal = [row['path'] for row in rows if '.0' in os.path.basename(row['path']).split('_')[0]]
-    if decimal: warnings.warn(f'{name}: {len(decimal):,} images have identities such as 3.0, read as whole numbers, first: '
+    if decimal:
+        warnings.warn(f'{name}: {len(decimal):,} images have identities such as 3.0, read as whole numbers, first: '
                               f'{decimal[0]}', stacklevel=3)
 
 def _say_beside(name:str, folder:Path):
@@ -123,7 +125,8 @@ def cuhk02(
     for pair in range(1, 6):
         for cam in (1, 2):
             for r in parse_names('cuhk02', folder/f'P{pair}'/f'cam{cam}', r'(?P<pid>\d+)_'):
-                rows.append(r | dict(pid=(pair, r['pid']), camid=2*(pair - 1) + cam - 1, identity=f'P{pair}/{r["identity"]}',
+                rows.append(r | dict(pid=(pair, r['pid']), camid=2*(pair - 1) + cam - 1,
+                                     identity=f'P{pair}/{r["identity"]}',
                                  camera=f'P{pair}/cam{cam}'))
     records = as_table('cuhk02', rows, folder)
     return records.assign(pid=encode_names(records['pid']))
@@ -239,7 +242,8 @@ def prid(
     for cam, c in enumerate('ab'):
         for r in parse_names('prid', folder/f'cam_{c}', r'person_(?P<pid>\d+)\.'):
             both = r['pid'] <= 200
-            if both or c == 'b': rows.append(r | dict(camid=cam, camera=f'cam_{c}', split='train' if both else 'gallery'))
+            if both or c == 'b':
+                rows.append(r | dict(camid=cam, camera=f'cam_{c}', split='train' if both else 'gallery'))
     return as_table('prid', rows, folder)
 
 # %% ../../nbs/data/03_parsers.ipynb #cb7121e1

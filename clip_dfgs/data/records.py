@@ -63,7 +63,8 @@ def encode_cameras(
     read = [None if v == -1 else v for v in _parse_all(values, where)]
     unknown = [row for row, v in enumerate(read, 1) if v is None]
     if len(unknown) == len(read): return np.zeros(len(read), np.int64)
-    if unknown: raise DatasetError(f'{where}: {len(unknown):,} of {len(read):,} cameras are unknown, first: row {unknown[0]}')
+    if unknown:
+        raise DatasetError(f'{where}: {len(unknown):,} of {len(read):,} cameras are unknown, first: row {unknown[0]}')
     numbers = [v for v in read if isinstance(v, int)]
     if numbers and min(numbers) < 0: raise DatasetError(f'{where}: {min(numbers)} is no camera; count them from 0')
     if not numbers or len(numbers) == len(read): _warn_of_spellings(values, read, where)
@@ -137,7 +138,8 @@ def written_names(
 )->list: # of text, '' where there is none
     "Labels as text: without spaces around them, and 7 for 7.0."
     def text(value):
-        if isinstance(value, float): return '' if value != value else str(int(value)) if value.is_integer() else str(value)
+        if isinstance(value, float):
+            return '' if value != value else str(int(value)) if value.is_integer() else str(value)
         return '' if value is None or value is pd.NA else str(value).strip()
     return [text(v) for v in values]
 
@@ -270,7 +272,8 @@ def pool(
     rows = pd.concat([_as_text(t) for t in tables], ignore_index=True)
     rows = rows[(rows['pid'] > 0) if include_test else (rows['split'] == 'train')]
     if not len(rows):
-        raise DatasetError('pool: no training image in any table, '
+        names = ', '.join(name for table in tables for name in pd.unique(table['domain']))
+        raise DatasetError(f'pool: no training image in {names}, '
                            'only query and gallery (include_test=True takes them)')
     files = pd.DataFrame(dict(domain=rows['domain'], file=in_real_folders(rows['path'])))
     rows, files = rows[~files.duplicated()], files.drop_duplicates()
@@ -288,6 +291,13 @@ def _number(
     "Contiguous numbers of the pairs (domain, column): domains in the order they come, values sorted within each."
     place = pd.Series(pd.factorize(records['domain'])[0], index=records.index)
     return pd.DataFrame(dict(d=place, v=records[column])).groupby(['d', 'v'], sort=True).ngroup().astype('int64')
+
+def _check_domains(tables):
+    "`DatasetError` where two tables are of one domain."
+    names = [name for table in tables for name in pd.unique(table['domain'])]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice: raise DatasetError(f'two tables are of the domain {twice[0]!r}; '
+                                 'give each a name: load_dataset(..., domain="...")')
 
 # %% ../../nbs/data/01_records.ipynb #3cd0f075
 def is_pooled(
@@ -341,13 +351,6 @@ def one_table(
     if not tables: raise DatasetError('no table was given')
     _check_domains(tables)
     return pd.concat(tables, ignore_index=True)
-
-def _check_domains(tables):
-    "`DatasetError` where two tables are of one domain."
-    names = [name for table in tables for name in pd.unique(table['domain'])]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice: raise DatasetError(f'two tables are of the domain {twice[0]!r}; '
-                                 'give each a name: load_dataset(..., domain="...")')
 
 def check_not_merged(
     records:pd.DataFrame,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .datasets import load_dataset
+from .datasets import identity_splits, load_dataset
 from .parsers import PARSERS
 from ..utils.checks import DatasetError
 from ..utils.files import write_text
@@ -94,6 +94,28 @@ def load_named(
 def _usual_domain(name:str, folder:str, names)->str:
     return name if names.count(name) == 1 else Path(folder).expanduser().resolve().name
 
+# %% ../../nbs/data/05_specs.ipynb #58d9a654
+def published_splits(
+    spec:str, # `name:folder` of a data set
+    records:pd.DataFrame, # its table
+    split:int=None, # one of the ten; None = all
+)->list: # of record tables, each of a domain of its own; the table itself where there is a fixed test
+    "What a data set is evaluated on; ValueError for a split that there is not."
+    parts, known = identity_splits(_spec(spec)[0], records), {}
+    if 'partition' not in parts[0]:
+        if split is None: return parts
+        raise ValueError(f'--split {split}: {spec} has one fixed test; leave it out')
+    for part in parts: known.setdefault(int(part['partition'].iloc[0]), []).append(part)
+    if split is not None and split not in known:
+        raise ValueError(f'--split {split}: {spec} has the splits {min(known)} to {max(known)}')
+    tables = []
+    for number, directions in known.items():
+        if split not in (None, number): continue
+        for letter, part in zip('ab' if len(directions) > 1 else [''], directions):
+            tests = part[part['split'] != 'train'].drop(columns='partition')
+            tables.append(tests.assign(domain=f'{part["domain"].iloc[0]}/{number}{letter}'))
+    return tables
+
 # %% ../../nbs/data/05_specs.ipynb #a79cb57e
 def remember(
     folder, # of a run
@@ -121,6 +143,13 @@ def remembered(
             why = f'{type(e).__name__}: {e}'
             raise ValueError(f'{file} cannot be read ({why}); delete it and give the options again') from None
     return {}
+
+def remembered_sets(
+    folder, # of a run
+)->dict: # `source` and `target`: lists of `name:folder`; {} where nothing is known
+    "The data sets of a run."
+    file = Path(folder)/'sources.json'
+    return {k: v for k, v in json.loads(file.read_text('utf-8')).items() if k != 'options'} if file.is_file() else {}
 
 # %% ../../nbs/data/05_specs.ipynb #bb9e1329
 def as_trained(

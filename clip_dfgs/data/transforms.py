@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import torch
-
-from ..utils.tensors import cumcount
 
 # %% ../../nbs/data/08_transforms.ipynb #0d87a62e
 def _mix(x):
@@ -104,6 +101,7 @@ def jitter_colors(
     amount, # brightness, contrast, saturation (each 0 for no change) and hue (in turns), shape [4]
 ): # uint8 [H,W,3]
     "Brightness, contrast, saturation, hue, one after the other, by torchvision."
+    import torch
     from torchvision.transforms.v2 import functional as f
     brightness, contrast, saturation, hue = (float(a) for a in amount)
     x = torch.from_numpy(image).permute(2, 0, 1).contiguous()
@@ -116,6 +114,7 @@ def augmix(
     seed:int, # decides everything
 ): # uint8 [H,W,3]
     "torchvision's AugMix of one image; the global stream is left as it was."
+    import torch
     from torchvision.transforms.v2 import AugMix
     # the generator's own methods: torch.manual_seed would queue a call for every kind of GPU each time
     stream = torch.default_generator
@@ -149,8 +148,10 @@ class Augment:
         pixels, # uint8 [n,H,W,3], array-like
         index, # images of the batch, shape [B]
         seed:int=0, epoch:int=0, # decide, with the image, everything random
-    )->torch.Tensor: # uint8 [B,3,H,W] (in channels-last memory)
+    ): # uint8 tensor [B,3,H,W] (in channels-last memory)
         "The augmented images of one batch."
+        import torch
+        from clip_dfgs.utils.tensors import cumcount
         index = np.asarray(index, dtype=np.int64)
         # 0,1 offset  2 flip  3 gray  4 jitter?  5..8 how  9 AugMix?  10 its seed  11 erase?  12..17 where  18,19 spare
         u = random_table(seed, epoch, index, cumcount(index), 20)

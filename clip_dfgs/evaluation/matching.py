@@ -63,7 +63,7 @@ def _group(
     unknown = [side is None for side in sides]
     if all(unknown):
         if query is not None:
-            rule = 'the camera rule is off' if name == 'cams' else f'exclude={name!r} leaves nothing out'
+            rule = 'the camera rule is off' if name == 'cams' else f'exclude_groups={name!r} leaves nothing out'
             warnings.warn(f'all query_{name} and gallery_{name} are unknown: {rule}', stacklevel=4)
         return None
     if any(unknown):
@@ -78,13 +78,13 @@ def read_columns(
     gallery_ids,       # likewise
     query_cams,        # likewise
     gallery_cams,      # likewise
-    exclude:dict|None, # likewise
+    exclude_groups:dict|None, # likewise
     Q:int,             # how many queries there are
     G:int,             # how many gallery images
 )->tuple[dict, dict]:  # of queries and gallery: 'ids', 'cams' if known, and the groups, each an array
     "Labels of both sides in arrays that can be compared; ValueError for labels out of the rule."
     columns = dict(ids=_identities(query_ids, gallery_ids, Q, G))
-    for name, (of_query, of_gallery) in dict(cams=(query_cams, gallery_cams), **(exclude or {})).items():
+    for name, (of_query, of_gallery) in dict(cams=(query_cams, gallery_cams), **(exclude_groups or {})).items():
         sides = _group(name, of_query, of_gallery, Q, G)
         if sides: columns[name if name == 'cams' else f'group {name}'] = sides
     return tuple({name: sides[i] for name, sides in columns.items()} for i in (0, 1))
@@ -109,11 +109,11 @@ def matches_and_junk(
     gallery_ids,       # identities, [G], of the same kind
     query_cams=None,   # cameras, [Q]; None for both: no camera rule
     gallery_cams=None, # cameras, [G]
-    exclude:dict=None, # name -> (values of queries [Q], of the gallery [G])
+    exclude_groups:dict=None, # name -> (values of queries [Q], of the gallery [G])
 )->tuple[np.ndarray, np.ndarray]: # pairs (query, gallery position): matches [2, n], junk [2, m]
     "Pairs of one identity: matches, and junk that shares a camera or group with its query; ValueError for bad labels."
     Q, G = (len(labels) if hasattr(labels, '__len__') else 0 for labels in (query_ids, gallery_ids))
-    return pairs_of(*read_columns(query_ids, gallery_ids, query_cams, gallery_cams, exclude, Q, G))
+    return pairs_of(*read_columns(query_ids, gallery_ids, query_cams, gallery_cams, exclude_groups, Q, G))
 
 # %% ../../nbs/evaluation/02_matching.ipynb #1a7f30a0
 def in_block(
@@ -126,7 +126,7 @@ def in_block(
     return here, (pairs[0, here] - start, pairs[1, here])
 
 # %% ../../nbs/evaluation/02_matching.ipynb #0df2c5e3
-def no_match(query_ids, gallery_ids, query_cams=None, gallery_cams=None, exclude=None)->ValueError:
+def no_match(query_ids, gallery_ids, query_cams=None, gallery_cams=None, exclude_groups=None)->ValueError:
     "The error for a query set without a single match."
     def some(labels):
         found = np.unique(np.asarray(labels)).tolist()
@@ -138,7 +138,7 @@ def no_match(query_ids, gallery_ids, query_cams=None, gallery_cams=None, exclude
         why += "; images of the query's own camera do not count"
         if len(np.unique(np.concatenate([query_cams, gallery_cams]))) == 1:
             why += ', and there is one camera: give no cameras to switch the camera rule off'
-    if exclude: why += f'; nor do images that share the {" or the ".join(exclude)}'
+    if exclude_groups: why += f'; nor do images that share the {" or the ".join(exclude_groups)}'
     return ValueError(f'no query has a match left in the gallery: {why}')
 
 # %% ../../nbs/evaluation/02_matching.ipynb #ab619e8a

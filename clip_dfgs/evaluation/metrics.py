@@ -16,8 +16,8 @@ import torch
 
 from .bootstrap import bootstrap_intervals
 from .distances import feature_pair, row_blocks
-from .matching import digest_of, in_block, may_be_equal, no_match, pairs_of
-from .matching import read_columns, self_matches, warn_of_constant_features
+from .matching import digest_of, in_block, may_be_equal, no_match, pairs_of, read_columns
+from .matching import self_matches, warn_of_constant_features
 from .reranking import reranked
 from ..utils.checks import check_choice, checked_ranks, checked_resamples, positive_int
 
@@ -236,7 +236,7 @@ def evaluate(
     metric:str='cosine',    # 'cosine' or 'euclidean'
     ranks=(1, 5, 10),       # ranks at which CMC is reported
     rerank:bool|dict=False, # by `k_reciprocal_distances`; a dict gives k1, k2, lambda_value
-    exclude:dict=None,      # more junk: name -> (values of queries, of gallery), as in `matches_and_junk`
+    exclude_groups:dict=None,      # more junk: name -> (values of queries, of gallery), as in `matches_and_junk`
     block:int=512,          # queries per block of distances
     bootstrap:int=0,        # resamples behind the confidence intervals, 0 for none
     seed:int=0,             # of the bootstrap
@@ -245,9 +245,10 @@ def evaluate(
     ranks, bootstrap, settings = checked_ranks(ranks), checked_resamples(bootstrap), _rerank_settings(rerank)
     query, gallery = feature_pair(query, gallery)
     Q, G = len(query), len(gallery)
-    asked, there = read_columns(query_ids, gallery_ids, query_cams, gallery_cams, exclude, Q, G)
+    asked, there = read_columns(query_ids, gallery_ids, query_cams, gallery_cams, exclude_groups, Q, G)
     matches, junk = pairs_of(asked, there)
-    if not matches.size: raise no_match(asked['ids'], there['ids'], asked.get('cams'), there.get('cams'), exclude)
+    if not matches.size:
+        raise no_match(asked['ids'], there['ids'], asked.get('cams'), there.get('cams'), exclude_groups)
     warn_of_constant_features(query, gallery, metric)
     if settings is None: blocks = row_blocks(query, gallery, metric, block)
     else: blocks = reranked(query, gallery, metric=metric, block=block, **settings)
@@ -256,7 +257,7 @@ def evaluate(
     if metric == 'euclidean' and settings is None: at, wrong_at = (np.sqrt(d.clip(0)) for d in (at, wrong_at))
     table = _query_table(asked['ids'], matches, places, at, wrong, wrong_at)
     result = _averages(
-        table, ranks, camera_rule='cams' in asked, excluded=tuple(exclude or ()),
+        table, ranks, camera_rule='cams' in asked, excluded=tuple(exclude_groups or ()),
         self_matches=self_matches(query, gallery, near),
         ranked_by=metric if settings is None else f'{metric}, re-ranked {settings or ""}'.strip(),
         query_digest=digest_of(asked.values()), gallery_digest=digest_of(there.values(), ordered=False))

@@ -59,12 +59,12 @@ def verification(
     query_cams=None,     # cameras, [Q]; same-camera pairs of one identity are left out
     gallery_cams=None,   # cameras, [G]
     metric:str='cosine', # 'cosine' or 'euclidean'
-    exclude:dict=None,   # as in `matches_and_junk`
+    exclude_groups:dict=None,   # as in `matches_and_junk`
     block:int=512,       # queries per block
 )->VerificationResult:
     "Exact ROC over all query-gallery pairs, a block of distances at a time; ValueError without pairs of both kinds."
     query, gallery = feature_pair(query, gallery)
-    pairs = matches, _ = matches_and_junk(query_ids, gallery_ids, query_cams, gallery_cams, exclude)
+    pairs = matches, _ = matches_and_junk(query_ids, gallery_ids, query_cams, gallery_cams, exclude_groups)
     def blocks(): return distance_blocks(query, gallery, metric, block)
     positives = [rows[in_block(matches, start, start + len(rows))[1]] for start, rows in blocks()]
     positives = np.sort(np.concatenate(positives))

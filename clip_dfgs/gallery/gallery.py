@@ -27,7 +27,7 @@ from .index import nearest_rows, row_lengths
 from .search import printable, text_features
 from ..inference.extractor import FeatureExtractor, load_model
 from ..models.reid_model import ReIDModel
-from ..utils.checks import at_least_one, check_choice, suggest
+from ..utils.checks import check_choice, positive_int, suggest
 from ..utils.files import atomic_write, digest_of_file, fsync, image_files, left_out, write_text
 
 # %% ../../nbs/gallery/03_gallery.ipynb #e1195666
@@ -260,7 +260,7 @@ class Gallery:
         as_is:bool=False, # embed the sentence itself for the small CLIP, not whole captions
     )->pd.DataFrame: # query, rank, score (cosine), path, identity, camera, domain (where known), row
         "The k nearest images for each query, exactly; equal scores in the order of the records."
-        k, among, found = at_least_one('k', k, 'ask for at least one answer'), self._rows_of(camera, domain), []
+        k, among, found = positive_int('k', k), self._rows_of(camera, domain), []
         def answer(names, query, table):
             lengths = self.lengths if table is self.features else None
             found.append(self._answers(names, *nearest_rows(query, table, k, among, lengths=lengths)))

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .gallery import check_free, file_digest, Gallery, model_digest, write_gallery, write_table
 from .search import printable
 from ..inference.extractor import FeatureExtractor, load_model, _embed
-from ..utils.checks import at_least_one, check_choice
+from ..utils.checks import check_choice, positive_int
 from ..utils.files import atomic_write
 
 # %% ../../nbs/gallery/04_store.ipynb #2490aa80
@@ -109,7 +109,7 @@ def embed_gallery(
 )->EmbedSummary:
     "Make a gallery or update it; ValueError where it is of another model or source, or nothing can be read."
     check_choice('dtype', dtype, ('float16', 'float32'))
-    block = at_least_one('block', block)
+    block = positive_int('block', block)
     if not len(images): raise ValueError('there are no images to embed')
     out, sources = Path(out).expanduser(), images.attrs.get('sources', [])
     check_free(out)

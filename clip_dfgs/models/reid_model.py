@@ -7,6 +7,7 @@ __all__ = ['ReIDModel']
 
 # %% ../../nbs/models/06_reid_model.ipynb #4dfcc4d7
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ from torch import nn
 from .encoder import need_prompts, ReIDEncoder
 from .small_clip import EYES, load_small_clip, new_small_clip, pack_tokens, PEDESTRIANS, unpack_tokens
 from .small_clip import WEIGHTS
-from .timm_towers import load_timm
-from .weights import fill_weights, load_clip, new_clip, not_weights, OPENAI_NORMALISATION
-from .weights import tokenizer_of
-from ..utils.checks import _first_line
+from .timm_towers import load_timm, TimmTower
+from .towers import lost_pixels
+from .weights import fill_weights, load_clip, new_clip, OPENAI_NORMALIZATION, tokenizer_of
+from ..utils.checks import first_line
 from ..utils.files import atomic_write, write_text
 
 # %% ../../nbs/models/06_reid_model.ipynb #13c86410
@@ -38,13 +39,16 @@ class ReIDModel(ReIDEncoder):
         quick_gelu:bool|None=None, # the activation; None: find out
         seed:int=0, # of everything random
     )->'ReIDModel':
-        "A model from a name and weights; ValueError for what is unknown, does not fit or does not go together."
+        "A model from a name and weights; ValueError for what is unknown or does not fit, a warning for lost pixels."
         asked = _check_settings(image_size=image_size, stride=stride, cameras=cameras, num_ids=num_ids, seed=seed)
         if num_ids and not clip.startswith('timm:'): tokenizer_of(clip)  # fail before weights are fetched
         module, found = _find_towers(clip, pretrained, quick_gelu, asked['seed'])
-        if image_size is None: asked['image_size'] = list(found['image_size'])
+        for name in ('image_size', 'stride'): asked[name] = found[name] if asked[name] is None else asked[name]
         mean_std = _normalization(normalization, found['normalization'])
-        return cls(module, dict(format=2, clip=clip) | found | asked | dict(normalization=mean_std))
+        config = dict(format=2, clip=clip) | found | asked | dict(normalization=mean_std)
+        model = cls(module, config | dict(image_size=list(config['image_size'])))
+        _warn_of_lost_pixels(model)
+        return model
 
     def __repr__(self)->str: return _described(self)
 
@@ -62,9 +66,11 @@ class ReIDModel(ReIDEncoder):
     def load(cls, folder)->'ReIDModel':
         "Read what `save` wrote; ValueError if it is not there or not whole."
         config, state = _read_folder(Path(folder).expanduser())
-        try: model = cls(_empty_towers(config), config)
+        sentence = {name: state.get(f'prompts.{name}') for name in ('prefix', 'suffix', 'at')}
+        if any(value is None for value in sentence.values()): sentence = None
+        try: model = cls(_empty_towers(config), config, sentence)
         except Exception as e:
-            raise ValueError(f'{folder}: config.json does not describe a model ({_first_line(e)})') from None
+            raise ValueError(f'{folder}: config.json does not describe a model ({first_line(e)})') from None
         return fill_weights(model, _restored(model, state, str(folder)), str(folder))
 
 # %% ../../nbs/models/06_reid_model.ipynb #4d64829a
@@ -104,9 +110,9 @@ def _find_towers(
     if isinstance(pretrained, str) and pretrained == 'default': pretrained = own
     if clip.startswith('timm:'):
         if quick_gelu is not None: raise ValueError(f'{clip}: only a CLIP has the choice of quick_gelu; leave it out')
-        module, cfg, mean_std = load_timm(clip[5:], pretrained, seed)
-    else: module, cfg, mean_std = load_clip(clip, pretrained, quick_gelu, seed)
-    return module, dict(model_cfg=cfg, token_seed=None, image_size=(256, 128), normalization=mean_std)
+        module, cfg, said = load_timm(clip[5:], pretrained, seed)
+    else: module, cfg, said = load_clip(clip, pretrained, quick_gelu, seed)
+    return module, dict(model_cfg=cfg, token_seed=None, image_size=(256, 128), stride=None) | said
 
 # %% ../../nbs/models/06_reid_model.ipynb #dd64ebe0
 def _small_towers(
@@ -128,7 +134,7 @@ def _small_towers(
     if quick_gelu and not config['model_cfg'].get('quick_gelu'):
         raise ValueError('pedestrians: was trained with GELU, not QuickGELU; leave quick_gelu out')
     size, mean_std = config['model_cfg']['vision_cfg']['image_size'], (config['mean'], config['std'])
-    found = dict(model_cfg=config['model_cfg'], token_seed=config['token_seed'])
+    found = dict(model_cfg=config['model_cfg'], token_seed=config['token_seed'], stride=None)
     return module, found | dict(image_size=size, normalization=mean_std)
 
 # %% ../../nbs/models/06_reid_model.ipynb #d3c9022a
@@ -138,7 +144,7 @@ def _normalization(
 )->dict:
     "Normalization as it is stored: mean and std, three numbers each, or None for those of each image."
     mean_std = asked
-    named = dict(clip=OPENAI_NORMALISATION, half=([.5]*3, [.5]*3), instance=(None, None))
+    named = dict(clip=OPENAI_NORMALIZATION, half=([.5]*3, [.5]*3), instance=(None, None))
     if asked is None: mean_std = own
     elif isinstance(asked, str):
         if asked not in named:
@@ -148,13 +154,20 @@ def _normalization(
         if all(values is None for values in mean_std): return dict(mean=None, std=None)
         mean, std = ([float(v) for v in values] for values in mean_std)
     except (TypeError, ValueError): mean, std = [], []
-    if len(mean) != 3 or len(std) != 3 or not np.isfinite(mean + std).all() or min(std) <= 0:
-        raise ValueError(f'normalization {asked!r} is no pair (mean, std) of three numbers each, std above 0')
-    if min(mean) < 0 or max(mean) > 1:
-        raise ValueError(f'normalization {asked!r}: pixels and their means are between 0 and 1; divide by 255')
+    pair = len(mean) == len(std) == 3 and np.isfinite(mean + std).all() and min(std) > 0
+    if not pair or min(mean) < 0 or max(mean) > 1:
+        raise ValueError(f'normalization {asked!r} is no pair (mean, std) of three numbers each, of pixels in [0,1]')
     return dict(mean=mean, std=std)
 
 # %% ../../nbs/models/06_reid_model.ipynb #2ca7809f
+def _warn_of_lost_pixels(model:ReIDModel):
+    "A warning with the rows and columns that no feature depends on, and a size that loses none."
+    size, config = model.config['image_size'], model.config
+    rows, columns = lost_pixels(model.clip.visual, size)
+    if not rows + columns: return
+    warnings.warn(f"{config['clip']}: at {size[0]}x{size[1]} {rows} rows and {columns} columns of pixels reach no "
+                  f'feature; image_size=({size[0] - rows}, {size[1] - columns}) loses none', stacklevel=3)
+
 def _described(model:ReIDModel)->str:
     "A model's name, size, features and what it was trained for."
     config, widths = model.config, model.widths
@@ -199,7 +212,7 @@ def _restored(
     seed, key = model.config['token_seed'], _token_key(model)
     if seed is None or key in state: return state
     try: return unpack_tokens(state, key, model.state_dict()[key].shape, seed)
-    except Exception as e: raise ValueError(f'{what}: the model is damaged ({_first_line(e)})') from None
+    except Exception as e: raise ValueError(f'{what}: the model is damaged ({first_line(e)})') from None
 
 # %% ../../nbs/models/06_reid_model.ipynb #fb98c902
 def _read_folder(
@@ -210,28 +223,22 @@ def _read_folder(
     if (folder/'model'/'config.json').is_file(): holds += f', as {folder/"model"} does'
     for file in (folder/'config.json', folder/'model.safetensors'):
         if not file.is_file(): raise ValueError(f'{file}: no such file; {holds}')
-        if reason := not_weights(file): raise ValueError(f'{folder}: the model is damaged ({file.name}: {reason})')
-    try: config, state = json.loads((folder/'config.json').read_text('utf-8')), load_file(folder/'model.safetensors')
+    entries = 'clip model_cfg image_size stride cameras num_ids normalization token_seed seed format'.split()
+    try:
+        config, state = json.loads((folder/'config.json').read_text('utf-8')), load_file(folder/'model.safetensors')
+        lost = [name for name in entries if name not in config]
+        if lost: raise ValueError(f'config.json lacks {", ".join(lost)}')
+        if config['format'] != 2: raise ValueError(f'format {config["format"]!r} is unknown to this version')
+        pixels = config['normalization']
+        config['normalization'] = _normalization((pixels['mean'], pixels['std']), None)
     except Exception as e:
-        raise ValueError(f'{folder}: the model is damaged ({type(e).__name__}: {_first_line(e)})') from None
-    if not isinstance(config, dict): raise ValueError(f'{folder}: the model is damaged (config.json is no dictionary)')
-    return _current_config(config, folder), state
-
-def _current_config(config:dict, folder:Path)->dict:
-    "A config as this version writes it; ValueError for an unknown format and for missing entries."
-    if config.get('format') not in (1, 2):
-        raise ValueError(f"{folder}: model format {config.get('format')!r} is unknown to this version")
-    if 'pixels' in config:  # format 1
-        config = {'normalization' if k == 'pixels' else k: v for k, v in config.items()} | dict(format=2)
-    entries = 'clip model_cfg image_size stride cameras num_ids normalization token_seed seed'.split()
-    lost = [name for name in entries if name not in config]
-    if lost: raise ValueError(f'{folder}: the model is damaged (config.json lacks {", ".join(lost)})')
-    pixels = config['normalization']
-    try: known = _normalization((pixels['mean'], pixels['std']), None)
-    except (TypeError, KeyError, ValueError): known = None
-    if known is None: raise ValueError(f'{folder}: the model is damaged (config.json: normalization is {pixels!r})')
-    return config
+        raise ValueError(f'{folder}: the model is damaged ({type(e).__name__}: {first_line(e)})') from None
+    return config, state
 
 def _empty_towers(config:dict)->nn.Module:
     "The towers of a saved model before its weights are read."
-    return new_clip(config['model_cfg']) if config['model_cfg'] else load_timm(config['clip'].removeprefix('timm:'))[0]
+    cfg = config['model_cfg']
+    if 'timm_model_name' not in cfg: return new_clip(cfg)
+    model = nn.Module()
+    model.visual = TimmTower(cfg['timm_model_name'], **cfg['timm_model_settings'])
+    return model

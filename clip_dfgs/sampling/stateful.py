@@ -57,7 +57,8 @@ class StatefulBatchSampler(Sampler):
         rank:int=0, # which of the ranks this is
         world:int=1, # number of ranks; batch b of the epoch goes to rank b mod world
     ):
-        self.seed, self.rank, self.world = positive_int('seed', seed, 0), positive_int('rank', rank, None), positive_int('world', world, None)
+        self.seed = positive_int('seed', seed, 0)
+        self.rank, self.world = positive_int('rank', rank, None), positive_int('world', world, None)
         if not 0 <= self.rank < self.world:
             raise ValueError(f'rank={rank} of world={world}; ranks run from 0 to world - 1')
         self.epoch, self._plan, self._last, self._loaded = 0, None, None, None

@@ -129,7 +129,8 @@ def render_domain(
     counts = dict(identities=identities, cameras=cameras, images_per_camera=images_per_camera, look_alikes=look_alikes)
     for name, value in counts.items():
         if value < 1: raise ValueError(f'render_domain: {name} must be at least 1, not {value}')
-    if not 0 <= test_share <= 1: raise ValueError(f'render_domain: test_share must be between 0 and 1, not {test_share}')
+    if not 0 <= test_share <= 1:
+        raise ValueError(f'render_domain: test_share must be between 0 and 1, not {test_share}')
     root = Path(root)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f'render_domain: {root} exists and is not empty; choose another folder or remove it')

@@ -115,7 +115,7 @@ def _whole(
     state:dict, # of state.json
 )->dict: # name -> tensor
     "The tensors of a checkpoint; ValueError if it is damaged."
-    if _digest_of(checkpoint, state) != state['sha256']: raise ValueError('its digest does not match')
+    if state['sha256'] != _digest_of(checkpoint, state): raise ValueError('its digest does not match')
     return load_file(checkpoint/'tensors.safetensors')
 
 def _set_aside(

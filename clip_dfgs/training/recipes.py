@@ -8,8 +8,6 @@ __all__ = ['RECIPES', 'recipe', 'recipe_table']
 # %% ../../nbs/training/02_recipes.ipynb #7c148175
 from dataclasses import replace
 
-import pandas as pd
-
 from ..data.transforms import Augment
 from .config import Stage, TrainConfig
 from ..utils.checks import check_choice
@@ -45,8 +43,9 @@ def recipe(
 
 def recipe_table(
     recipes:dict=RECIPES, # name -> TrainConfig
-)->pd.DataFrame: # a row a setting, a column a recipe
+): # DataFrame, a row a setting, a column a recipe
     "Recipes side by side."
+    import pandas as pd
     return pd.DataFrame({name: _flat(config) for name, config in recipes.items()})
 
 def _flat(

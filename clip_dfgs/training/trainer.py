@@ -238,7 +238,7 @@ def _begin(
     held_out = held_out_rows(validate, rows, config)
     on_main(process_state(), lambda: check_folder(out, config, resume, overwrite))
     model = new_model(rows, config)
-    a = make_accelerator(config.precision, config.track, str(out), model.channels_last)
+    a = make_accelerator(config.precision, config.track, str(out), model.convolutional)
     pixels = cached_images(rows['path'].tolist(), model.config['image_size'], config.cache, progress=a.is_main_process)
     on_main(a, lambda: _open(out, config, rows, held_out, resume, overwrite))
     if config.track: _track(a, config, out)

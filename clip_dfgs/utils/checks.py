@@ -8,9 +8,9 @@ __all__ = ['as_labels', 'as_cameras', 'check_choice', 'DatasetError']
 # %% ../../nbs/utils/01_checks.ipynb #ad443899
 import difflib
 import re
+import sys
 
 import numpy as np
-import torch
 
 # %% ../../nbs/utils/01_checks.ipynb #7b480565
 _BLANK = ('', 'nan', 'NaN', 'None', '<NA>', 'NaT')
@@ -35,12 +35,15 @@ def plain_label(
     return value
 
 # %% ../../nbs/utils/01_checks.ipynb #06642e75
+def _is_tensor(values)->bool: # without importing torch, which a tensor has done already
+    return 'torch' in sys.modules and sys.modules['torch'].is_tensor(values)
+
 def _array(
     name:str, # of the argument, for the message
     values, # list, array, tensor on any device, column of a table
 )->np.ndarray:
     "The values as an array, or ValueError when they are no array."
-    if torch.is_tensor(values):
+    if _is_tensor(values):
         values = values.detach().cpu()
         return (values.float() if values.is_floating_point() else values).numpy()
     try: return np.asarray(values)
@@ -56,8 +59,8 @@ def _as_array(labels, name:str)->np.ndarray:
     if isinstance(labels, np.ma.MaskedArray):
         return np.where(np.ma.getmaskarray(labels), None, np.asarray(labels).astype(object))
     kind = str(labels.dtype).split('.')[-1] if hasattr(labels, 'dtype') else 'float64'
-    if torch.is_tensor(labels):
-        limit = 2/torch.finfo(labels.dtype).eps if labels.is_floating_point() else 0
+    if _is_tensor(labels):
+        limit = 2/sys.modules['torch'].finfo(labels.dtype).eps if labels.is_floating_point() else 0
         labels = labels.detach().cpu()
         array = labels.double().numpy() if limit else labels.numpy()
     else:
@@ -70,7 +73,7 @@ def _as_array(labels, name:str)->np.ndarray:
     raise ValueError(f'{name} are {kind} and may have been rounded (row {row}: {array[row]:.0f}): give integers')
 
 # %% ../../nbs/utils/01_checks.ipynb #c029f2c0
-def _read(
+def read_array(
     values, # list, array, tensor or column
     name:str, # for errors: query_ids, gallery_cams, ...
     n:int=None, # how many images there are; None: as many as values
@@ -106,16 +109,16 @@ def as_labels(
     n:int=None, # number of images; None: as many as there are values
 )->np.ndarray: # int64 or text, shape [n]
     "Identities in plain types; ValueError for an unknown one and for what is no label, with its row."
-    labels = _read(values, name, n)
+    labels = read_array(values, name, n)
     missing = _unknown_rows(labels)
     if len(missing):
-        raise ValueError(f'{name}: {len(missing):,} of {len(labels):,} identities are missing (None, NaN, empty, unknown '
-                         f'or -1), first row {missing[0]}: leave these images out; distractors in a gallery need an '
+        raise ValueError(f'{name}: {len(missing):,} of {len(labels):,} identities are missing (None, NaN, empty, '
+                         f'unknown or -1), first row {missing[0]}: leave these out; distractors in a gallery need an '
                          'identity that no query has')
     return labels
 
 def _unknown_rows(labels:np.ndarray)->np.ndarray:
-    "Rows of labels read by `_read` that are unknown."
+    "Rows of labels read by `read_array` that are unknown."
     return np.flatnonzero([v is None for v in labels]) if labels.dtype == object else np.zeros(0, int)
 
 # %% ../../nbs/utils/01_checks.ipynb #82aa7483
@@ -126,7 +129,7 @@ def as_cameras(
 )->np.ndarray|None: # int64 or text, shape [n]; None where no camera is known
     "Cameras in plain types; ValueError where some are unknown, and for what is no label."
     if values is None: return None
-    cameras = _read(values, name, n)
+    cameras = read_array(values, name, n)
     missing = _unknown_rows(cameras)
     if len(missing) == n: return None
     if len(missing):
@@ -161,7 +164,7 @@ def positive_int(
 )->int:
     "A count as an int; ValueError naming the argument when it is none."
     kind = getattr(value, 'dtype', type(value))
-    try: number = None if kind in (bool, np.bool_, torch.bool) else value.__index__()
+    try: number = None if kind in (bool, np.bool_) or str(kind) == 'torch.bool' else value.__index__()
     except (AttributeError, TypeError): number = None
     if number is not None and (least is None or number >= least): return number
     raise ValueError(f'{name}={value!r}: give a whole number' + ('' if least is None else f', {least} or more'))
@@ -224,9 +227,3 @@ def first_line(
 # %% ../../nbs/utils/01_checks.ipynb #3158be5f
 class DatasetError(ValueError):
     "A data set or record table that breaks a rule; the message names rule, count and first offenders."
-
-# %% ../../nbs/utils/01_checks.ipynb #ebd672b4
-# names of before, until their call sites are changed
-_first_line, _whole_number, at_least_one = first_line, positive_int, positive_int
-
-def _whole(name, value, least=None): return positive_int(name, value, least)

@@ -49,7 +49,8 @@ def test_cameras_are_not_skipped_images_not_dropped_none_shown_too_often():
 def test_cameras_have_any_name_or_are_all_unknown():
     labels, numbers = [0] * 8, [0, 1, 2, 2, 0, 1, 3, 3]         
     deal = camera_tuplets(labels, numbers, 4)
-    for names in (['a', 'b', 'c', 'c', 'a', 'b', 'd', 'd'], [0., 1., 2., 2., 0., 1., 3., 3.], torch.tensor(numbers, dtype=torch.int16), np.array(list('abccabdd'))):
+    for names in (list('abccabdd'), [0., 1., 2., 2., 0., 1., 3., 3.], torch.tensor(numbers, dtype=torch.int16),
+                  np.array(list('abccabdd'))):
         assert camera_tuplets(labels, names, 4) == deal
     assert camera_tuplets(labels, [None] * 8, 4) == camera_tuplets(labels, None, 4)
 

@@ -36,12 +36,12 @@ def cpu_way(monkeypatch):
     return lambda: monkeypatch.setattr(evaluation, '_ranks_there', lambda device: False)
 
 
-def pictures(n, size=(128, 64)):
+def images(n, size=(128, 64)):
     return np.random.default_rng(0).integers(0, 256, (n, *size, 3), dtype=np.uint8)
 
 
 def apart(a, b):
-    "Largest distance between two features of one picture, in units of their length."
+    "Largest distance between two features of one image, in units of their length."
     return (torch.linalg.vector_norm(a - b, dim=1)/torch.linalg.vector_norm(b, dim=1)).max().item()
 
 
@@ -71,14 +71,14 @@ def test_an_error_of_reading_is_told(device):
         def __len__(self): return 8
         def __getitem__(self, rows):
             if 5 in rows: raise OSError('5 cannot be read')
-            return pictures(len(rows), (4, 2))
+            return images(len(rows), (4, 2))
     with pytest.raises(OSError, match='5 cannot be read'): embed_images(Numbers().to(device), Damaged(), batch=2)
 
 
 @pytest.mark.parametrize('part', ['embed', 'last', 'projected'])
 def test_features_are_the_cpus(device, part):
     "TF32 of the patches' convolution, which torch allows, is about a thousandth."
-    model, pixels = ReIDModel.create('pedestrians', 'pedestrians'), pictures(40)
+    model, pixels = ReIDModel.create('pedestrians', 'pedestrians'), images(40)
     want = embed_images(model, pixels, part=part)
     found = embed_images(model.to(device), pixels, part=part, batch=16)
     assert found.device.type == 'cpu' and found.dtype == torch.float32 and not found.is_pinned()
@@ -97,7 +97,7 @@ def exact_convolutions():
 
 
 def test_features_in_single_precision_throughout(device, exact_convolutions):
-    model, pixels = ReIDModel.create('pedestrians', 'pedestrians'), pictures(40)
+    model, pixels = ReIDModel.create('pedestrians', 'pedestrians'), images(40)
     want = embed_images(model, pixels)
     assert apart(embed_images(model.to(device), pixels), want) < 1e-4
 
@@ -106,7 +106,7 @@ def test_features_in_single_precision_throughout(device, exact_convolutions):
 def test_half_precision_is_near(device, precision):
     if precision == 'fp16' and device.type == 'cpu': pytest.skip('needs a GPU')
     model = ReIDModel.create('pedestrians', 'pedestrians').to(device)
-    some = list(pictures(40))
+    some = list(images(40))
     exact, loose = (FeatureExtractor(model, batch=16, precision=p)(some) for p in ('no', precision))
     assert loose.dtype == torch.float32 and 0 < apart(loose, exact) < .05
     assert (loose*exact).sum(1).min() > .998
@@ -124,7 +124,7 @@ def test_export_moves_nothing(device, tmp_path):
     pytest.importorskip('onnx')
     pytest.importorskip('onnxruntime')
     from clip_dfgs.inference.onnx import export_onnx
-    model, some = ReIDModel.create('pedestrians', None).to(device).train(), list(pictures(5))
+    model, some = ReIDModel.create('pedestrians', None).to(device).train(), list(images(5))
     extract = FeatureExtractor(model)
     before = extract(some)
     assert export_onnx(model, tmp_path/'m.onnx') < 1e-3
@@ -134,11 +134,11 @@ def test_export_moves_nothing(device, tmp_path):
 
 # Ranks
 
-def counted(seed, Q=70, G=900, width=4, people=30):
+def counted(seed, Q=70, G=900, width=4, identities=30):
     "Whole numbers as features, whose distances are exact and often equal, with identities and cameras."
     rng = np.random.default_rng(seed)
     sides = [rng.integers(-2, 3, (n, width)).astype(np.float32) for n in (Q, G)]
-    return sides, [rng.integers(0, people, n) for n in (Q, G)] + [rng.integers(0, 3, n) for n in (Q, G)]
+    return sides, [rng.integers(0, identities, n) for n in (Q, G)] + [rng.integers(0, 3, n) for n in (Q, G)]
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -156,9 +156,9 @@ def test_ranks_are_the_cpus_ties_included(device, cpu_way, seed, block):
     assert (near == nearest_gallery(*sides, *labels, k=50, **options)).all()
 
 
-def test_queries_without_a_match_and_galleries_without_a_stranger(device, cpu_way):
-    sides, labels = counted(0, Q=8, G=30, people=2)
-    labels[0][:3] = 7                                                          # nobody's
+def test_queries_without_a_match_and_galleries_without_a_negative(device, cpu_way):
+    sides, labels = counted(0, Q=8, G=30, identities=2)
+    labels[0][:3] = 7                                                          # of no gallery image
     there = [torch.from_numpy(x).to(device) for x in sides]
     both = []
     for rows in (labels[1] >= 0, labels[1] == 0):
@@ -172,7 +172,7 @@ def test_queries_without_a_match_and_galleries_without_a_stranger(device, cpu_wa
 
 
 def test_copies_tie(device):
-    "A picture that is twice in the gallery is as far both times, to the last bit."
+    "An image that is twice in the gallery is as far both times, to the last bit."
     draw = torch.Generator().manual_seed(0)
     query, gallery = (torch.randn(n, 33, generator=draw) for n in (20, 3000))
     gallery[2999], gallery[1500] = gallery[0], gallery[7]
@@ -181,11 +181,11 @@ def test_copies_tie(device):
             assert (rows[:, 2999] == rows[:, 0]).all() and (rows[:, 1500] == rows[:, 7]).all()
 
 
-def made_up(Q=120, G=1500, width=64, people=40):
+def made_up(Q=120, G=1500, width=64, identities=40):
     "Features around one center an identity, with identities and cameras."
     rng = np.random.default_rng(1)
-    centers = rng.standard_normal((people, width))
-    ids = [rng.integers(0, people, n) for n in (Q, G)]
+    centers = rng.standard_normal((identities, width))
+    ids = [rng.integers(0, identities, n) for n in (Q, G)]
     sides = [torch.from_numpy(centers[i] + 1.5*rng.standard_normal((len(i), width))).float() for i in ids]
     return sides, ids + [rng.integers(0, 4, n) for n in (Q, G)]
 
@@ -260,11 +260,11 @@ def test_ranks_are_exact_with_tf32_on(device, tf32, cpu_way):
 @pytest.mark.parametrize('metric', ['euclidean', 'cosine'])
 def test_graphs_are_exact_with_tf32_on(device, tf32, metric):
     "And so are the CPU's, whatever its products round."
-    sides, labels = made_up(people=200)
-    people = identity_features(sides[1].to(device), labels[1])
-    torch.testing.assert_close(people.cpu(), identity_features(sides[1], labels[1]))
-    found = nearest_identities(people, 10, skip_nearest=2, metric=metric, block=64)
-    assert torch.equal(found, nearest_identities(people.cpu(), 10, skip_nearest=2, metric=metric))
+    sides, labels = made_up(identities=200)
+    identities = identity_features(sides[1].to(device), labels[1])
+    torch.testing.assert_close(identities.cpu(), identity_features(sides[1], labels[1]))
+    found = nearest_identities(identities, 10, skip_nearest=2, metric=metric, block=64)
+    assert torch.equal(found, nearest_identities(identities.cpu(), 10, skip_nearest=2, metric=metric))
 
 
 # Memory and time
@@ -279,9 +279,9 @@ def test_a_plan_measures_the_device(world):
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 def test_msmt17_fits():
-    "11,659 queries and 82,161 gallery pictures, features included, in 2 GB; the distances alone would be 3.8 GB."
-    rng, people = np.random.default_rng(0), 3060
-    ids = [rng.integers(0, people, n) for n in (11659, 82161)]
+    "11,659 queries and 82,161 gallery images, features included, in 2 GB; the distances alone would be 3.8 GB."
+    rng, identities = np.random.default_rng(0), 3060
+    ids = [rng.integers(0, identities, n) for n in (11659, 82161)]
     cams = [rng.integers(0, 15, n) for n in (11659, 82161)]
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

@@ -123,29 +123,18 @@ def test_ties_go_to_the_lower_position_wherever_the_duplicate_lies():
         assert last.per_query.first_hit[0] == 3
 
 
-KINDS = [np.float16, np.float32, np.float64, torch.float16, torch.bfloat16, torch.float64,
-         'list', 'strided', 'list of tensors', 'frame']
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_features_of_any_kind_and_precision(kind):
+def test_features_of_any_kind_and_precision():
     rng = np.random.default_rng(0)
     q, g, qi, gi = rng.integers(0, 9, (5, 3)), rng.integers(0, 9, (20, 3)), np.arange(5) % 3, np.arange(20) % 3
     want = evaluate(q.astype(float), g.astype(float), qi, gi, metric='euclidean')
-    named = {'list': np.ndarray.tolist, 'strided': lambda x: np.repeat(x, 2, 1)[::-1, ::2][::-1],
-             'list of tensors': lambda x: list(torch.tensor(x)), 'frame': pd.DataFrame}
-    def cast(x):
-        if kind in named: return named[kind](x)
-        return torch.tensor(x).to(kind) if isinstance(kind, torch.dtype) else x.astype(kind)
-    got = evaluate(cast(q), cast(g), qi, gi, metric='euclidean')
-    assert got.mAP == want.mAP and got.cmc == want.cmc
-
-
-def test_features_with_gradient_are_accepted_and_untouched():
-    q, g = torch.randn(3, 4, requires_grad=True), torch.randn(6, 4)
-    before = q.detach().clone(), g.clone()
-    for rerank in (False, True): evaluate(q, g, [0, 1, 2], [0, 1, 2]*2, rerank=rerank)
-    assert torch.equal(q.detach(), before[0]) and torch.equal(g, before[1])
+    kinds = [np.float16, np.float32, torch.tensor, np.ndarray.tolist, pd.DataFrame, lambda x: list(torch.tensor(x)),
+             lambda x: np.repeat(x, 2, 1)[::-1, ::2][::-1], lambda x: torch.tensor(x).bfloat16(),
+             lambda x: torch.tensor(x).half(), lambda x: torch.tensor(x).double().requires_grad_()]
+    for cast in kinds:
+        features = cast(q), cast(g)
+        got = evaluate(*features, qi, gi, metric='euclidean')
+        assert got.mAP == want.mAP and got.cmc == want.cmc
+    assert features[0].detach().numpy().tolist() == q.tolist()  # untouched
 
 
 def test_scale_and_a_common_offset_change_nothing():
@@ -232,38 +221,19 @@ def measured(ids, cameras):
     return evaluate(x[:3], x[3:], ids[:3], ids[3:], cameras[:3], cameras[3:])
 
 
-NUMBERS = {
-    'list': list, 'tuple': tuple, 'array': np.array, 'uint8': np.uint8, 'int32': np.int32, 'uint64': np.uint64,
-    'float': np.float64, 'half': np.float16, 'objects': lambda x: np.array(x, object),
-    'mixed integers and whole floats': lambda x: [float(v) if i % 2 else np.int16(v) for i, v in enumerate(x)],
-    'tensor': torch.tensor, 'float tensor': lambda x: torch.tensor(x).float(),
-    'bfloat16': lambda x: torch.tensor(x).bfloat16(), 'list of tensors': lambda x: list(torch.tensor(x)),
-    'with gradient': lambda x: torch.tensor(x).float().requires_grad_(),
-    'series': pd.Series, 'odd index': lambda x: pd.Series(x, index=range(90, 90 - len(x), -1)),
-    'nullable': lambda x: pd.Series(x, dtype='Int64'), 'categorical': pd.Categorical,
-    'category series': lambda x: pd.Series(x, dtype='category'), 'index': pd.Index,
-    'masked, none of it': lambda x: np.ma.array(x, mask=False)}
-TEXTS = {
-    'list': list, 'array': np.array, 'objects': lambda x: np.array(x, object), 'bytes': lambda x: np.array(x, 'S9'),
-    'series': pd.Series, 'string series': lambda x: pd.Series(x, dtype='string'), 'categorical': pd.Categorical}
-
-
-@pytest.mark.parametrize('way', NUMBERS)
-def test_numbers_of_any_type_are_the_same_numbers(way):
-    ids, cameras = (NUMBERS[way](x) for x in (IDS, CAMERAS))
-    if hasattr(ids, 'iloc'): ids, cameras = ids.iloc, cameras.iloc
+def test_labels_of_any_type_are_the_same_labels():
     want = measured(IDS, CAMERAS)
-    for got in (measured(ids, CAMERAS), measured(IDS, cameras), measured(ids, cameras)):
-        pd.testing.assert_frame_equal(got.per_query, want.per_query)
-        assert got.camera_rule and (got.query_digest, got.gallery_digest) == (want.query_digest, want.gallery_digest)
-
-
-@pytest.mark.parametrize('way', TEXTS)
-def test_texts_of_any_type_are_the_same_text(way):
-    ids, cameras = (TEXTS[way]([f'{letter}{v}' for v in x]) for letter, x in (('p', IDS), ('c', CAMERAS)))
-    if hasattr(ids, 'iloc'): ids, cameras = ids.iloc, cameras.iloc
-    got, want = measured(ids, cameras), measured(IDS, CAMERAS)
-    assert got.summary().equals(want.summary()) and got.per_query.pid.tolist() == ['p0', 'p1', 'p2']
+    for cast in (tuple, np.uint8, np.uint64, np.float64, torch.tensor, lambda x: torch.tensor(x).bfloat16(),
+                 lambda x: list(torch.tensor(x)), lambda x: pd.Series(x, index=range(90, 81, -1)).iloc,
+                 lambda x: pd.Series(x, dtype='Int64').iloc, pd.Categorical, pd.Index,
+                 lambda x: np.ma.array(x, mask=False)):
+        ids, cameras = cast(IDS), cast(CAMERAS)
+        for got in (measured(ids, CAMERAS), measured(IDS, cameras), measured(ids, cameras)):
+            pd.testing.assert_frame_equal(got.per_query, want.per_query)
+            assert (got.query_digest, got.gallery_digest) == (want.query_digest, want.gallery_digest)
+    for cast in (list, lambda x: np.array(x, 'S9'), lambda x: pd.Series(x, dtype='string').iloc, pd.Categorical):
+        got = measured(*(cast([f'{letter}{v}' for v in x]) for letter, x in (('p', IDS), ('c', CAMERAS))))
+        assert got.summary().equals(want.summary()) and got.per_query.pid.tolist() == ['p0', 'p1', 'p2']
 
 
 @pytest.mark.parametrize('what', ['ids', 'cams'])
@@ -277,10 +247,7 @@ def test_kinds_that_cannot_be_compared_raise(what):
                 function(x[:3], x[3:], *given)
 
 
-NONE = [None, np.nan, float('nan'), pd.NA, pd.NaT, '', ' ', 'nan', 'None', '<NA>', -1, -1., '-1', np.float32('nan')]
-
-
-@pytest.mark.parametrize('none', NONE, ids=repr)
+@pytest.mark.parametrize('none', [None, np.nan, pd.NA, ' ', 'None', -1, '-1'], ids=repr)
 def test_missing_labels_are_named_or_mean_unknown(none):
     for row, side, at in ((1, 'query', 1), (5, 'gallery', 2)):
         ids, cameras = ([none if i == row else v for i, v in enumerate(labels)] for labels in (IDS, CAMERAS))
@@ -296,23 +263,17 @@ def test_missing_labels_are_named_or_mean_unknown(none):
 
 def test_missing_labels_in_arrays_and_tables():
     hole = [0, 1, np.nan, *IDS[3:]]
-    masked = np.ma.array(IDS, mask=np.arange(9) == 2)
-    text = np.array(['0', '1', np.nan, *map(str, IDS[3:])])
-    for ids in (np.array(hole), torch.tensor(hole), pd.Series(hole).to_numpy(), np.array(pd.array(hole, 'Int64')),
-                   masked, np.array(pd.Categorical(hole)), text):
-        with pytest.raises(ValueError, match='query_ids: 1 of 3 identities are missing .*first row 2'):
-            measured(ids, CAMERAS)
-    all_unknown = pd.Series([np.nan]*9).to_numpy(), torch.full((9,), torch.nan), pd.Categorical([None]*9).codes
-    for cameras in all_unknown:
-        with pytest.warns(UserWarning, match='camera rule is off'): assert measured(IDS, cameras).queries == 3
+    for ids in (np.array(hole), torch.tensor(hole), np.array(pd.array(hole, 'Int64')),
+                np.ma.array(IDS, mask=np.arange(9) == 2)):
+        with pytest.raises(ValueError, match='query_ids: 1 of 3 .*first row 2'): measured(ids, CAMERAS)
+    with pytest.warns(UserWarning, match='camera rule is off'):
+        assert measured(IDS, pd.Categorical([None]*9).codes).queries == 3
 
 
 def test_values_that_are_no_labels_raise():
     x = np.random.default_rng(3).normal(size=(9, 4))
-    for labels in ([0, '1', 2], [0, True, 2], [0, 1, 2.5], np.array([0, 1, 2.5]), [0, 1, np.inf], [0, 1j, 2],
-                   [0, [1], 2], [0, 1, 2**70], np.array([0, 1, 2**64 - 1], np.uint64), np.float32([0, 1, 2**24]),
-                   torch.tensor([0, 1, 256]).bfloat16(), np.array(['2020-01-01']*3, 'datetime64[D]'),
-                   (v for v in range(3))):
+    for labels in ([0, '1', 2], [0, True, 2], [0, 1, 2.5], [0, 1, np.inf], [0, [1], 2], np.float32([0, 1, 2**24]),
+                   np.array([0, 1, 2**64 - 1], np.uint64), torch.tensor([0, 1, 256]).bfloat16()):
         with pytest.raises(ValueError, match='query_ids') as e: evaluate(x[:3], x[3:], labels, IDS[3:])
         assert '\n' not in str(e.value)
 
@@ -449,8 +410,6 @@ def test_reranked_metrics_are_those_of_the_reranked_distances():
     want = slow(None, None, ids[q], ids[~q], distances=slow_k_reciprocal(unit, 8, 7, 3, .1))
     other = evaluate(x[q], x[~q], ids[q], ids[~q], rerank=dict(k1=7, k2=3, lambda_value=.1))
     assert other.mAP == pytest.approx(want['mAP'])
-    usual = evaluate(x[q], x[~q], ids[q], ids[~q], rerank={})
-    assert usual.mAP == got.mAP != evaluate(x[q], x[~q], ids[q], ids[~q]).mAP
 
 
 def test_reranking_a_handful_of_images_and_duplicates():
@@ -542,8 +501,6 @@ def test_nearest_images_with_some_labels_only():
 # Products
 
 SETTINGS = {
-    'highest': lambda: torch.set_float32_matmul_precision('highest'),
-    'high': lambda: torch.set_float32_matmul_precision('high'),
     'medium': lambda: torch.set_float32_matmul_precision('medium'),
     'tf32': lambda: setattr(torch.backends.cuda.matmul, 'allow_tf32', True),
     'of the backend': lambda: setattr(torch.backends.mkldnn.matmul, 'fp32_precision', 'bf16')}
@@ -590,8 +547,7 @@ def test_products_are_exact_whatever_the_caller_allows(caller, products):
 
 def test_an_error_inside_puts_the_switches_back(products):
     torch.set_float32_matmul_precision('high')
-    with pytest.raises(RuntimeError):
-        with full_precision_matmul(): raise RuntimeError
+    with pytest.raises(RuntimeError), full_precision_matmul(): raise RuntimeError
     assert torch.get_float32_matmul_precision() == 'high'
 
 

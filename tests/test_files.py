@@ -27,7 +27,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
 
 def test_a_killed_writer_leaves_the_old_file(tmp_path):
     write_text('old', tmp_path/'note.txt')
-    code = ('import sys, time; from clip_dfgs.files import replacing\n'
+    code = ('import sys, time; from clip_dfgs.utils.files import atomic_write\n'
             'with atomic_write(sys.argv[1]) as part: part.write_text("ne"); print("half", flush=True); time.sleep(60)')
     writer = subprocess.Popen([sys.executable, '-c', code, str(tmp_path/'note.txt')], stdout=subprocess.PIPE)
     assert writer.stdout.readline() == b'half\n'

@@ -24,11 +24,6 @@ def tracked():
     return [root/f for f in listed.split('\n') if f and (root/f).exists()]
 
 
-def test_import_is_light():
-    heavy = {'torch', 'numpy', 'pandas', 'open_clip', 'timm', 'matplotlib'}
-    assert not loaded('import clip_dfgs') & heavy
-
-
 def test_every_name_at_the_top_is_there():
     import clip_dfgs
     for name in clip_dfgs.__all__: assert getattr(clip_dfgs, name) is not None
@@ -39,26 +34,6 @@ def test_every_name_at_the_top_is_there():
     assert pool is home
 
 
-@pytest.mark.parametrize('module, names', [
-    ('datasets', 'pool check_records hold_out DatasetError cache_folder image_files load_dataset identity_splits'),
-    ('samplers', 'epoch_statistics hardness pair_repetition depth_first_batches camera_tuplets cumcount update_graph'),
-    ('trainer', 'TrainConfig Stage Run TrainError fit embed_images evaluate_records results_table config_dict'),
-    ('models', 'ReIDModel ImageFeatures load_clip read_weights text_tower encode_tokens load_small_clip tokenizer_of'),
-    ('evaluation', 'evaluate compare k_reciprocal_distances distance_blocks verification RetrievalResult'),
-    ('protocols', 'RECIPES PROTOCOLS plan_protocol run_protocol protocol_table train_matrix'),
-    ('images', 'load_image cached_images Augment ImageDataset make_loader normalize')])
-def test_names_that_moved_are_where_they_were(module, names):
-    import importlib
-    for name in names.split(): assert hasattr(importlib.import_module(f'clip_dfgs.{module}'), name), name
-
-
-@pytest.mark.parametrize('room', ('graph hubs walk passes samplers epochs losses distances matching evaluation '
-                                  'intervals verification reranking').split())
-def test_rooms_for_other_projects_need_no_clip(room):
-    assert not loaded(f'import clip_dfgs.{room}') & {
-        'open_clip', 'timm', 'torchvision', 'accelerate', 'matplotlib', 'PIL', 'tyro'}
-
-
 def test_installing_does_not_bring_the_notebook_tools():
     settings = ConfigParser(delimiters=['='])
     settings.read(root/'settings.ini')
@@ -66,6 +41,7 @@ def test_installing_does_not_bring_the_notebook_tools():
     assert words and not {'nbdev', 'execnb', 'fastcore', 'ghapi'} & words
 
 
+@pytest.mark.slow
 def test_works_from_its_wheel():
     "Built, installed and used with what it declares and nothing else; the script says how."
     done = subprocess.run([sys.executable, root/'tests'/'clean_install.py'], capture_output=True, text=True)

@@ -28,7 +28,9 @@ def embed(
 ):
     "Embed images into a gallery: new and changed ones, removed ones drop out."
     from clip_dfgs.data.specs import check_options
-    from clip_dfgs.gallery.store import embed_gallery, find_images, shown
+    from clip_dfgs.gallery.gallery import find_images
+    from clip_dfgs.gallery.search import printable
+    from clip_dfgs.gallery.store import embed_gallery
     folders, given = [w for w in data if ':' not in w or Path(w).expanduser().is_dir()], options.options()
     named = [w for w in data if w not in folders]
     check_options(named, {k: v for k, v in given.items() if k != 'camera' or not folders})
@@ -37,7 +39,7 @@ def embed(
     images = find_images(data, domains=options.domain, **given)
     done = embed_gallery(images, model_place(model), out, dtype, overwrite, batch, block)
     for path, why in [*done.problems.items()][:3]:
-        warnings.warn(f'skipped: {shown(path)}: {shown(why)}', stacklevel=2)
+        warnings.warn(f'skipped: {printable(path)}: {printable(why)}', stacklevel=2)
     if len(done.problems) > 3:
         warnings.warn(f'{len(done.problems):,} files are skipped, listed in {out/"unreadable.csv"}', stacklevel=2)
     print(done)
@@ -48,11 +50,9 @@ def model_place(word:str)->str:
     near = suggest(word, ['pedestrians'])
     raise ValueError(f'--model {word} is not there{near or ";"} name a run, a saved model, or pedestrians')
 
-def opened(folder:Path, model:str)->tuple: # the gallery and what embeds its queries
-    from clip_dfgs.gallery.search import extractor_of
-    from clip_dfgs.gallery.store import open_gallery
-    gallery = open_gallery(folder)
-    return gallery, extractor_of(gallery, None if model is None else model_place(model))
+def opened(folder:Path, model:str): # a `Gallery`, with what embeds its queries
+    from clip_dfgs.gallery.gallery import Gallery
+    return Gallery.load(folder, None if model is None else model_place(model))
 
 # %% ../../nbs/cli/05_gallery.ipynb #ed35b864
 def search(
@@ -66,12 +66,10 @@ def search(
     picture:Path=None, # write a sheet of queries and answers here (PNG)
     csv:Path=None, # write the answers here as a table
     model:str=None, # where the gallery's model lies now, if it was moved
-    exact:bool=False, # compare with every image, although the gallery has an approximate index (of 300,000 and more)
     as_is:bool=False, # give the small CLIP the sentence itself, not whole captions that say it
 ):
     "Rank a gallery for images and sentences."
-    from clip_dfgs.gallery.search import heard, rows_of, search_gallery, search_sheet
-    from clip_dfgs.gallery.store import open_gallery, shown
+    from clip_dfgs.gallery.search import printable, search_sheet, text_note
     from clip_dfgs.utils.files import atomic_write
     if picture: check_ending(picture, '.png')
     if not images and not text: raise ValueError('no query: name an image, or --text "a sentence"')
@@ -79,14 +77,13 @@ def search(
     _check_outputs(picture, csv, images)
     if top < 1: raise ValueError(f'--top {top}: ask for at least one answer')
     for sentence in filter(os.path.isfile, text):
-        raise ValueError(f'--text {shown(sentence)}: this is a file and not a sentence; name images before --text')
+        raise ValueError(f'--text {printable(sentence)}: this is a file and not a sentence; name images before --text')
     if len(text) > 1 and not any(' ' in sentence for sentence in text):
         warnings.warn(f'{len(text)} sentences of one word are searched for; quotes make one of them', stacklevel=2)
-    rows_of(open_gallery(gallery), camera, domain)
-    stored, extractor = opened(gallery, model)
-    found = search_gallery(stored, extractor, images, text, (), top, camera, domain, exact, as_is)
-    for how, sentence in ((heard(extractor, t), t) for t in text if not as_is):
-        if how: warnings.warn(f'{shown(sentence)[:60]!r} is {how}', stacklevel=2)
+    stored = opened(gallery, model)
+    found = stored.search(images or None, top, text or None, camera=camera, domain=domain, as_is=as_is)
+    for how, sentence in ((text_note(stored.extractor, t), t) for t in text if not as_is):
+        if how: warnings.warn(f'{printable(sentence)[:60]!r} is {how}', stacklevel=2)
     print_answers(found)
     if csv:
         with atomic_write(csv) as part: found.drop(columns='row').to_csv(part, index=False, errors='surrogateescape')
@@ -105,14 +102,15 @@ def _check_outputs(picture, csv, images):
     if first.strip() and not first.startswith('query,rank,score'):
         raise ValueError(f'--csv {csv} is there and no answer of a search; choose another name')
 
-def print_answers(found): # of `search_gallery`
+def print_answers(found): # of `Gallery.search`
     "Queries and their answers, a line each, under the names of the columns."
-    from clip_dfgs.gallery.store import shown
-    wide = max(len('domain'), *(len(shown(domain)) for domain in found['domain']))
+    from clip_dfgs.gallery.search import printable
+    wide = max(len('domain'), *(len(printable(domain)) for domain in found['domain']))
     print(f' rank  cosine  {"domain":{wide}}  camera  image')
     for r in found.itertuples():
-        if r.rank == 1: print(shown(r.query))
-        print(f'  {r.rank:3} {r.score:7.4f}  {shown(r.domain):{wide}}  {shown(r.camera) or "-":>6}  {shown(r.path)}')
+        if r.rank == 1: print(printable(r.query))
+        domain, camera, path = map(printable, (r.domain, r.camera or '-', r.path))
+        print(f'  {r.rank:3} {r.score:7.4f}  {domain:{wide}}  {camera:>6}  {path}')
 
 # %% ../../nbs/cli/05_gallery.ipynb #284b1343
 def serve(
@@ -124,8 +122,9 @@ def serve(
 ):
     "Search a gallery in a browser: drop an image or type a sentence."
     if port is not None and not 0 < port < 65536: raise ValueError(f'--port {port}: give one between 1 and 65535')
-    stored, extractor = opened(gallery, model)
+    stored = opened(gallery, model)
+    stored.extractor # opened before the page, so that a model that is gone is one line
     from clip_dfgs.gallery.app import serve_gallery
     if host not in ('127.0.0.1', 'localhost', '::1'):
         warnings.warn(f'everyone who reaches {host} can search this gallery and see its images', stacklevel=2)
-    serve_gallery(stored, extractor, host, port)
+    serve_gallery(stored, host, port)

@@ -8,6 +8,7 @@ __all__ = ['main']
 # %% ../../nbs/cli/01_main.ipynb #1a640a00
 import argparse
 import contextlib
+import functools
 import inspect
 import os
 import re
@@ -17,10 +18,10 @@ import textwrap
 import warnings
 
 from .. import __version__ as version
-from ..utils.checks import check_choice, suggest
 from . import commands, gallery
 from .parser import ArgumentError, command_parser, read
-from .settings import base_config, config_of, DataOptions, sources_beside
+from .settings import add_config, base_config, config_of, DataOptions, sources_beside
+from ..utils.checks import check_choice, suggest
 
 # %% ../../nbs/cli/01_main.ipynb #7ad2ca43
 COMMANDS = dict( # name -> heading of the overview, function, a line that runs
@@ -62,7 +63,8 @@ def parser_of(
     _, f, example = COMMANDS[check_choice('command', name, tuple(COMMANDS))]
     trains = 'config' in inspect.signature(f).parameters
     base = base_config(words, 'clip_reid' if name == 'protocol' else 'small') if trains else None
-    return command_parser(f'clip-dfgs {name}', f, f'clip-dfgs {name} {example}', base), base
+    settings = functools.partial(add_config, base=base)
+    return command_parser(f'clip-dfgs {name}', f, f'clip-dfgs {name} {example}', settings), base
 
 # %% ../../nbs/cli/01_main.ipynb #24bbf4ab
 def run(

@@ -56,7 +56,7 @@ def command_parser(
     prog:str, # program and command
     f, # its function; a parameter whose default is a dataclass stands for a group of options
     example:str, # that the help ends with
-    config=None, # `TrainConfig` whose fields are options too, where `f` has a parameter `config`
+    config=None, # function of the parser that adds the settings, where `f` has a parameter `config`
 )->ArgumentParser:
     "The parser of one command, made from the signature of its function."
     def layout(prog): return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=100)
@@ -65,8 +65,7 @@ def command_parser(
     words = comments(f)
     for p in inspect.signature(f).parameters.values():
         if p.name == 'config':
-            from clip_dfgs.cli.settings import add_config
-            add_config(parser, config)
+            config(parser)
         elif is_dataclass(p.default):
             group, about = parser.add_argument_group(p.default.__doc__), comments(type(p.default))
             for x in fields(p.default): add_option(group, x.name, x.type, x.default, about[x.name])

@@ -82,9 +82,12 @@ def _plain_folder(folder, camera, domain)->pd.DataFrame: # path, domain, camera
     paths, missed = [str(p) for p in image_files(folder, deep=True)], left_out(folder, deep=True)
     if not paths: raise ValueError(f'{folder}: no images there. {missed}'.strip(' '))
     if missed: warnings.warn(f'{folder}: {missed}', stacklevel=3)
-    rule = camera_rule(camera) if camera else None
-    found = [rule and rule.search(os.path.basename(p)) for p in paths]
-    cameras = [m[1] or '' if m else '' for m in found]
+    below = [Path(p).relative_to(folder) for p in paths]
+    if camera == 'folder': cameras = [p.parent.name or folder.resolve().name for p in below]
+    else:
+        rule = camera_rule(camera) if camera else None
+        found = [rule and rule.search(p.as_posix()) for p in below]
+        cameras = [' '.join(filter(None, m.groups())) if m else '' for m in found]
     without = [p for p, c in zip(paths, cameras) if not c]
     if camera and without:
         warnings.warn(f'{folder}: {camera} finds no camera in {len(without):,} of {len(paths):,} names, '

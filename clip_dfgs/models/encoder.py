@@ -169,7 +169,8 @@ def check_images(
         raise ValueError(f'images have shape {tuple(images.shape)}, the model takes [B, 3, {height}, {width}]')
     if images.dtype == torch.uint8: images = model.normalize(images)
     if not images.is_floating_point(): raise ValueError(f'images are {images.dtype}, not uint8 and not normalized')
-    return images.to(next(model.clip.visual.parameters()).dtype)  # of a model in half precision
+    weight = next(model.clip.visual.parameters(), images)
+    return images.to(weight.dtype)                                     # of a model in half precision
 
 def _need_text(model:ReIDEncoder):
     "ValueError for a backbone without a text encoder."

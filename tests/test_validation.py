@@ -123,7 +123,7 @@ def test_a_best_model_that_is_gone_is_told(world, held_run, tmp_path):
     rows, validate = held(world)
     shutil.copytree(held_run, tmp_path/'run')
     shutil.rmtree(tmp_path/'run'/'best')
-    with pytest.raises(TrainError, match='is missing, the model of the best rank'):
+    with pytest.raises(TrainError, match='is missing, the model of the best'):
         fit(rows, watched(select='best'), tmp_path/'run', resume=True, validate=validate)
 
 
@@ -131,7 +131,7 @@ def test_what_is_trained_on_is_refused(world, tmp_path):
     rows, validate = held(world)
     for table, words in ((rows_of(world).assign(split=['query', 'gallery']*36), 'of its identities are trained on'),
                          (validate.assign(domain='elsewhere', path=rows['path'].iloc[:len(validate)].to_numpy()),
-                          'pictures are trained on too')):
+                          'are trained on too')):
         with pytest.raises(ValueError, match=words) as error:
             fit(rows, config(), tmp_path/'run', validate=table)
         assert '\n' not in str(error.value) and str(error.value).startswith('validate: ')

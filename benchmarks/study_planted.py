@@ -148,7 +148,8 @@ def report(out):
     rows = pd.read_csv(out/'rows.csv')
     last = rows[(rows['step'] == rows['step'].max()) | (rows['variant'] == 'start')]
     lines = []
-    for sort, part in (('unseen', last[last['target'] != 'held-out']), ('held-out', last[last['target'] == 'held-out'])):
+    unseen = last['target'] != 'held-out'
+    for sort, part in (('unseen', last[unseen]), ('held-out', last[~unseen])):
         for measure in ('mAP', 'rank1'):
             mean = 100*part.groupby(['look_alikes', 'world', 'variant'])[measure].mean().unstack('variant')
             for rank, n, name, to in COMPARISONS:

@@ -29,13 +29,13 @@ PLACES = {'the four targets': ('confirm', FOUR), 'COL780': ('confirm', CAMPUS),
           'CLIP, the four targets': ('eyes', FOUR), 'CLIP, COL780': ('eyes', CAMPUS)}
 SHORT = {'DFGS image fair': 'DFGS', 'DFGS, random adaptive': 'adaptive', 'k=10 m=0': 'DFGS', 'PK, one domain': 'PK one'}
 RENDERED = 'python benchmarks/study_rendered.py '
-MADE = {'short': (RENDERED + 'samplers orders tables --scale short', 'half an hour, two cores'),
-        'long': (RENDERED + 'samplers --scale long', 'half an hour, two cores'),
-        'wide': (RENDERED + 'samplers orders --scale wide', 'an hour and a half, two cores'),
-        'fresh': (RENDERED + 'confirm --scale wide', 'an hour and a half, two cores'),
+MADE = {'short': (RENDERED + 'samplers orders tables --scale short', '0.5 to 1.5 h, two cores'),
+        'long': (RENDERED + 'samplers --scale long', '0.5 to 1.5 h, two cores'),
+        'wide': (RENDERED + 'samplers orders --scale wide', '0.5 to 1.5 h, two cores'),
+        'fresh': (RENDERED + 'confirm --scale wide', '0.5 to 1.5 h, two cores'),
         'tower': ('python benchmarks/study_photographs.py', '7 minutes, one H200'),
-        'head': ('python benchmarks/study_photographs_head.py', 'about an hour, two cores'),
-        'matrix': ('CLIP_DFGS_FULL=1 jupyter execute nbs/paper/matrix.ipynb', 'an hour, two cores'),
+        'head': ('python benchmarks/study_photographs_head.py', '4 to 6 s a run, two cores'),
+        'matrix': ('CLIP_DFGS_FULL=1 jupyter execute nbs/paper/matrix.ipynb', 'not measured'),
         'planted': ('python benchmarks/study_planted.py', 'two to three hours, two cores')}
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 ROOT = Path(__file__).parent.parent
-DATA = ROOT/'nbs'/'paper'                                                      # the stored tables
+DATA = next(place for place in (ROOT/'results', ROOT/'nbs'/'paper') if (place/'wide').exists()) # the stored tables
 PLANTED = ROOT/'results'/'planted'/'rows.csv'
 DOCUMENTS = [ROOT/'README.md', *sorted((ROOT/'nbs'/'paper').glob('*.ipynb'))]
 FOUR, CAMPUS = ('viper', 'prid', 'grid', 'ilids'), ('col780',)
@@ -27,7 +27,7 @@ PLACES = {'the four targets': ('confirm', FOUR), 'COL780': ('confirm', CAMPUS),
           'two sources, the four targets': ('two', FOUR), 'two sources, COL780': ('two', CAMPUS),
           'CUHK03 to Market-1501': ('to_market', ('market',)), 'Market-1501 to CUHK03': ('to_cuhk03', ('cuhk03',)),
           'CLIP, the four targets': ('eyes', FOUR), 'CLIP, COL780': ('eyes', CAMPUS)}
-SHORT = {'DFGS image fair': 'DFGS', 'DFGS, random adaptive': 'adaptive', 'k=10 m=0': 'DFGS', 'PK, one domain': 'PK one'}
+SHORT = {'DFGS image complete': 'DFGS', 'DFGS, random adaptive': 'adaptive', 'k=10 m=0': 'DFGS'}
 RENDERED = 'python benchmarks/study_rendered.py '
 MADE = {'short': (RENDERED + 'samplers orders tables --scale short', '0.5 to 1.5 h, two cores'),
         'long': (RENDERED + 'samplers --scale long', '0.5 to 1.5 h, two cores'),
@@ -44,11 +44,17 @@ def rows_of(file):
     return list(csv.DictReader(open(file, encoding='utf-8'))) if file.exists() else []
 
 
+def named(variant):
+    "A variant by its present name: `fair` and `published` are now `complete` and `released`."
+    variant = variant.replace(' fair', ' complete').replace('published', 'released')
+    return SHORT.get(variant, variant)
+
+
 def means(rows, value, keep, by=('seed', 'variant')):
     "{variant: {seed: mean}} of the rows that are kept."
     found = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if keep(row): found[SHORT.get(row[by[1]], row[by[1]])][int(row[by[0]])].append(float(row[value]))
+        if keep(row): found[named(row[by[1]])][int(row[by[0]])].append(float(row[value]))
     return {name: {seed: np.mean(values) for seed, values in seeds.items()} for name, seeds in found.items()}
 
 
@@ -83,7 +89,7 @@ def tables():
     add('wide and fresh', both, DATA/'wide'/'study_confirm.csv', 'fresh')
     history = [row for row in rows_of(DATA/'short'/'study_history.csv') if row['study'] == 'samplers']
     late = max(int(row['step']) for row in history)/2
-    for row in history: row['points'] = 100*float(row['violated'])
+    for row in history: row['points'] = 100*float(row.get('violated_triplets') or row['violated'])
     hard = means(history, 'points', lambda row: int(row['step']) > late)
     add('violated anchors', {name: {s: v for s, v in of.items() if s < 3} for name, of in hard.items()},
         DATA/'short'/'study_history.csv', 'short')
@@ -101,7 +107,7 @@ def tables():
 
 def gains(scores, name, to):
     "Paired differences, in the order of the seeds."
-    names = [SHORT.get(n, n) for n in (name, to)]
+    names = named(name), named(to)
     seeds = sorted(set(scores[names[0]]) & set(scores[names[1]]))
     return np.array([scores[names[0]][seed] - scores[names[1]][seed] for seed in seeds])
 

@@ -111,13 +111,18 @@ def save(work, out):
             n, study = int(folder.name.split('-')[1]), Study.load(folder)
             tables.append(study.table.assign(look_alikes=n))
             queries.append(study.queries.assign(look_alikes=n))
-            histories += [history(run, n) for run in sorted(folder.glob('seed-*/*/sampler.csv'))]
+            histories += [history(run, n) for run in sorted(folder.glob('seed-*/*/sampler.csv')) if ended(run.parent)]
         names = dict(seed='world', domain='target', R1='rank1')
         table = pd.concat(tables).rename(columns=names)
         table = table[['world', 'look_alikes', 'variant', 'target', 'step', 'mAP', 'rank1', 'mINP', 'queries']]
         write_text(table.round(6).to_csv(index=False), out/'rows.csv')
         write_text(pd.concat(histories).round(5).to_csv(index=False), out/'history.csv')
         pd.concat(queries).round(6).to_csv(Path(work)/'queries.csv.gz', index=False)
+
+
+def ended(run):
+    "Whether a run has come to its last step."
+    return (run/'model').exists()
 
 
 def history(file, look_alikes, parts=20):
@@ -160,7 +165,7 @@ def report(out):
                 lines.append(dict(comparison=rank, look_alikes=n, what=f'{name} - {to}', where=sort, measure=measure,
                                   mean=gain.mean(), low=low, high=high, worlds=len(gain), ahead=int((gain > 0).sum()),
                                   sd=gain.std()))
-    table = pd.DataFrame(lines).round(3)
+    table = pd.DataFrame(lines).round(10)
     write_text(table.to_csv(index=False), out/'summary.csv')
     return table
 
@@ -173,9 +178,11 @@ def main(given=None):
     p.add_argument('--share', default='0/1', help='which of the worlds: 0/2 every second one, 1/2 the others')
     p.add_argument('--tiny', action='store_true', help='a few steps in small worlds')
     p.add_argument('--report', action='store_true', help='print and write what rows.csv says')
+    p.add_argument('--collect', action='store_true', help='only write the small tables of what is in --work')
     a = p.parse_args(given)
-    if a.report: return print(report(a.out).to_string(index=False))
+    if a.report: return print(report(a.out).round(2).to_string(index=False))
     if not a.work: p.error('--work is needed')
+    if a.collect: return save(str(a.work), a.out)
     a.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     work_on(str(a.work), a.out, a.share, a.tiny)

@@ -1,0 +1,191 @@
+"""Study A: does batch composition by the walk help where no look-alikes are planted? Declared before it was run.
+
+    python benchmarks/study_planted.py --work FOLDER --share 0/2 &    # the even worlds
+    python benchmarks/study_planted.py --work FOLDER --share 1/2 &    # the odd ones
+    python benchmarks/study_planted.py --report                       # the declared comparisons, from rows.csv
+    python benchmarks/study_planted.py --work FOLDER --out FOLDER --tiny # the same code in a minute
+
+results/declared/A_planted_groups.md says what is compared and how. A world is rendered, its start trained, then each
+variant from that start, all ranked on twelve unseen domains and on held-out identities of the sources. A call that is
+repeated goes on. Small tables go to --out as soon as they are known; worlds, starts, runs and average precisions of
+single queries stay in --work, so that a control can be added later.
+"""
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from study_rendered import GUIDES, SCALES, TINY_BED, Size, config_of, dfgs, domains, read_world, world_folder
+
+from clip_dfgs.files import write_text
+from clip_dfgs.intervals import t_interval
+from clip_dfgs.pedestrians import make_domain
+from clip_dfgs.samplers import PKSampler
+from clip_dfgs.studies import Study, compare_variants
+from clip_dfgs.walk import depth_first_batches, random_rows
+
+RESULTS = Path(__file__).parent.parent/'results'/'planted'
+WORLDS = {1: range(300, 308), 4: range(310, 318)}                              # identities that share a caption: seeds
+TARGETS, EVERY = 12, 300                                                       # steps between two ranks
+COMPARISONS = (('primary', 1, 'adaptive', 'PK'), ('second', 4, 'adaptive', 'PK'),
+               ('third', 1, 'DFGS', 'PK one domain'), ('third', 4, 'DFGS', 'PK one domain'),
+               ('other', 1, 'DFGS', 'PK'), ('other', 4, 'DFGS', 'PK'),
+               ('other', 1, 'PK one domain', 'PK'), ('other', 4, 'PK one domain', 'PK'),
+               ('other', 1, 'adaptive', 'PK one domain'), ('other', 4, 'adaptive', 'PK one domain'),
+               ('other', 1, 'PK', 'start'), ('other', 4, 'PK', 'start'))
+
+
+class OneDomainPK(PKSampler):
+    "PK whose batches are each of one source domain; every tuplet once an epoch, batches in random order."
+    def _identities(self, rng):
+        first = np.full(len(self.tuplets), self.cameras.max())                 # domains have cameras of their own, and
+        np.minimum.at(first, self.labels, self.cameras)                        # all of a domain see all its identities
+        parts = [np.flatnonzero(first == camera) for camera in np.unique(first)]
+        batches = [ids[depth_first_batches(None, self.tuplets[ids], self.ids_per_batch, rng=rng)] for ids in parts]
+        return rng.permutation(np.concatenate(batches))
+
+
+def variants():
+    "What is compared, in the order of work."
+    one = dict(sampler='study_planted:OneDomainPK', refresh=10**6)             # the graph that it is given is not used
+    return {'PK': dict(sampler='pk'), 'adaptive': dfgs(random_share='adaptive'), 'DFGS': dfgs(), 'PK one domain': one}
+
+
+def plan(tiny, work):
+    "Size of a world, config and seeds."
+    scale, size = 'tiny' if tiny else 'wide', SCALES['tiny' if tiny else 'wide'].size
+    bed = TINY_BED if tiny else json.loads((GUIDES/'test_bed_wide.json').read_text())
+    size = replace(size, identities=bed['identities'], targets=2 if tiny else TARGETS)
+    return size, config_of(bed, work, scale), {n: seeds[:2] if tiny else seeds for n, seeds in WORLDS.items()}
+
+
+def render(work, seed, size:Size, look_alikes):
+    "Render a world, unless it is there."
+    for name, domain_seed, identities, share in domains(seed, size):
+        folder = world_folder(work, seed, size)/name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists(): continue
+        make_domain(folder, domain_seed, identities, size.cameras, look_alikes=look_alikes, test_share=share, workers=1,
+                    progress=False)
+
+
+def work_on(work, out, share, tiny):
+    "The worlds of one process, in the declared order."
+    size, config, worlds = plan(tiny, work)
+    mine, of = map(int, share.split('/'))
+    every = 2 if tiny else EVERY
+    for look_alikes, seeds in worlds.items():
+        for seed in seeds[mine::of]:
+            began = time.time()
+            render(work, seed, size, look_alikes)
+            said(f'world {seed}, {look_alikes} share a caption: rendered', began)
+            rows, targets = read_world(work, seed, size, size.identities)
+            folder = Path(work)/f'look_alikes-{look_alikes}'
+            for name, changes in variants().items():
+                began = time.time()
+                with open(os.devnull, 'w') as silent, contextlib.redirect_stderr(silent):
+                    compare_variants(rows, targets, config, {name: changes}, [seed], folder, every)
+                save(work, out)
+                said(f'world {seed}, {name}', began)
+
+
+def said(what, began):
+    "A line of the log."
+    print(f'{time.strftime("%H:%M:%S")}  {what}: {time.time() - began:.0f} s', flush=True)
+
+
+def save(work, out):
+    "Write the small tables anew from all that is known; two processes take turns."
+    out.mkdir(parents=True, exist_ok=True)
+    with open(Path(work)/'.save.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        tables, histories, queries = [], [], []
+        for folder in sorted(Path(work).glob('look_alikes-*')):
+            n, study = int(folder.name.split('-')[1]), Study.load(folder)
+            tables.append(study.table.assign(look_alikes=n))
+            queries.append(study.queries.assign(look_alikes=n))
+            histories += [history(run, n) for run in sorted(folder.glob('seed-*/*/sampler.csv')) if ended(run.parent)]
+        names = dict(seed='world', domain='target', R1='rank1')
+        table = pd.concat(tables).rename(columns=names)
+        table = table[['world', 'look_alikes', 'variant', 'target', 'step', 'mAP', 'rank1', 'mINP', 'queries']]
+        write_text(table.round(6).to_csv(index=False), out/'rows.csv')
+        write_text(pd.concat(histories).round(5).to_csv(index=False), out/'history.csv')
+        pd.concat(queries).round(6).to_csv(Path(work)/'queries.csv.gz', index=False)
+
+
+def ended(run):
+    "Whether a run has come to its last step."
+    return (run/'model').exists()
+
+
+def history(file, look_alikes, parts=20):
+    "Means over all steps of each twentieth of a run, by kind of batch; `file` is the run's sampler.csv."
+    run, epochs = file.parent, pd.read_csv(file)
+    steps = pd.read_csv(run/'history.csv')
+    steps = steps[steps['stage'] == 'finetune']
+    walked = 'DFGS' in run.name or 'adaptive' in run.name
+    random = {}
+    for row in epochs.itertuples():
+        random[row.epoch] = random_rows(int(row.batches), getattr(row, 'random_share', 0.) if walked else 1.)
+    at = steps['step'] - steps.groupby('epoch')['step'].transform('min')       # place in the epoch
+    kind = ['random' if random[e][p] else 'walked' for e, p in zip(steps['epoch'], at)]
+    total = json.loads((run/'config.json').read_text())['finetune']['steps']
+    part = (-(-steps['step']*parts//total)).astype(int)
+    world = int(run.parent.name.split('-')[1])
+    keys = [part.rename('twentieth'), pd.Series(kind, steps.index, name='kind')]
+    mean = steps.groupby(keys)[['violated', 'loss']].mean()
+    mean['batches'] = steps.groupby(keys).size()
+    mean = mean.reset_index()
+    for place, (name, value) in enumerate(dict(world=world, look_alikes=look_alikes, variant=run.name).items()):
+        mean.insert(place, name, value)
+    return mean
+
+
+def report(out):
+    "The declared comparisons: paired differences over worlds at the last step, in points, with 95 % t intervals."
+    rows = pd.read_csv(out/'rows.csv')
+    last = rows[(rows['step'] == rows['step'].max()) | (rows['variant'] == 'start')]
+    lines = []
+    unseen = last['target'] != 'held-out'
+    for sort, part in (('unseen', last[unseen]), ('held-out', last[~unseen])):
+        for measure in ('mAP', 'rank1'):
+            mean = 100*part.groupby(['look_alikes', 'world', 'variant'])[measure].mean().unstack('variant')
+            for rank, n, name, to in COMPARISONS:
+                if n not in mean.index.levels[0] or not {name, to} <= set(mean): continue
+                gain = (mean.loc[n][name] - mean.loc[n][to]).dropna()
+                if len(gain) < 2: continue
+                low, high = t_interval(gain)
+                lines.append(dict(comparison=rank, look_alikes=n, what=f'{name} - {to}', where=sort, measure=measure,
+                                  mean=gain.mean(), low=low, high=high, worlds=len(gain), ahead=int((gain > 0).sum()),
+                                  sd=gain.std()))
+    table = pd.DataFrame(lines).round(10)
+    write_text(table.to_csv(index=False), out/'summary.csv')
+    return table
+
+
+def main(given=None):
+    "Work or report."
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--work', type=Path, help='folder of worlds, starts and runs')
+    p.add_argument('--out', type=Path, default=RESULTS, help='folder of the small tables')
+    p.add_argument('--share', default='0/1', help='which of the worlds: 0/2 every second one, 1/2 the others')
+    p.add_argument('--tiny', action='store_true', help='a few steps in small worlds')
+    p.add_argument('--report', action='store_true', help='print and write what rows.csv says')
+    p.add_argument('--collect', action='store_true', help='only write the small tables of what is in --work')
+    a = p.parse_args(given)
+    if a.report: return print(report(a.out).round(2).to_string(index=False))
+    if not a.work: p.error('--work is needed')
+    if a.collect: return save(str(a.work), a.out)
+    a.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    work_on(str(a.work), a.out, a.share, a.tiny)
+
+
+if __name__ == '__main__': main()

@@ -22,14 +22,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from study_rendered import GUIDES, SCALES, TINY_BED, Size, config_of, dfgs, domains, read_world, world_folder
+from study_rendered import SCALES, TINY_SETTING, Size, config_of, dfgs, domains, read_world, world_folder
 
-from clip_dfgs.files import write_text
-from clip_dfgs.intervals import t_interval
-from clip_dfgs.pedestrians import make_domain
-from clip_dfgs.samplers import PKSampler
-from clip_dfgs.studies import Study, compare_variants
-from clip_dfgs.walk import depth_first_batches, random_rows
+from clip_dfgs.evaluation.bootstrap import t_interval
+from clip_dfgs.experiments.studies import Study, compare_variants
+from clip_dfgs.sampling.depth_first import depth_first_batches, random_batch_mask
+from clip_dfgs.sampling.samplers import PKSampler
+from clip_dfgs.synthetic.domain import render_domain
+from clip_dfgs.utils.files import write_text
 
 RESULTS = Path(__file__).parent.parent/'results'/'planted'
 WORLDS = {1: range(300, 308), 4: range(310, 318)}                              # identities that share a caption: seeds
@@ -44,7 +44,7 @@ COMPARISONS = (('primary', 1, 'adaptive', 'PK'), ('second', 4, 'adaptive', 'PK')
 
 class OneDomainPK(PKSampler):
     "PK whose batches are each of one source domain; every tuplet once an epoch, batches in random order."
-    def _identities(self, rng):
+    def _identities(self, rng, epoch):
         first = np.full(len(self.tuplets), self.cameras.max())                 # domains have cameras of their own, and
         np.minimum.at(first, self.labels, self.cameras)                        # all of a domain see all its identities
         parts = [np.flatnonzero(first == camera) for camera in np.unique(first)]
@@ -54,16 +54,16 @@ class OneDomainPK(PKSampler):
 
 def variants():
     "What is compared, in the order of work."
-    one = dict(sampler='study_planted:OneDomainPK', refresh=10**6)             # the graph that it is given is not used
-    return {'PK': dict(sampler='pk'), 'adaptive': dfgs(random_share='adaptive'), 'DFGS': dfgs(), 'PK one domain': one}
+    one = dict(sampler='study_planted:OneDomainPK', graph_every_steps=10**6) # the graph that it is given is not used
+    return {'PK': dict(sampler='pk'), 'adaptive': dfgs(pk_ratio='adaptive'), 'DFGS': dfgs(), 'PK one domain': one}
 
 
 def plan(tiny, work):
     "Size of a world, config and seeds."
     scale, size = 'tiny' if tiny else 'wide', SCALES['tiny' if tiny else 'wide'].size
-    bed = TINY_BED if tiny else json.loads((GUIDES/'test_bed_wide.json').read_text())
-    size = replace(size, identities=bed['identities'], targets=2 if tiny else TARGETS)
-    return size, config_of(bed, work, scale), {n: seeds[:2] if tiny else seeds for n, seeds in WORLDS.items()}
+    setting = TINY_SETTING if tiny else json.loads((RESULTS.parent/'setting_wide.json').read_text())
+    size = replace(size, identities=setting['identities'], targets=2 if tiny else TARGETS)
+    return size, config_of(setting, work, scale), {n: seeds[:2] if tiny else seeds for n, seeds in WORLDS.items()}
 
 
 def render(work, seed, size:Size, look_alikes):
@@ -72,8 +72,8 @@ def render(work, seed, size:Size, look_alikes):
         folder = world_folder(work, seed, size)/name
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists(): continue
-        make_domain(folder, domain_seed, identities, size.cameras, look_alikes=look_alikes, test_share=share, workers=1,
-                    progress=False)
+        render_domain(folder, domain_seed, identities, size.cameras, look_alikes=look_alikes, test_share=share,
+                      workers=1, progress=False)
 
 
 def work_on(work, out, share, tiny):
@@ -86,7 +86,7 @@ def work_on(work, out, share, tiny):
             began = time.time()
             render(work, seed, size, look_alikes)
             said(f'world {seed}, {look_alikes} share a caption: rendered', began)
-            rows, targets = read_world(work, seed, size, size.identities)
+            rows, targets = read_world(work, size, size.identities, seed)
             folder = Path(work)/f'look_alikes-{look_alikes}'
             for name, changes in variants().items():
                 began = time.time()
@@ -133,14 +133,14 @@ def history(file, look_alikes, parts=20):
     walked = 'DFGS' in run.name or 'adaptive' in run.name
     random = {}
     for row in epochs.itertuples():
-        random[row.epoch] = random_rows(int(row.batches), getattr(row, 'random_share', 0.) if walked else 1.)
+        random[row.epoch] = random_batch_mask(int(row.batches), getattr(row, 'pk_ratio', 0.) if walked else 1.)
     at = steps['step'] - steps.groupby('epoch')['step'].transform('min')       # place in the epoch
     kind = ['random' if random[e][p] else 'walked' for e, p in zip(steps['epoch'], at)]
     total = json.loads((run/'config.json').read_text())['finetune']['steps']
     part = (-(-steps['step']*parts//total)).astype(int)
     world = int(run.parent.name.split('-')[1])
     keys = [part.rename('twentieth'), pd.Series(kind, steps.index, name='kind')]
-    mean = steps.groupby(keys)[['violated', 'loss']].mean()
+    mean = steps.groupby(keys)[['violated_triplets', 'loss']].mean().rename(columns=dict(violated_triplets='violated'))
     mean['batches'] = steps.groupby(keys).size()
     mean = mean.reset_index()
     for place, (name, value) in enumerate(dict(world=world, look_alikes=look_alikes, variant=run.name).items()):

@@ -20,10 +20,10 @@ import torch
 from study_planted import WORLDS, plan, read_world, render, said
 from study_rendered import dfgs
 
-from clip_dfgs.files import write_text
-from clip_dfgs.intervals import t_interval
-from clip_dfgs.samplers import DepthFirstGraphSampler
-from clip_dfgs.studies import Study, compare_variants
+from clip_dfgs.utils.files import write_text
+from clip_dfgs.evaluation.bootstrap import t_interval
+from clip_dfgs.sampling.samplers import DepthFirstGraphSampler
+from clip_dfgs.experiments.studies import Study, compare_variants
 
 RESULTS = Path(__file__).parent.parent/'results'/'schedule'
 EVERY, TURN = 60, 3                                                            # steps; epochs of the first half
@@ -35,7 +35,7 @@ class RandomFirst(DepthFirstGraphSampler):
 
     def set_epoch(self, epoch):
         super().set_epoch(epoch)
-        self.random_share = 0. if self.walks(epoch) else 1.
+        self.pk_ratio = 0. if self.walks(epoch) else 1.
 
 
 class WalkFirst(RandomFirst):
@@ -73,7 +73,7 @@ def save(study, out):
     study = Study.load(study.out)
     every = study.table[study.table['step'] > 0]['step'].min()
     history = study.history.assign(step=-(-study.history['step']//every)*every)
-    violated = history.groupby(['seed', 'variant', 'step'])['violated'].mean().reset_index()
+    violated = history.groupby(['seed', 'variant', 'step'])['violated_triplets'].mean().reset_index()
     write_text(study.table.rename(columns=dict(seed='world', domain='target')).round(6).to_csv(index=False),
                out/'rows.csv')
     write_text(violated.rename(columns=dict(seed='world')).round(5).to_csv(index=False), out/'violated.csv')

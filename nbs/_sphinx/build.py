@@ -40,6 +40,7 @@ def site_cell(cell):
     directives = re.findall(r'^#\|\s*(\w[\w-]*)', source, re.M)
     if {'hide', 'default_exp'} & set(directives): return None
     tags = ['hide-input'] if 'code-fold' in directives else []
+    if re.search(r'^#\|\s*echo:\s*false', source, re.M): tags = ['remove-input']
     bare = re.sub(r'^#\|.*\n?', '', source, flags=re.M).strip('\n')
     return cell | dict(source=bare, metadata=cell['metadata'] | dict(tags=tags))
 

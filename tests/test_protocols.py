@@ -24,7 +24,7 @@ from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.experiments.protocols import PROTOCOLS, PUBLISHED, Setting, count_steps, evaluate_partitions
 from clip_dfgs.experiments.protocols import plan_protocol, plot_matrix, protocol_sets, protocol_table, read_sets
 from clip_dfgs.experiments.protocols import run_protocol, setting_data, train_matrix, with_spread
-from clip_dfgs.viz.rankings import ranked
+from clip_dfgs.viz.rankings import evaluate_run
 from clip_dfgs.training.trainer import fit
 from trees import make_tree
 
@@ -234,7 +234,7 @@ def test_report_shows_all_right_answers(tmp_path, cameras):
     q, g = (rows[rows['split'] == s] for s in ('query', 'gallery'))
     pairs = q.iloc[:2].merge(g, on='pid')
     right = len(pairs) if cameras == 1 else int((pairs['camid_x'] != pairs['camid_y']).sum())
-    figure = ranked(tmp_path/'run', bootstrap=1)['town'].figure([0, 1], k=len(g))
+    figure = evaluate_run(tmp_path/'run', bootstrap=1)['town'].plot([0, 1], k=len(g))
     frames = [patch for ax in figure.axes for patch in ax.patches]
     assert right and sum(f.get_linestyle() in ('-', 'solid') for f in frames) == right + 2 # and the queries' own
 

@@ -1,6 +1,7 @@
 "Galleries on the disk: what is embedded again and what not, runs that are really killed, damage, names, and the ranks."
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,12 @@ from clip_dfgs.gallery.index import nearest_rows, row_lengths
 from clip_dfgs.gallery.search import printable, search_sheet
 from clip_dfgs.gallery.store import embed_gallery, one_writer
 from clip_dfgs.synthetic.captions import whole_captions, words_in
-from test_cli import noted, said
+from test_cli import said
+
+
+def noted(err):
+    "The notes among what was printed on stderr; progress bars are not lines of their own."
+    return [line.removeprefix('clip-dfgs: note: ') for line in re.split('[\r\n]', err) if 'clip-dfgs: note: ' in line]
 
 
 def paint(path, seed):

@@ -265,7 +265,7 @@ def test_images_of_a_source_in_a_target_are_said(data, tmp_path, monkeypatch):
 
 
 def test_steps_from_epochs():
-    rows = pd.DataFrame(dict(path=[str(i) for i in range(70)], label=np.repeat(range(10), 7), camera=0))
+    rows = pd.DataFrame(dict(path=[str(i) for i in range(70)], label=np.repeat(range(10), 7), cam_label=0))
     c = few(sampler='dfgs')
     c = replace(c, adapt=replace(c.adapt, steps=0, epochs=3), finetune=replace(c.finetune, steps=11),
                 prompts=replace(c.prompts, steps=0, epochs=2, batch=32))

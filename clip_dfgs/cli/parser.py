@@ -85,7 +85,12 @@ def read(
             near = suggest(word, known)
             raise ValueError(f'{parser.prog} has no option {word}{near or ";"} see {parser.prog} --help')
     try: return parser.parse_args(words).as_dict()
-    except ArgumentError as e: raise ValueError(f'{_plain(str(e), known)}; see {parser.prog} --help') from None
+    except ArgumentError as e: said = str(e)
+    late = said.removeprefix('unrecognized arguments: ').split() if said.startswith('unrecognized') else []
+    first = next((i for i, word in enumerate(words) if not word.startswith('-')), None)
+    turned = [*words[:1], *late, *words[1:len(words) - len(late)]]  # words behind an option: `search g --top 3 a.jpg`
+    if late and first == 0 and len(turned) == len(words) and turned != words: return read(parser, turned)
+    raise ValueError(f'{_plain(said, known)}; see {parser.prog} --help')
 
 def _plain(said:str, known)->str: # what jsonargparse says, in the words of the command line
     said = ' '.join(said.split())

@@ -438,18 +438,18 @@ def test_data_sets_know_their_cameras(world, tmp_path):
     code, out, err = said('embed', f'market1501:{world}', '--model', 'pedestrians', '--out', tmp_path/'g')
     assert code == 0, err
     records = Gallery.load(tmp_path/'g').records
-    assert set(records['camera']) == {'0', '1', '2'} and set(records['domain']) == {'market1501'}
+    assert set(records['camera']) == {'c1', 'c2', 'c3'} and set(records['domain']) == {'market1501'}
     assert set(records['split']) == {'train', 'query', 'gallery'} and records['pid'].nunique() == 24
     code, _, err = said('embed', world, '--model', 'pedestrians', '--out', tmp_path/'h')
     assert code == 0 and [n for n in noted(err) if 'looks like Market-1501' in n]
     for words, line in ((('--detected',), 'would change nothing'), (('--domain', 'a', 'b'), '2 names of domains for 1'),
-                        (('--batch', '0'), 'batch is 0'), (('--dtype', 'float8'), 'unknown dtype')):
+                        (('--batch', '0'), 'batch=0'), (('--dtype', 'float8'), 'unknown dtype')):
         code, _, err = said('embed', world, '--model', 'pedestrians', '--out', tmp_path/'i', *words)
         assert code == 2 and line in err and not (tmp_path/'i').exists(), err
 
 
 @pytest.mark.parametrize('change, name', [
-    (dict(k=0), 'k is'), (dict(k='3'), 'k is'), (dict(k=1.5), 'k is'), (dict(text=['a', 3]), '3'),
+    (dict(k=0), 'k='), (dict(k='3'), 'k='), (dict(k=1.5), 'k='), (dict(text=['a', 3]), '3'),
     (dict(text=' '), 'text'), (dict(images={'a.jpg', 'b.jpg'}), 'set'), (dict(camera='9'), "'9'"),
     (dict(domain=['shot']), 'shots')])
 def test_queries_that_are_none(made, extract, change, name):

@@ -8,7 +8,7 @@ __all__ = ['as_numbers', 'batch_hardness', 'epoch_statistics', 'pair_repetition'
 # %% ../../nbs/sampling/06_diagnostics.ipynb #ffcaede7
 import numpy as np
 import torch
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 
 from ..utils.checks import as_cameras, as_labels, _array
@@ -160,7 +160,8 @@ def as_sparse(
     "The graph as a sparse matrix."
     graph = np.asarray(neighbors)
     n, k = graph.shape
-    return csr_array((np.ones(n*k), graph.ravel(), np.arange(0, n*k + 1, k)), shape=(n, n))
+    edges = coo_array((np.ones(n*k), (np.repeat(np.arange(n), k), graph.ravel())), shape=(n, n))
+    return edges.tocsr()                    # edges named twice are added up: scipy's search needs them once
 
 # %% ../../nbs/sampling/06_diagnostics.ipynb #0d09cdee
 def graph_statistics(

@@ -84,12 +84,14 @@ def read(
         if re.match('--[a-zA-Z]', word) and word not in known:
             near = suggest(word, known)
             raise ValueError(f'{parser.prog} has no option {word}{near or ";"} see {parser.prog} --help')
-    try: return parser.parse_args(words).as_dict()
-    except ArgumentError as e: said = str(e)
+    def parsed(words):
+        try: return parser.parse_args(words).as_dict(), ''
+        except ArgumentError as e: return None, str(e)
+    given, said = parsed(words)
     late = said.removeprefix('unrecognized arguments: ').split() if said.startswith('unrecognized') else []
-    first = next((i for i, word in enumerate(words) if not word.startswith('-')), None)
-    turned = [*words[:1], *late, *words[1:len(words) - len(late)]]  # words behind an option: `search g --top 3 a.jpg`
-    if late and first == 0 and len(turned) == len(words) and turned != words: return read(parser, turned)
+    if late and words[-len(late):] == late and not words[0].startswith('-'): # `search g --top 3 a.jpg`
+        given, said = parsed([*words[:1], *late, *words[1:-len(late)]])
+    if given is not None: return given
     raise ValueError(f'{_plain(said, known)}; see {parser.prog} --help')
 
 def _plain(said:str, known)->str: # what jsonargparse says, in the words of the command line

@@ -299,6 +299,11 @@ def evaluate(
     -------
     RetrievalResult
         averages as fractions 0..1 and the per-query table
+
+    Raises
+    ------
+    ValueError
+        for what cannot be compared, a warning for self matches
     """
     ranks, bootstrap, settings = checked_ranks(ranks), checked_resamples(bootstrap), _rerank_settings(rerank)
     query, gallery = feature_pair(query, gallery)

@@ -250,6 +250,11 @@ def serve_gallery(
     -------
     value
         gradio's `Blocks` and the page's address
+
+    Raises
+    ------
+    OSError
+        where the port is taken
     """
     gr, page = _gradio(), make_page(gallery)
     from starlette.middleware import Middleware

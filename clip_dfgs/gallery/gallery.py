@@ -52,6 +52,11 @@ def find_images(
     -------
     pd.DataFrame
         path (absolute), domain, camera (as written, '' = unknown); identity, pid, split where they are known
+
+    Raises
+    ------
+    ValueError
+        where there are none, or two sources have one name
     """
     words = [str(w) for w in ([words] if isinstance(words, (str, os.PathLike)) else words)]
     if not words: raise ValueError('name a folder of images, or a data set as name:folder')
@@ -268,6 +273,11 @@ class Gallery:
             'skip': leave out images that cannot be read, and count them in a warning
         progress : bool
             a bar
+
+        Raises
+        ------
+        ValueError
+            where none can be read
         """
         check_choice('broken', broken, ('raise', 'skip'))
         found = extractor(records['path'].tolist(), progress, bad='raise' if broken == 'raise' else 'none')
@@ -296,6 +306,11 @@ class Gallery:
             searched with all its folders; or a data set `name:folder`
         camera : str
             regular expression whose group is the camera in a file's name
+
+        Raises
+        ------
+        ValueError
+            if there is none
         """
         return cls.from_records(find_images(folder, camera), extractor, **options)
 
@@ -425,6 +440,11 @@ class Gallery:
             of `save`, `embed_gallery` or `clip-dfgs embed`
         extractor
             a FeatureExtractor, or the place of the model; None: where it lay when it was embedded
+
+        Raises
+        ------
+        ValueError
+            where it is missing, damaged or of another model
         """
         folder = Path(folder).expanduser()
         if not folder.is_dir(): raise ValueError(f'gallery {folder} is not there; clip-dfgs embed makes one')

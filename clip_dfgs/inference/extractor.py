@@ -116,6 +116,11 @@ def load_model(
     -------
     value
         `ReIDModel` in evaluation mode, or an `OnnxModel`
+
+    Raises
+    ------
+    ValueError
+        where there is none, and for a run that has no model yet
     """
     path, name = Path(place).expanduser(), str(place)
     if path.suffix == '.onnx': return OnnxModel(path, **settings)
@@ -199,6 +204,11 @@ class FeatureExtractor:
         -------
         Tensor
             [B,D], on the CPU; with bad='none' a list of [D] and None
+
+        Raises
+        ------
+        ValueError
+            names the image that is wrong
         """
         check_choice('bad', bad, ('raise', 'none'))
         images = listed(images)

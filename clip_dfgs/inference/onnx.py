@@ -59,6 +59,11 @@ def export_onnx(
     -------
     float
         the largest distance that was seen
+
+    Raises
+    ------
+    ValueError
+        if it cannot be made or differs from torch
     """
     _need_packages()
     from clip_dfgs.inference.extractor import Embedder, load_model
@@ -315,6 +320,11 @@ class OnnxExtractor:
         -------
         np.ndarray
             float32 [B,D]
+
+        Raises
+        ------
+        ValueError
+            with onnxruntime's reason if it cannot
         """
         out = [self._run(pixels[i:i + self.batch]) for i in range(0, len(pixels), self.batch)]
         return np.concatenate(out) if out else np.zeros((0, self.facts['width']), np.float32)
@@ -355,6 +365,11 @@ class OnnxExtractor:
         -------
         np.ndarray
             float32 [B,D]; with bad='none' a list of [D] and None
+
+        Raises
+        ------
+        ValueError
+            names the image that is wrong
         """
         check_choice('bad', bad, ('raise', 'none'))
         channels = check_choice('channels', channels or self.channels, ('rgb', 'bgr'))

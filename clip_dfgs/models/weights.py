@@ -211,6 +211,11 @@ def read_weights(
     -------
     tuple[dict, str]
         tensors by name, and their origin: "openai", "bare", "checkpoint" or "open_clip"
+
+    Raises
+    ------
+    ValueError
+        if the file is none of the known kinds
     """
     path = Path(path).expanduser()
     if reason := not_weights(path): raise ValueError(f'{path}: not a weight file; {reason}')
@@ -429,6 +434,11 @@ def load_clip(
     -------
     tuple[nn.Module, dict, dict]
         model, its config; normalization (mean, std), and what else the weights decide
+
+    Raises
+    ------
+    ValueError
+        for what is unknown or does not fit
     """
     cfg, plain = _architecture(name), name.replace('/', '-')
     file = _weight_file(name, pretrained)

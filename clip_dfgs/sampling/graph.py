@@ -73,6 +73,11 @@ def identity_features(
     -------
     torch.Tensor
         [N, D], of the features' dtype
+
+    Raises
+    ------
+    ValueError
+        if an identity has no image
     """
     check_choice('reduce', reduce, ('mean', 'camera', 'random'))
     features = torch.as_tensor(features)
@@ -341,6 +346,11 @@ def load_graph(
     -------
     tuple[torch.Tensor, dict]
         LongTensor [N, k], parameters
+
+    Raises
+    ------
+    ValueError
+        if it is something else
     """
     try:
         with np.load(path, allow_pickle=False) as file:

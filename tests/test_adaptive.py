@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
-from running import config, only, rows_of, same, two, weights
+from runs import one_thread_one_cache # noqa: F401, a fixture for the whole file
+from runs import config, only, rows_of, same, two, weights
 
 from clip_dfgs.training.losses import triplet_health
 from clip_dfgs.training.trainer import fit

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from running import config, rows_of
+from runs import config, rows_of
 
 from clip_dfgs.training.config import Stage, TrainConfig, check_config, config_dict, config_from, rate
 from clip_dfgs.training.recipes import RECIPES, recipe

@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
-from running import config, only, rows_of, same, weights
+from runs import one_thread_one_cache # noqa: F401, a fixture for the whole file
+from runs import config, only, rows_of, same, weights
 
 from clip_dfgs.inference.embed import embed_images
 from clip_dfgs.models.reid_model import ReIDModel

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from running import config, only, rows_of
+from runs import config, only, rows_of
 
 from clip_dfgs.training import trainer
 from clip_dfgs.training.checkpoints import checkpoints

@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
-from running import addresses, begin_two, config, ended, into, killed_at, only, processes, rows_of, said_by_two, same
-from running import started, two, weights
+from runs import one_thread_one_cache # noqa: F401, a fixture for the whole file
+from runs import addresses, begin_two, config, ended, into, killed_at, only, processes, rows_of, said_by_two, same
+from runs import started, two, weights
 from safetensors.torch import load_file
 
 from clip_dfgs.training import trainer
@@ -415,7 +415,7 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(world, tmp_pat
     c = replace(c, prompts=replace(c.prompts, batch=12), finetune=replace(c.finetune, id_weight=0., batch=8))
     out = tmp_path/'two'
     assert two(world, out, c) == [0, 0], said_by_two(out)
-    one = replace(c, gather=False, sampler='pairs:Pairs', prompts=replace(c.prompts, batch=24))
+    one = replace(c, gather=False, sampler='double_batches:DoubleBatches', prompts=replace(c.prompts, batch=24))
     fit(rows_of(world), one, tmp_path/'one')
     a, b = (pd.read_csv(tmp_path/name/'history.csv') for name in ('one', 'two'))
     assert len(a) == len(b) == 6

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
-from running import config, held, only, rows_of, same, started, two, watched, weights
+from runs import one_thread_one_cache # noqa: F401, a fixture for the whole file
+from runs import config, held, only, rows_of, same, started, two, watched, weights
 
 from clip_dfgs.training.checkpoints import checkpoints
 from clip_dfgs.utils.files import TrainError

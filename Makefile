@@ -20,6 +20,7 @@ demo: setup
 check: setup
 	.venv/bin/ruff check nbs clip_dfgs tests benchmarks setup.py
 	$(PY) tests/check_export.py
+	.venv/bin/mypy
 
 test: check
 	$(ALONE) && .venv/bin/nbdev_test --n_workers 2 --timing --path nbs && \

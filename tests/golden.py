@@ -177,7 +177,7 @@ def ranks():
     from clip_dfgs.evaluation.metrics import evaluate
     from clip_dfgs.evaluation.bootstrap import compare
     from clip_dfgs.evaluation.reranking import k_reciprocal_distances
-    from clip_dfgs.evaluation.verification import verification
+    from clip_dfgs.evaluation.metrics import verification
     draw = np.random.default_rng(8)
     people = draw.normal(size=(30, 10))
     query_ids, gallery_ids = draw.integers(0, 30, 50), draw.integers(0, 32, 160)

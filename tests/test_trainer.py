@@ -151,7 +151,7 @@ def test_a_rule_about_source_domains_reaches_every_graph(world, tmp_path, monkey
     tables = [load_dataset('market1501', world, domain='a')]
     tables.append(render_domain(tmp_path/'b', seed=5, identities=8, cameras=2, test_share=0., progress=False))
     graphs = []
-    monkeypatch.setattr(trainer, '_describe_epoch', lambda run, sampler, epoch: graphs.append(sampler.neighbors))
+    monkeypatch.setattr(trainer, '_describe_epoch', lambda *given: graphs.append(given[2].neighbors))
     told = only(config(graph=graph, neighbors_from=rule, k=4), prompts=1, finetune=1)
     records = fit(tables, told, tmp_path/'run').records
     domain = records.groupby('label')['domain'].first().to_numpy()
@@ -350,7 +350,7 @@ def test_gradients_that_no_loss_scale_helps(world, tmp_path):
     run.model.clip.visual.proj.register_hook(lambda gradient: gradient*float('inf'))
     words = (r'^adapt, step 3: the gradients overflow whatever the loss scale \(now 5.0e-01\).*'
              r'last good checkpoint: \S+; use precision bf16')
-    with pytest.raises(TrainError, match=words): trainer._adapt(run)
+    with pytest.raises(TrainError, match=words): trainer._train(run, 'adapt')
     run.accelerator.scaler = None
 
 

@@ -92,7 +92,7 @@ def _average_rows(
     weights:np.ndarray, # its weight, shape [p]
     near:np.ndarray,    # whose rows to average, per image, shape [N, k2]
     block:int=4096,     # images at a time
-)->tuple[np.ndarray, np.ndarray, np.ndarray]: # entries of the averages, sorted by row and column
+)->tuple[np.ndarray, ...]: # entries of the averages, sorted by row and column
     "Each image's mean row over its nearest images ([k-reciprocal] eq. 11)."
     N, k2 = near.shape
     first, parts = np.searchsorted(rows, np.arange(N + 1)), []

@@ -27,8 +27,8 @@ test: check
 	$(PY) -m pytest -q -n 2 --dist worksteal -m 'not slow and not cuda' --durations 20 tests
 
 fast: setup
-	$(ALONE) && $(PY) -m pytest -q -n 2 -m 'not slow and not cuda' tests/sampling tests/test_evaluation.py \
-	tests/test_losses.py tests/test_structure.py --deselect tests/sampling/test_sampler_processes.py
+	$(ALONE) && $(PY) -m pytest -q -n 2 -m 'not slow and not cuda' tests/sampling tests/evaluation/test_evaluation.py \
+	tests/training/test_losses.py tests/test_structure.py --deselect tests/sampling/test_sampler_processes.py
 
 test-all: test docs
 	$(ALONE) && $(PY) -m pytest -q -n 2 --dist worksteal -m 'slow and not cuda' --durations 20 tests

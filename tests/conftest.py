@@ -64,11 +64,3 @@ def pair(world, tmp_path_factory):
     from runs import config, said_by_two, two
     def train(out): assert two(world, out, config(), test=True) == [0, 0], said_by_two(out)
     return _run(tmp_path_factory, 'pair', train)
-
-
-@pytest.fixture(scope='session')
-def held_run(world, tmp_path_factory):
-    "A run with held-out identities that keeps the best model."
-    from runs import fit, held, watched
-    rows, validate = held(world)
-    return _run(tmp_path_factory, 'held', lambda out: fit(rows, watched(select='best'), out, validate=validate))

@@ -97,9 +97,10 @@ def _cells_of(
     pairs:np.ndarray, # as in `in_block`
     start:int,        # first query of the block
     d:torch.Tensor,   # distances of the block, shape [b, G]
-)->tuple[torch.Tensor, ...]: # rows and columns, on the block's device
+)->tuple[torch.Tensor, torch.Tensor]: # rows and columns, on the block's device
     "The pairs of one block of queries."
-    return tuple(torch.from_numpy(side).to(d.device) for side in in_block(pairs, start, start + len(d))[1])
+    row, column = (torch.from_numpy(side).to(d.device) for side in in_block(pairs, start, start + len(d))[1])
+    return row, column
 
 def _rank_on_device(
     blocks:Iterator[tuple[int, torch.Tensor]], # distances on their device

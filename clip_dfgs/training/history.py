@@ -6,9 +6,11 @@
 __all__ = []
 
 # %% ../../nbs/training/06_history.ipynb #fce9816c
+import csv
 import io
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import pandas as pd
@@ -31,20 +33,6 @@ def forget_later(
     before = STAGES[:STAGES.index(name)]
     rows[:] = [r for r in rows if r['stage'] in before or (r['stage'] == name and r['step'] <= step)]
 
-# %% ../../nbs/training/06_history.ipynb #43268a39
-class _Means:
-    "Means over the steps since the last row; nothing is read from a GPU before they are asked for."
-    def __init__(self): self.sums = {}
-
-    def add(self, name:str, value):
-        total, n = self.sums.get(name, (0., 0))
-        self.sums[name] = total + value, n + 1
-
-    def take(self)->dict: # name -> mean
-        found = {name: float(total)/n for name, (total, n) in self.sums.items()}
-        self.sums = {}
-        return found
-
 # %% ../../nbs/training/06_history.ipynb #c69232fa
 class Log:
     "Progress bar, history.csv, trackers, and the watch for collapse of one stage; called with each `Step`."
@@ -60,7 +48,7 @@ class Log:
     ):
         self.rows, self.file, self.accelerator, self.name, self.every = rows, file, accelerator, name, every
         self.columns = [*HISTORY, *(c for c in columns or () if c not in HISTORY)]
-        self.main, self.means = accelerator.is_main_process, _Means()
+        self.main, self.means = accelerator.is_main_process, defaultdict(list)
         self.bar, self.since, self.images, self.warned = None, time.time(), 0, False
         forget_later(rows, name, step)
         if self.main: write_csv(pd.DataFrame(rows, columns=self.columns), file, index=False)
@@ -72,9 +60,9 @@ class Log:
                             mininterval=1, file=sys.stderr)
         self.bar.update()
         self.images += len(done.rows)*self.accelerator.num_processes
-        self.means.add('mean_loss', done.loss.detach())
+        self.means['mean_loss'].append(done.loss.detach())
         if done.features is not None:
-            self.means.add(f'violated_{done.kind}', violated_share(done.features, done.labels))
+            self.means[f'violated_{done.kind}'].append(violated_share(done.features, done.labels))
         if done.step % self.every and done.step != done.steps: return
         row = self._row(done)
         self.bar.set_postfix(loss=f'{row["loss"]:.3f}', rate=f'{done.rate:.1e}', img_s=f'{row["images_per_s"]:.0f}')
@@ -89,7 +77,9 @@ class Log:
                    images_per_s=self.images/(time.time() - self.since))
         row |= {name: part.item() for name, part in done.parts.items()}
         if done.features is not None: row |= triplet_health(done.features, done.labels, normalize=True)
-        return row | self.means.take()
+        row |= {name: float(sum(some))/len(some) for name, some in self.means.items()} # read from a GPU only here
+        self.means.clear()
+        return row
 
     def _write(self, row):
         line = ','.join(str(row.get(name, '')) for name in self.columns)
@@ -109,12 +99,11 @@ class Log:
         if self.bar is not None: self.bar.close()
 
 # %% ../../nbs/training/06_history.ipynb #77c410d2
-def read_history(
-    file:Path, # history.csv
+def read_rows(
+    file:Path, # history.csv or validation.csv
 )->list: # of dictionaries
-    "The rows of history.csv; a last line that was cut off is left out."
+    "The rows of a table, to the last digit; empty cells and a last line that was cut off are left out."
     text = file.read_text(encoding='utf-8') if file.exists() else ''
-    if '\n' not in text: return []
-    table = pd.read_csv(io.StringIO(text[:text.rindex('\n') + 1]))
-    rows = table.itertuples(index=False)
-    return [{name: value for name, value in zip(table, row) if pd.notna(value)} for row in rows]
+    kinds = dict(stage=str, domain=str, epoch=int, step=int, queries=int)
+    rows = csv.DictReader(io.StringIO(text[:text.rfind('\n') + 1], newline=''))
+    return [{name: kinds.get(name, float)(value) for name, value in row.items() if value} for row in rows]

@@ -21,7 +21,7 @@ from ..data.leakage import one_of_each
 from ..inference.evaluator import evaluate_records, results_table
 from ..models.reid_model import ReIDModel
 from .checkpoints import checkpoints
-from .config import TrainConfig, config_dict, config_from
+from .config import TrainConfig, config_dict, config_from, flat
 from .history import HISTORY
 from .validation import RANKS
 from ..utils.files import write_csv, write_text, writing
@@ -131,37 +131,36 @@ def _check_same_config(
     try: old = config_dict(config_from(json.loads((out/'config.json').read_text())))
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ValueError(f'{out}/config.json cannot be read ({e}); choose another folder') from None
-    for name, new in config_dict(config).items():
-        if old[name] == new or name in _FREE: continue
-        raise ValueError(f'{out} was made with another {_difference(name, old[name], new)}; '
+    old, new = flat(old), flat(config_dict(config))
+    for name in old | new:
+        if old.get(name) == new.get(name) or name in _FREE: continue
+        raise ValueError(f'{out} was made with another {name} ({old.get(name)}, not {new.get(name)}); '
                          'resume with the same settings or choose another folder')
-
-def _difference(name:str, old, new)->str:
-    "A setting that is not as it was; of a stage, the first one inside that is not."
-    if isinstance(old, dict) and isinstance(new, dict):
-        inner = next(k for k in new if old.get(k) != new[k])
-        return f'{name}.{inner} ({old.get(inner)}, not {new[inner]})'
-    old, new = ('a stage' if isinstance(value, dict) else value for value in (old, new))
-    return f'{name} ({old}, not {new})'
 
 # %% ../../nbs/training/05_run.ipynb #7bc109af
 def open_folder(
-    out, # the run folder
+    out:Path, # the run folder
     config:TrainConfig, # what the run is told
+    rows:pd.DataFrame, # pooled training rows
+    held_out:pd.DataFrame, # query and gallery rows; None = none
     resume:bool, # as in `check_folder`
     overwrite:bool, # as in `check_folder`
-)->bool: # whether there is something to resume
-    "Make the run folder, or say why not."
-    out = Path(out)
+):
+    "Make the run folder and keep the rows in it, or say why not."
     again = check_folder(out, config, resume, overwrite)
     with writing(out, 'choose another folder'):
         out.mkdir(parents=True, exist_ok=True)
         for pattern in ('.*.part', '.*.[0-9]*', 'model/.*.part'):              # of a run that was killed
             for left in [*out.glob(pattern)]: left.unlink()
         if not again: _empty(out)
-    if again: return True
-    with writing(out/'config.json'): write_text(json.dumps(config_dict(config), indent=1), out/'config.json')
-    return False
+    if not again:
+        with writing(out/'config.json'): write_text(json.dumps(config_dict(config), indent=1), out/'config.json')
+    before = (out/'validate.csv').exists()
+    if before != (held_out is not None) and checkpoints(out/'checkpoint'):
+        raise ValueError(f'{out} was made with{"" if before else "out"} validate; '
+                         'resume with the same rows or choose another folder')
+    keep_records(out, rows, again)
+    if held_out is not None: keep_records(out, held_out, again, 'validate.csv')
 
 _MADE = ('checkpoint', 'model', 'best', 'wandb', 'clip_dfgs', 'config.json', 'sources.json', 'report.html',
          *map('{}.csv'.format, 'records validate history validation sampler epoch results targets bad_batch'.split()))

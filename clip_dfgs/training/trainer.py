@@ -30,12 +30,12 @@ from ..sampling.diagnostics import epoch_statistics
 from ..sampling.graph import neighbor_search
 from ..sampling.samplers import AdaptivePKRatio, DepthFirstGraphSampler, GraphSampler, PKSampler, update_graph
 from .step import renew_norm
-from .checkpoints import checkpoints, last_good, on_main, restore, resume_point, save_point
+from .checkpoints import last_good, on_main, restore, resume_point, save_point
 from .config import check_config, class_at, config_dict, graph_width, STAGES, TrainConfig
-from .history import Log, read_history
-from .run import check_folder, keep_records, open_folder, Run
+from .history import Log, read_rows
+from .run import check_folder, open_folder, Run
 from .step import Batches, ImageLosses, LossError, own_random_stream, PromptLosses, StageLoop
-from .validation import best_model, held_out_rows, read_ranks, Validation
+from .validation import best_model, held_out_rows, Validation
 from ..utils.files import TrainError, write_csv, writing
 
 # %% ../../nbs/training/08_trainer.ipynb #256f6749
@@ -254,22 +254,12 @@ def _begin(
     model = new_model(rows, config)
     a = make_accelerator(config.precision, config.track, str(out), model.convolutional)
     pixels = cached_images(rows['path'].tolist(), model.config['image_size'], config.cache, progress=a.is_main_process)
-    on_main(a, lambda: _open(out, config, rows, held_out, resume, overwrite))
+    on_main(a, lambda: open_folder(out, config, rows, held_out, resume, overwrite))
     if config.track: _track(a, config, out)
     run = Run(out, config, rows, model.to(a.device), pixels, a, held_out=held_out)
     if resume: run.restored = restore(out, run.model, a)
-    if run.restored: run.rows, run.ranks = read_history(out/'history.csv'), read_ranks(out/'validation.csv')
+    if run.restored: run.rows, run.ranks = (read_rows(out/f'{name}.csv') for name in ('history', 'validation'))
     return run
-
-def _open(out:Path, config:TrainConfig, rows:pd.DataFrame, held_out, resume:bool, overwrite:bool):
-    "Make the run folder and keep the rows in it, or say why not."
-    again = open_folder(out, config, resume, overwrite)
-    before = (out/'validate.csv').exists()
-    if again and before != (held_out is not None) and checkpoints(out/'checkpoint'):
-        raise ValueError(f'{out} was made with{"" if before else "out"} validate; '
-                         'resume with the same rows or choose another folder')
-    keep_records(out, rows, again)
-    if held_out is not None: keep_records(out, held_out, again, 'validate.csv')
 
 # %% ../../nbs/training/08_trainer.ipynb #db4432b5
 def _training_rows(records)->pd.DataFrame: # with `label` and `camera`

@@ -6,7 +6,6 @@
 __all__ = []
 
 # %% ../../nbs/training/07_validation.ipynb #4317c8a8
-import csv
 import json
 import os
 import shutil
@@ -96,15 +95,6 @@ def best_step(
     mine = [r for r in ranks if r['stage'] == 'finetune' and (last is None or r['step'] <= last)]
     if not mine: return None
     return int(pd.DataFrame(mine).groupby('step')['mAP'].mean().idxmax())
-
-def read_ranks(
-    file:Path, # validation.csv
-)->list: # of dictionaries
-    "The rows of validation.csv, to the last digit; a domain may be called 0012 or NA."
-    if not file.exists(): return []
-    kinds = dict(step=int, queries=int, mAP=float, R1=float, mINP=float)
-    with open(file, encoding='utf-8', newline='') as f: rows = list(csv.DictReader(f))
-    return [{name: kinds.get(name, str)(value) for name, value in row.items()} for row in rows]
 
 # %% ../../nbs/training/07_validation.ipynb #d9eec315
 def keep_model(

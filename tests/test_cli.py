@@ -21,7 +21,7 @@ from clip_dfgs.cli.main import COMMANDS, explained, main, parser_of
 from clip_dfgs.cli.parser import read
 from clip_dfgs.cli.settings import _settings, config_of
 from clip_dfgs.data.datasets import load_dataset
-from clip_dfgs.training.recipes import RECIPES
+from clip_dfgs.training.config import RECIPES
 from trees import make_tree
 
 SHORT = '--steps 2 --adapt-steps 2 --prompt-steps 2 --batch 16 --precision no'.split()

@@ -239,8 +239,12 @@ def study(
     if latex: check_ending(latex, '.tex')
     changes = {word: variant_of(word) for word in variants}
     sources, targets = read_data(options, source=source, target=target)
-    rows, targets = pool(sources), pd.concat(targets, ignore_index=True)
-    found = compare_variants(rows, targets, config, changes, seeds_of(seeds), out, every)
+    parts = {} # published splits of a data set count as one target
+    for domain, part in pd.concat(targets, ignore_index=True).groupby('domain', sort=False):
+        if 'partition' in part and part['partition'].isna().any(): part = part.drop(columns='partition')
+        name = domain.partition('/')[0]
+        parts.setdefault(name, []).append(part.assign(domain=name))
+    found = compare_variants(pool(sources), parts, config, changes, seeds_of(seeds), out, every)
     table = found.differences(to=variants[0])
     table.insert(0, 'mAP', found.last().mean())
     print(f'mAP in percent, difference to {variants[0]} in points\n{table.round(1).to_string()}')
@@ -282,7 +286,8 @@ def write_latex(
     lines.append(rf'{name} & {reference:.1f} & \\')
     for variant, r in table.iterrows():
         score = rf'\textbf{{{r["mAP"]:.1f}}}' if r['low'] > 0 else f'{r["mAP"]:.1f}'
-        difference = f'{r["mean"]:+.1f} [{r["low"]:+.1f}, {r["high"]:+.1f}]'
+        interval = f' [{r["low"]:+.1f}, {r["high"]:+.1f}]' if r['n'] > 1 else ' (one seed)'
+        difference = f'{r["mean"]:+.1f}{interval}'
         lines.append(rf'{variant} & {score} & {difference} \\'.replace('_', r'\_'))
     write_text('\n'.join([*lines, r'\bottomrule', r'\end{tabular}', '']), file)
 

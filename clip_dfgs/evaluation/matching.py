@@ -81,7 +81,7 @@ def read_columns(
     exclude_groups:dict|None, # likewise
     Q:int,             # how many queries there are
     G:int,             # how many gallery images
-)->tuple[dict, dict]:  # of queries and gallery: 'ids', 'cams' if known, and the groups, each an array
+)->tuple[dict, ...]:  # of queries and gallery: 'ids', 'cams' if known, and the groups, each an array
     "Labels of both sides in arrays that can be compared; ValueError for labels out of the rule."
     columns = dict(ids=_identities(query_ids, gallery_ids, Q, G))
     for name, (of_query, of_gallery) in dict(cams=(query_cams, gallery_cams), **(exclude_groups or {})).items():

@@ -135,7 +135,7 @@ def _sides(views, cols)->list[tuple]: # a view: features [N, D], their squared n
 # %% ../../nbs/sampling/01_graph.ipynb #59175d8d
 def _block(sides, rows, metric:str, out:torch.Tensor)->torch.Tensor: # [rows, cols]; overwrites `out`
     "Distances by a product, wrong in the last digits: sums for two views; squares less the row's own for one."
-    total = 0
+    total = torch.zeros((), dtype=out.dtype)
     for x, norms, others, other_norms, weight in sides:
         with full_precision_matmul(): torch.addmm(other_norms, x[rows], others.T, alpha=-2, out=out)
         if len(sides) == 1: return out  # the order of a row is the same
@@ -146,7 +146,7 @@ def _block(sides, rows, metric:str, out:torch.Tensor)->torch.Tensor: # [rows, co
 def _rerank(views, rows, candidates, count:int, metric:str)->torch.Tensor: # [rows, count]
     "The nearest of each row's own candidates [rows, c], by direct distances in double precision; ties by index."
     candidates = candidates.sort(1).values  # a stable sort of ascending indices breaks ties by index
-    exact = 0
+    exact = torch.zeros((), dtype=torch.float64)
     for x, weight in views:
         squared = (x[candidates].double() - x[rows].double()[:, None]).square().sum(-1)
         exact = exact + weight*_gap(squared, metric)
@@ -228,7 +228,8 @@ def _faiss_index(x:np.ndarray, seed:int): # and how many cells it has
     n, width = x.shape
     cells = max(1, min(4096, int(2*n**0.5), n//39))
     index = faiss.index_factory(width, f'IVF{cells},Flat')
-    index.cp.seed, index.cp.niter, index.cp.max_points_per_centroid = 1234 + seed, 6, 64
+    cells_of = index.cp # type: ignore[attr-defined]
+    cells_of.seed, cells_of.niter, cells_of.max_points_per_centroid = 1234 + seed, 6, 64
     index.train(x)
     index.add(x)
     return index, cells

@@ -52,7 +52,8 @@ def fsync(
     path, # of a file or a folder
 ):
     "Have a file, or the names in a folder, on the disk and not only in memory."
-    handle = os.open(path, os.O_RDONLY)
+    if os.name == 'nt' and os.path.isdir(path): return # Windows opens no folders
+    handle = os.open(path, os.O_RDWR if os.name == 'nt' else os.O_RDONLY)
     try: os.fsync(handle)
     finally: os.close(handle)
 

@@ -1,7 +1,5 @@
 "The command line: help, settings, mistakes, what a run remembers, and what is never written over."
-import contextlib
 import inspect
-import io
 import json
 import re
 import shlex
@@ -17,32 +15,16 @@ from typing import get_args
 import pandas as pd
 import pytest
 
-from clip_dfgs.cli.main import COMMANDS, explained, main, parser_of
+from clip_dfgs.cli.main import COMMANDS, explained, parser_of
 from clip_dfgs.cli.parser import read
 from clip_dfgs.cli.settings import _settings, config_of
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.training.recipes import RECIPES
+from command import done, said
 from trees import make_tree
 
 SHORT = '--steps 2 --adapt-steps 2 --prompt-steps 2 --batch 16 --precision no'.split()
 ONE = '--steps 1 --adapt-steps 0 --prompt-steps 0 --batch 16 --precision no'.split()
-
-
-def said(*args):
-    "A command line's (exit code, stdout, stderr)."
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try: main(args)
-        except SystemExit as e: code = e.code
-    return code, out.getvalue(), err.getvalue()
-
-
-def done(*args):
-    "What a command that has to work prints, and its notes; progress bars are no lines of their own."
-    code, out, err = said(*args)
-    assert code == 0, err
-    mark = 'clip-dfgs: note: '
-    return out, [line.removeprefix(mark) for line in re.split('[\r\n]', err) if line.startswith(mark)]
 
 
 def settings(*words):

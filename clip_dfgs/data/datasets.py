@@ -89,7 +89,7 @@ def _parser(name:str, options:dict):
 # %% ../../nbs/data/04_datasets.ipynb #0968f928
 def _own_name(name:str, root)->str:
     "The domain of a data set: its name, or its folder's (its file's) where the layout is borrowed."
-    if name == 'csv': return Path(root).expanduser().resolve().stem
+    if name in ('csv', 'coco'): return Path(root).expanduser().resolve().stem
     if name == 'folder': return Path(root).expanduser().resolve().name
     if name != 'market1501': return name
     own = find_root(name, root, MARKET_MARKERS, MARKET_NAMES).resolve().name
@@ -209,14 +209,14 @@ class DatasetReport:
         return '\n'.join(lines + ['usable' if self.ok else 'not usable before the files above are repaired'])
 
 # %% ../../nbs/data/04_datasets.ipynb #86d76e42
-def _identities(pids):
-    "How many people; distractors are nobody."
-    return int(pids[pids > 0].nunique())
+def _identities(rows):
+    "How many identities; distractors are none."
+    return len(rows.loc[rows['pid'] > 0, ['domain', 'pid']].drop_duplicates())
 
 def _found(tables, split):
     "Identities and images of a split; a range as text where the partitions differ."
     parts = [table[table['split'] == split] for table in tables]
-    pairs = [(_identities(part['pid']), len(part)) for part in parts]
+    pairs = [(_identities(part), len(part)) for part in parts]
     return [min(counts) if min(counts) == max(counts) else f'{min(counts)}-{max(counts)}' for counts in zip(*pairs)]
 
 # %% ../../nbs/data/04_datasets.ipynb #42003bbf
@@ -322,7 +322,8 @@ def check_dataset(
     expected = None if _own_name(name, root) != name else EXPECTED.get(name + '_detected'*bool(options.get('detected')))
     counts, notes = _compare(tables, expected)
     written = 'camera' if 'camera' in records and (records['camera'] != '').any() else 'camid'
-    cameras = records.groupby(['split', written]).agg(identities=('pid', _identities), images=('path', 'size'))
+    by = ['domain']*(records['domain'].nunique() > 1) + ['split', written]
+    cameras = [dict(zip(by, key), identities=_identities(rows), images=len(rows)) for key, rows in records.groupby(by)]
     there = records['path'].map(os.path.isfile).astype(bool)
     notes = [str(w.message) for w in said] + notes + _match_warnings(tables) + _camera_warnings(records)
     files = sorted(set(records.loc[there, 'path']))
@@ -331,4 +332,4 @@ def check_dataset(
     if decode: broken = [(file, why) for file, why, _ in looked if why]
     else: broken = [(file, 'the file is empty') for file in files if not os.path.getsize(file)]
     missing = records.loc[~there, 'path'].tolist()
-    return DatasetReport(name, str(root), counts, cameras.reset_index(), missing, broken, notes)
+    return DatasetReport(name, str(root), counts, pd.DataFrame(cameras), missing, broken, notes)

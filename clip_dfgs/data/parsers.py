@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .folders import as_table, find_root, from_csv, from_folder, need, parse_names, wrong_layout
+from .folders import as_table, find_root, from_folder, need, parse_names, wrong_layout
+from .tables import coco, from_csv, mot
 from .records import encode_names, SPLITS, without_junk
 from ..utils.checks import DatasetError
 from ..utils.files import cache_folder, hidden, image_files
@@ -278,4 +279,4 @@ def ilids(
 
 # %% ../../nbs/data/03_parsers.ipynb #064b0ab5
 PARSERS = dict(market1501=market1501, msmt17=msmt17, cuhk02=cuhk02, cuhk03=cuhk03, cuhk_sysu=cuhk_sysu,
-               prid=prid, grid=grid, viper=viper, ilids=ilids, folder=from_folder, csv=from_csv)
+               prid=prid, grid=grid, viper=viper, ilids=ilids, folder=from_folder, csv=from_csv, mot=mot, coco=coco)

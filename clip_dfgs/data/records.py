@@ -345,7 +345,7 @@ def hold_out(
     share:float=0.2, # of the identities that can be found again, in each domain
     seed:int=0, # another draw
 )->pd.DataFrame: # the same rows, some with another split
-    """Move a share of the training identities to query (one image each) and gallery (the rest).
+    """Move a share of the training identities to query and gallery; a domain too small for it stays whole, and is said.
 
     Parameters
     ----------
@@ -372,12 +372,13 @@ def hold_out(
         able = rows.groupby('pid')[by].nunique()
         drawn = stable_shuffle(able.index[able > 1], 'hold out', seed, domain)[:round(share*(able > 1).sum())]
         if not drawn:
-            raise DatasetError(f'hold_out: a share of {share} of the {(able > 1).sum():,} identities of {domain} '
-                               'with two images or cameras is none')
+            warnings.warn(f'{domain}: nothing is held out, since {share:g} of its {(able > 1).sum():,} identities with '
+                          'two images or cameras is none', stacklevel=2)
         split[rows.index[rows['pid'].isin(drawn)]] = 'gallery'
         for pid in drawn:
             mine = rows.index[rows['pid'] == pid]
             split[mine[mine.get_indexer(stable_shuffle(mine, 'hold out', seed, domain)[:1])]] = 'query'
+    if (split == table['split']).all(): raise DatasetError(f'hold_out: a share of {share} is none in every domain')
     return records.assign(split=split.to_numpy())
 
 # %% ../../nbs/data/01_records.ipynb #3e4a6886

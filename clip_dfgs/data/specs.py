@@ -59,7 +59,7 @@ def check_options(
 # %% ../../nbs/data/05_specs.ipynb #bf31a6c1
 def _own_domains(name:str, folder:str, records)->list: # names from a column of the table, [] where there is none
     found = list(pd.unique(records['domain']))
-    return found if name == 'csv' and found != [Path(folder).expanduser().resolve().stem] else []
+    return found if name in ('csv', 'mot') and found != [Path(folder).expanduser().resolve().stem] else []
 
 # %% ../../nbs/data/05_specs.ipynb #f89c3488
 def load_named(

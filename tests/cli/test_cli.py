@@ -71,7 +71,7 @@ def test_help_of_every_command():
                                                                      .replace('__', '--').lower(), re.M), p.name
 
 
-def test_help_and_mistakes_of_typing_need_no_torch():
+def test_help_mistakes_of_typing_and_check_data_need_no_torch(world):
     "All in one Python, so that whatever one of them imports is found; in less CPU time than a second each."
     lines = [['--help'], ['--completion', 'bash'], ['tran'], ['train', '--sorce', 'x']]
     lines += [[name, '--help'] for name in COMMANDS]
@@ -83,8 +83,11 @@ for words in {lines}:
     except SystemExit: pass
     assert time.process_time() - begin < 1, words
 heavy = {{'torch', 'open_clip', 'timm', 'pandas', 'matplotlib', 'PIL'}} & set(sys.modules)
+assert not heavy, heavy
+main(['check-data', 'market1501', sys.argv[1], '--decode'])
+heavy = {{'torch', 'open_clip', 'timm', 'matplotlib'}} & set(sys.modules)
 assert not heavy, heavy"""
-    subprocess.run([sys.executable, '-c', code], check=True, capture_output=True)
+    subprocess.run([sys.executable, '-c', code, str(world)], check=True, capture_output=True)
 
 
 def completed(script, *words):
@@ -255,6 +258,8 @@ search EMPTY WORLD/x.jpg | is no gallery
 search RUN --text red | is not there; clip-dfgs embed makes one
 search EMPTY --text red --picture RUN.jpg | name it run.png
 demo --out WORLD --overwrite | not of a demo
+train --source csv:EMPTY/no.csv --out RUN --batch 16 | no camera is known; give --camera EXPRESSION
+test pedestrians --target csv:EMPTY/no.csv | no camera is known
 """.strip().split('\n')]
 
 
@@ -262,6 +267,8 @@ demo --out WORLD --overwrite | not of a demo
 def test_mistakes_on_the_command_line(world, tmp_path, line, words):
     names = dict(WORLD=world, RUN=tmp_path/'run', EMPTY=tmp_path/'empty', OTHERS=tmp_path/'others')
     names['EMPTY'].mkdir()
+    if 'no.csv' in line:
+        (tmp_path/'empty'/'no.csv').write_text(f'path,pid,split\n{next((world/"query").iterdir())},1,query\n')
     if 'json' in line:
         (tmp_path/'empty'/'bad.json').write_text('{"lr": 1}')
         (tmp_path/'empty'/'text.json').write_text('lr: 1')

@@ -83,11 +83,17 @@ def as_layout(name, folder, written, camera='0'):
     return folder
 
 
-@pytest.mark.parametrize('layout', ['csv', 'folder', 'market1501'])
+@pytest.mark.parametrize('layout', ['csv', 'folder', 'market1501', 'cuhk03'])
 def test_junk_and_distractors_are_the_same_in_every_layout(tmp_path, layout):
-    "Two junk rows dropped, two distractors at 0, three people."
-    place = as_layout(layout, tmp_path, ['0005', '-1', '0000', '0007', '0009', '-1', '0000'])
-    records = load_dataset(layout, place)
+    "By the table of `utils.checks`: junk and unknown rows dropped, distractors of a gallery at 0, three identities."
+    unknown = ['unknown', 'Unidentified'] if layout in ('csv', 'folder') else []
+    written = ['0005', '-1', '0000', '0007', '0009', '-1', '0000', *unknown]
+    place = as_layout(layout, tmp_path/'labeled' if layout == 'cuhk03' else tmp_path, written)
+    if layout == 'cuhk03': (tmp_path/'labeled'/'bounding_box_train').mkdir()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        records = load_dataset(layout, tmp_path if layout == 'cuhk03' else place)
+    assert any('2 images have no known identity' in str(w.message) for w in said) == bool(unknown)
     assert len(records) == 5 and (records['pid'] == 0).sum() == 2
     assert sorted(records['pid'][records['pid'] > 0]) == [5, 7, 9]
 
@@ -460,6 +466,27 @@ def test_an_index_with_repeats_moves_nobody(index):
     assert held['split'].tolist()[3:] == toy()['split'].tolist()[3:]
     found = find_leakage(None, toy(path=['a', 'b', 'c', 'q', 'q', 'f']).set_axis(index))
     assert found[['kind', 'rows']].values.tolist() == [['own image', 1]]
+
+
+def test_a_source_too_small_for_the_share_stays_whole():
+    many = pd.DataFrame([dict(path=f'{p}_{c}.jpg', pid=p, camid=c, domain='many', split='train')
+                         for p in range(1, 21) for c in (0, 1)])
+    few = many[many['pid'] < 3].assign(domain='few', path=lambda t: 'few/' + t['path'])
+    words, held = said_by(lambda: hold_out(pd.concat([many, few], ignore_index=True), .1))
+    assert 'few: nothing is held out' in words and set(held[held['domain'] == 'few']['split']) == {'train'}
+    assert held[(held['domain'] == 'many') & (held['split'] == 'query')]['pid'].nunique() == 2
+    assert 'none in every domain' in str(said_by(lambda: hold_out(few, .1))[1])
+
+
+def test_a_check_counts_identities_by_domain(tmp_path):
+    rows = [(f'{i}.jpg', pid, i % 2, domain) for i, (pid, domain) in enumerate(
+        [(1, 'a'), (1, 'a'), (2, 'a'), (1, 'b'), (1, 'b'), (2, 'b')])]
+    for name, *_ in rows: picture(tmp_path/name)
+    pd.DataFrame(rows, columns=['path', 'pid', 'camid', 'domain']).to_csv(tmp_path/'t.csv', index=False)
+    report = check_dataset('csv', tmp_path/'t.csv')
+    assert report.counts.set_index('split')['identities']['train'] == 4
+    assert report.cameras.set_index(['domain', 'camera'])['identities'].to_dict() == {
+        ('a', '0'): 2, ('a', '1'): 1, ('b', '0'): 1, ('b', '1'): 2}
 
 
 def test_nothing_to_hold_out_is_said():

@@ -18,7 +18,7 @@ def read_data(
     **sides, # `source=` and `target=`: words `name:folder`; targets with published splits become one table a split
 )->list: # of record tables, one list a side
     "The data sets of a command; `--domain` names all of them in their order."
-    from clip_dfgs.data.specs import check_options, load_named, published_splits
+    from clip_dfgs.data.datasets import check_options, load_named, published_splits
     words = [w for some in sides.values() for w in some]
     if options.domain and len(options.domain) != len(words):
         raise ValueError(f'--domain gives {len(options.domain)} names for {len(words)} data sets; give one for each')
@@ -76,7 +76,7 @@ def check_data(
     "Describe a data set, and where it differs from its papers."
     from clip_dfgs.data.datasets import check_dataset
     from clip_dfgs.data.image_io import contact_sheet
-    from clip_dfgs.data.specs import check_options, load_named, options_for
+    from clip_dfgs.data.datasets import check_options, load_named, options_for
     from clip_dfgs.utils.files import atomic_write
     if sheet: check_ending(sheet, '.png')
     word, given = f'{name}:{folder}', options.options()
@@ -113,7 +113,7 @@ def train(
     "Train through all stages and test on every target."
     import pandas as pd
     from clip_dfgs.data.records import pool
-    from clip_dfgs.data.specs import remember
+    from clip_dfgs.data.datasets import remember
     from clip_dfgs.inference.evaluator import check_targets
     from clip_dfgs.training.trainer import fit
     if not hold_out and (config.validate_steps or config.select != 'last'):
@@ -184,7 +184,7 @@ def protocol(
     config=None, # a `TrainConfig`
 ):
     "Train and test a whole protocol, beside the published results."
-    from clip_dfgs.data.specs import check_options, remember
+    from clip_dfgs.data.datasets import check_options, remember
     from clip_dfgs.experiments.protocols import plan_protocol, protocol_sets, protocol_table, run_protocol
     if options.domain: raise ValueError('--domain: the data sets of a protocol are called by their names; leave it out')
     words = [f'{n}:{data}' for n in protocol_sets(name)]
@@ -211,7 +211,7 @@ def matrix(
 ):
     "Train on each source, test on each target."
     import pandas as pd
-    from clip_dfgs.data.specs import remember
+    from clip_dfgs.data.datasets import remember
     from clip_dfgs.experiments.protocols import plot_matrix, train_matrix
     sources, targets = read_data(options, source=source, target=target)
     training = pd.concat(sources)
@@ -316,7 +316,7 @@ def tested(
     "Results of saved models on the same images."
     from dataclasses import replace
     import pandas as pd
-    from clip_dfgs.data.specs import as_trained
+    from clip_dfgs.data.datasets import as_trained
     from clip_dfgs.inference.embed import make_accelerator
     from clip_dfgs.inference.evaluator import check_targets, evaluate_records
     from clip_dfgs.inference.extractor import load_model

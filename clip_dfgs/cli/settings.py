@@ -137,7 +137,7 @@ def sources_beside(
     named, # options that stand on the command line
 )->dict: # source, target, camera, ... as the run had them
     "The data sets of a run, where its config is given and no source; ValueError where they are unknown."
-    from clip_dfgs.data.specs import remembered, remembered_sets
+    from clip_dfgs.data.datasets import remembered, remembered_sets
     if not file: raise ValueError('--source is missing; write --source name:folder')
     folder = Path(file).expanduser().parent
     known = remembered_sets(folder) | {k: v for k, v in remembered(folder).items() if v is not None}

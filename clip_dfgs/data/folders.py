@@ -30,12 +30,10 @@ def need(
     kind:str='folder', # or `file`
 )->Path:
     "The path if there is such a folder (or file); else `DatasetError`."
-    try: path = Path(path).expanduser() if path != '' else None
-    except (TypeError, RuntimeError) as e: raise DatasetError(f'{name}: {path!r} is no path ({e})') from None
-    if path is None: raise DatasetError(f'{name}: the path is empty')
-    is_there, other = dict(folder=(os.path.isdir, 'file'), file=(os.path.isfile, 'folder'))[kind]
-    if is_there(path): return path
-    raise DatasetError(f'{name}: {path} is {f"a {other}, not a {kind}" if os.path.exists(path) else "not there"}')
+    if path == '': raise DatasetError(f'{name}: the path is empty')
+    path = Path(path).expanduser()
+    if path.is_dir() if kind == 'folder' else path.is_file(): return path
+    raise DatasetError(f'{name}: {path} is {f"not a {kind}" if path.exists() else "not there"}')
 
 # %% ../../nbs/data/02_folders.ipynb #362bfcdc
 def find_root(
@@ -73,25 +71,21 @@ def parse_names(
     split:str='train', # of all these rows
 )->list: # of dicts `path pid camid split identity camera`; camera 0 and '' where the name has none
     "One row per image whose name follows `pattern`; the others are left out with one warning."
-    rows, strays, deeper, written = [], [], [], {}
-    if not os.path.isdir(folder): warnings.warn(f'{name}: {folder} is not there: its pictures are lost', stacklevel=2)
+    rows, strays, written = [], [], {}
+    if not os.path.isdir(folder): warnings.warn(f'{name}: {folder} is not there: its images are lost', stacklevel=2)
     for file in image_files(folder, deep=True):
-        match = re.match(pattern, file.name)
-        if file.parent != Path(folder): deeper.append(str(file.relative_to(folder)))
-        elif not match: strays.append(file.name)
-        else:
+        match = re.match(pattern, file.name) if file.parent == Path(folder) else None
+        if match:
             groups = match.groupdict()
             written.setdefault(int(match['pid']), {})[match['pid']] = file.name
             rows.append(dict(path=str(file), pid=int(match['pid']), camid=int(groups.get('cam') or 1) - 1, split=split,
                              identity=match['pid'], camera=groups.get('camera') or groups.get('cam') or ''))
-    everything = len(rows) + len(strays) + len(deeper)
-    for files, why in ((strays, f'do not follow the name rule {pattern}'), (deeper, 'lie in folders further below')):
-        if files: warnings.warn(f'{name}: {len(files):,} of {everything:,} images in {folder} {why} and are left out, '
-                                f'first: {files[0]}', stacklevel=2)
+        else: strays.append(str(file.relative_to(folder)))
+    if strays: warnings.warn(f'{name}: {len(strays):,} of {len(rows) + len(strays):,} images in {folder} do not follow '
+                             f'the name rule {pattern} and are left out, first: {strays[0]}', stacklevel=2)
     twins = [[*names.values()] for names in written.values() if len(names) > 1]
-    if twins:
-        warnings.warn(f'{name}: {twins[0][0]} and {twins[0][1]} in {folder} are one identity, since their numbers '
-                            f'are equal ({len(twins):,} such pairs)', stacklevel=2)
+    if twins: warnings.warn(f'{name}: {twins[0][0]} and {twins[0][1]} in {folder} are one identity, since their '
+                            f'numbers are equal ({len(twins):,} such pairs)', stacklevel=2)
     say_left_out(name, folder, deep=True)
     return rows
 
@@ -100,7 +94,7 @@ def say_left_out(
     folder, # that was read
     deep:bool=False, # look into its folders as well
 ):
-    "One warning that counts the pictures of a folder which are not read, by ending."
+    "One warning that counts the images of a folder which are not read, by ending."
     if words := left_out(folder, deep): warnings.warn(f'{name}: {folder}: {words}', stacklevel=3)
 
 # %% ../../nbs/data/02_folders.ipynb #ebd4a5f6
@@ -110,7 +104,7 @@ def as_table(
     root, # where they were looked for, for the message
 )->pd.DataFrame: # the record table, without a domain yet
     "The rows as a table; none at all is a `DatasetError`."
-    table = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    table = pd.DataFrame(rows)
     if not len(table): raise DatasetError(f'{name}: no image found under {root}')
     return table
 
@@ -119,42 +113,30 @@ def from_folder(
     root, # ROOT/IDENTITY/*.jpg or ROOT/SPLIT/IDENTITY/*.jpg
     camera:str=None, # regular expression for the path below the root, its groups name the camera; or 'folder'
     split:str=None, # of a root without split folders; None = train
-    distractors:bool=True, # folders `0` and `-1` mean what they mean in Market-1501; False: they are people
+    distractors:bool=True, # folders `0` and `-1` mean what they mean in Market-1501; False: they are identities
 )->pd.DataFrame: # records without a domain
     "An identity per subfolder, read by the rule of who is who; cameras are numbered in sorted order."
     root = need('folder', root)
     parts = {s: root/s for s in SPLITS if (root/s).is_dir()}
-    if parts and split is not None:
-        raise DatasetError(f'folder: {root} has the folders {", ".join(parts)}; leave split={split!r} out')
+    if parts and split is not None: raise DatasetError(f'folder: {root} has folders for splits; leave {split=} out')
     rows = []
     for name, part in (parts or {split or 'train': root}).items():
         for folder in sorted(part.iterdir()):
             if not folder.is_dir() or hidden(folder.name): continue
             rows += [dict(path=str(file), pid=folder.name, split=name) for file in image_files(folder)]
     if not rows: raise wrong_layout('folder', root, ('IDENTITY/*.jpg', '(train|query|gallery)/IDENTITY/*.jpg'))
-    _say_elsewhere(root, {row['path'] for row in rows})
+    others = sorted({str(file) for file in image_files(root, deep=True)} - {row['path'] for row in rows})
+    if others:
+        warnings.warn(f'folder: {len(others):,} of {len(others) + len(rows):,} images under {root} are left out: they '
+                      f'do not lie in IDENTITY/ or (train|query|gallery)/IDENTITY/, first: {others[0]}', stacklevel=2)
     say_left_out('folder', root, deep=True)
     records = as_table('folder', without_junk('folder', rows, distractors), root)
-    _refuse_twins(root, records)
-    return with_cameras(records, camera, root)
-
-# %% ../../nbs/data/02_folders.ipynb #b4c83986
-def _say_elsewhere(root:Path, read:set):
-    "Warn of pictures under the root that are in no identity's folder."
-    others = [file for file in image_files(root, deep=True) if str(file) not in read]
-    if not others: return
-    where = sorted({str(file.parent.relative_to(root)) for file in others})
-    many = f'{len(others):,} of {len(others) + len(read):,} images under {root}'
-    warnings.warn(f'folder: {many} are left out: they do not lie in IDENTITY/ or (train|query|gallery)/IDENTITY/ '
-                  f'but in {", ".join(where[:5])}', stacklevel=3)
-
-def _refuse_twins(root:Path, records:pd.DataFrame):
-    "`DatasetError` where two folders of one split are one person by the rule of who is who."
     folder = records['path'].map(lambda path: Path(path).parent.name)
     for (_, pid), names in folder.groupby([records['split'], records['pid']]):
-        twins = sorted(set(names))
-        if pid > 0 and len(twins) > 1:
-            raise DatasetError(f'folder: {root}: {" and ".join(map(repr, twins[:3]))} are one identity; rename one')
+        if pid > 0 and names.nunique() > 1:
+            twins = ' and '.join(map(repr, sorted(names.unique())))
+            raise DatasetError(f'folder: {root}: {twins} are one identity; rename one')
+    return with_cameras(records, camera, root)
 
 # %% ../../nbs/data/02_folders.ipynb #9283350e
 def with_cameras(
@@ -182,6 +164,5 @@ def camera_rule(
     try: expression = re.compile(camera)
     except (re.error, TypeError, OverflowError, RecursionError) as e:
         raise DatasetError(f'camera={camera!r} is no regular expression ({e})') from None
-    if not isinstance(expression.pattern, str): raise DatasetError(f'camera={camera!r} must be text, not bytes')
     if not expression.groups: raise DatasetError(f'camera={camera!r} needs a group in parentheses, such as "_c(\\d+)"')
     return expression

@@ -55,11 +55,6 @@ def _noted(note:Path)->str|None:
     with contextlib.suppress(OSError, ValueError):
         key = note.read_text()
         if re.fullmatch('[0-9a-f]{24}', key): return key
-    return None
-
-def _note(note:Path, key:str):
-    "Note a key, where that is allowed."
-    with contextlib.suppress(OSError): write_text(key, note)
 
 # %% ../../nbs/data/07_image_cache.ipynb #28e46d39
 def _decode_all(
@@ -90,9 +85,7 @@ def _write_cache(file, paths, size, workers, progress):
     shape = (len(paths), *size, 3)
     need, free = int(np.prod(shape)), shutil.disk_usage(file.parent).free
     if need > free: raise OSError(f'it needs {need/1e9:.2f} GB and the disk has {free/1e9:.2f} GB free')
-    if need > 1e8:
-        what = f'{len(paths):,} images at {size[0]}x{size[1]}'
-        print(f'caching {what}: {need/1e9:.2f} GB in {file.parent}', file=sys.stderr)
+    if need > 1e8: print(f'caching {len(paths):,} images: {need/1e9:.2f} GB in {file.parent}', file=sys.stderr)
     for old in file.parent.glob(f'{file.stem}.*.part'): old.unlink(missing_ok=True)
     part = file.with_suffix(f'.{os.getpid()}.part')
     try:
@@ -150,7 +143,8 @@ def cached_images(
     except OSError as e:
         way_out = 'choose another folder (CLIP_DFGS_CACHE) or cache="off"'
         raise ImageError(f'image cache {folder} cannot be written ({e.strerror or e}); {way_out}') from None
-    if not known: _note(note, key)
+    if not known:
+        with contextlib.suppress(OSError): write_text(key, note)
     return open_cache(file, shape)
 
 # %% ../../nbs/data/07_image_cache.ipynb #b49b2264

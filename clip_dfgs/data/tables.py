@@ -145,11 +145,9 @@ def _read_csv(file:Path)->pd.DataFrame:
         if head.count(c) > 1: raise DatasetError(f'csv: {file} has {head.count(c)} columns {c}')
     for c in {'split', 'domain'} & {*own}: text[c] = text[c].str.strip().mask(lambda cells: cells == '')
     _say_not_read(file, text)
-    needed = [c for c in ('path', 'split', 'domain') if c in text]
-    gaps = np.argwhere(text[needed].isna().to_numpy())
-    if len(gaps):
-        raise DatasetError(f'csv: {file}: {len(gaps):,} cells of {", ".join(needed)} are empty, '
-                           f'first: line {gaps[0][0] + 2}, column {needed[gaps[0][1]]}')
+    for c in {'path', 'split', 'domain'} & {*own}:
+        gaps = np.flatnonzero(text[c].isna())
+        if len(gaps): raise DatasetError(f'csv: {file}: {len(gaps):,} cells of {c} are empty, first line {gaps[0] + 2}')
     return table.assign(**{c: text[c].fillna('') for c in own})
 
 # %% ../../nbs/data/11_tables.ipynb #7e81bc59

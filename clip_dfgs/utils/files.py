@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import secrets
-import stat
 from collections import Counter
 from pathlib import Path
 
@@ -187,16 +186,6 @@ def write_csv(
     with writing(path): write_text(table.to_csv(index=index, lineterminator='\n'), path)
 
 # %% ../../nbs/utils/02_files.ipynb #8679b2fb
-def file_itself(
-    path, # of a file
-)->str|None: # equal for two paths to one file; None where there is no file
-    "What tells a file from others, however many links lead to it."
-    try: found = os.stat(path)
-    except (OSError, ValueError): return None
-    if not stat.S_ISREG(found.st_mode): return None
-    own = f'{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns}'
-    return own if found.st_ino else os.path.realpath(path)
-
 def in_real_folders(
     paths:pd.Series, # as they are written; the files need not be there
 )->pd.Series: # absolute paths

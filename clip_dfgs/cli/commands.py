@@ -18,7 +18,7 @@ def read_data(
     **sides, # `source=` and `target=`: words `name:folder`; targets with published splits become one table a split
 )->list: # of record tables, one list a side
     "The data sets of a command; `--domain` names all of them in their order."
-    from clip_dfgs.data.specs import check_options, load_named, published_splits
+    from clip_dfgs.data.datasets import check_options, load_named, published_splits
     words = [w for some in sides.values() for w in some]
     if options.domain and len(options.domain) != len(words):
         raise ValueError(f'--domain gives {len(options.domain)} names for {len(words)} data sets; give one for each')
@@ -27,10 +27,17 @@ def read_data(
     for side, some in sides.items():
         own = [next(names) for _ in some] if options.domain else ()
         found = load_named(some, domains=own, **options.options())
+        for word, table in zip(some, found): check_cameras(word, table, options.camera)
         if side == 'target':
             found = [part for word, table in zip(some, found) for part in published_splits(word, table, options.split)]
         tables.append(found)
     return tables
+
+def check_cameras(word:str, table, camera:str):
+    "ValueError for a folder or table of which no camera is known, unless it was said that there is none."
+    if camera is not None or not word.startswith(('folder:', 'csv:', 'coco:')) or (table['camera'] != '').any(): return
+    raise ValueError(f'{word}: no camera is known; give --camera EXPRESSION for file names or --camera folder, '
+                     "or --camera '' where there is none")
 
 def is_main()->bool: return int(os.environ.get('RANK', 0)) == 0 # of several processes
 
@@ -59,7 +66,7 @@ def render(
 
 # %% ../../nbs/cli/04_commands.ipynb #0a3805bd
 def check_data(
-    name:str, # market1501, msmt17, cuhk02, cuhk03, cuhk_sysu, prid, grid, viper, ilids, folder or csv
+    name:str, # market1501, msmt17, cuhk02, cuhk03, cuhk_sysu, prid, grid, viper, ilids, folder, csv, mot or coco
     folder:Path, # where it is
     *,
     options:DataOptions=DataOptions(),
@@ -69,7 +76,7 @@ def check_data(
     "Describe a data set, and where it differs from its papers."
     from clip_dfgs.data.datasets import check_dataset
     from clip_dfgs.data.image_io import contact_sheet
-    from clip_dfgs.data.specs import check_options, options_for
+    from clip_dfgs.data.datasets import check_options, load_named, options_for
     from clip_dfgs.utils.files import atomic_write
     if sheet: check_ending(sheet, '.png')
     word, given = f'{name}:{folder}', options.options()
@@ -78,10 +85,10 @@ def check_data(
     named = dict(domain=options.domain[0]) if options.domain else {}
     print(check_dataset(name, folder, decode=decode, **named, **options_for(word, given)))
     if not sheet: return
-    records, = read_data(options, source=[word])
-    if os.path.abspath(sheet) in {os.path.abspath(path) for path in records[0]['path']}:
+    records, = load_named([word], domains=options.domain, **given)
+    if os.path.abspath(sheet) in {os.path.abspath(path) for path in records['path']}:
         raise ValueError(f'--sheet {sheet} is an image of the data; choose another name')
-    with atomic_write(sheet) as part: contact_sheet(records[0]).save(part, format='PNG')
+    with atomic_write(sheet) as part: contact_sheet(records).save(part, format='PNG')
     print(f'sample images: {sheet}')
 
 def check_ending(file:Path, *endings):
@@ -106,7 +113,7 @@ def train(
     "Train through all stages and test on every target."
     import pandas as pd
     from clip_dfgs.data.records import pool
-    from clip_dfgs.data.specs import remember
+    from clip_dfgs.data.datasets import remember
     from clip_dfgs.inference.evaluator import check_targets
     from clip_dfgs.training.trainer import fit
     if not hold_out and (config.validate_steps or config.select != 'last'):
@@ -177,7 +184,7 @@ def protocol(
     config=None, # a `TrainConfig`
 ):
     "Train and test a whole protocol, beside the published results."
-    from clip_dfgs.data.specs import check_options, remember
+    from clip_dfgs.data.datasets import check_options, remember
     from clip_dfgs.experiments.protocols import plan_protocol, protocol_sets, protocol_table, run_protocol
     if options.domain: raise ValueError('--domain: the data sets of a protocol are called by their names; leave it out')
     words = [f'{n}:{data}' for n in protocol_sets(name)]
@@ -204,7 +211,7 @@ def matrix(
 ):
     "Train on each source, test on each target."
     import pandas as pd
-    from clip_dfgs.data.specs import remember
+    from clip_dfgs.data.datasets import remember
     from clip_dfgs.experiments.protocols import plot_matrix, train_matrix
     sources, targets = read_data(options, source=source, target=target)
     training = pd.concat(sources)
@@ -308,12 +315,13 @@ def tested(
     target, # words `name:folder`
     options:DataOptions, # of the command line
     precision:str, # auto, no, bf16 or fp16
+    exclude=(), # columns of the targets, as in `evaluate_records`
     **more, # of `evaluate_records`
 )->list: # domain -> RetrievalResult, one a model; empty in all processes but the main one
     "Results of saved models on the same images."
     from dataclasses import replace
     import pandas as pd
-    from clip_dfgs.data.specs import as_trained
+    from clip_dfgs.data.datasets import as_trained
     from clip_dfgs.inference.embed import make_accelerator
     from clip_dfgs.inference.evaluator import check_targets, evaluate_records
     from clip_dfgs.inference.extractor import load_model
@@ -321,10 +329,11 @@ def tested(
     tables, = read_data(replace(options, **known), target=target)
     opened = [load_model(place, 'cpu') for place in models]
     records = pd.concat(tables, ignore_index=True)
-    check_targets(records)
+    check_targets(records, exclude)
     warn_leaks(records, [path for m in models for path in trained_on(m)])
     accelerator = make_accelerator(precision)
-    results = [evaluate_records(m.to(accelerator.device), records, accelerator, **more) for m in opened]
+    def result(m): return evaluate_records(m.to(accelerator.device), records, accelerator, exclude=exclude, **more)
+    results = [result(m) for m in opened]
     return results if accelerator.is_main_process else []
 
 # %% ../../nbs/cli/04_commands.ipynb #0b94f662
@@ -336,10 +345,11 @@ def test(
     rerank:bool=False, # re-rank by k-reciprocal neighbors
     precision:str='auto', # auto, no, bf16 or fp16
     bootstrap:int=0, # resamples for 95 % intervals, such as 1000; 0 = none
+    exclude:tuple=(), # columns of a csv, such as sequence or clothes: an answer that shares one with its query is junk
 ):
     "Test a saved model."
     _check_bootstrap(bootstrap, 0)
-    for results in tested([model], target, options, precision, rerank=rerank, bootstrap=bootstrap):
+    for results in tested([model], target, options, precision, exclude, rerank=rerank, bootstrap=bootstrap):
         print_results(results)
         if bootstrap: print(f'95 % intervals over resampled identities, {bootstrap:,} times:')
         for domain, result in results.items() if bootstrap else ():
@@ -359,11 +369,12 @@ def compare(
     rerank:bool=False, # re-rank by k-reciprocal neighbors
     precision:str='auto', # auto, no, bf16 or fp16
     bootstrap:int=1000, # resamples for the 95 % intervals
+    exclude:tuple=(), # columns of a csv, such as sequence or clothes: an answer that shares one with its query is junk
 ):
     "Test two saved models on the same images: paired difference in percent."
     from clip_dfgs.evaluation.bootstrap import compare as paired
     _check_bootstrap(bootstrap, 1)
-    results = tested([first, second], target, options, precision, rerank=rerank)
+    results = tested([first, second], target, options, precision, exclude, rerank=rerank)
     for domain in results[0] if results else ():
         table = paired(*(r[domain] for r in results), bootstrap=bootstrap)
         print(domain)

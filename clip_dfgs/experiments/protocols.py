@@ -20,11 +20,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from ..data.datasets import check_dataset, identity_splits, load_dataset
+from ..data.datasets import check_dataset, identity_splits, load_dataset, options_for
 from ..data.image_cache import cached_images
 from ..data.leakage import find_leakage
 from ..data.records import pool
-from ..data.specs import options_for
 from ..inference.embed import embed_together, make_accelerator, process_state
 from ..inference.evaluator import check_targets, from_main, _ranked
 from ..models.reid_model import ReIDModel

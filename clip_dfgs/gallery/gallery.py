@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from ..data.folders import camera_rule
 from ..data.image_io import listed
-from ..data.specs import load_named, options_for
+from ..data.datasets import load_named, options_for
 from .index import nearest_rows, row_lengths
 from .search import printable, text_features
 from ..inference.extractor import FeatureExtractor, load_model

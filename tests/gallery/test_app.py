@@ -20,7 +20,7 @@ from clip_dfgs.gallery.app import _line, _Live, answers
 from clip_dfgs.gallery.gallery import Gallery, find_images
 from clip_dfgs.gallery.store import embed_gallery
 from clip_dfgs.synthetic.domain import render_domain
-from test_cli import said
+from command import said
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 

@@ -23,7 +23,7 @@ from clip_dfgs.gallery.index import nearest_rows, row_lengths
 from clip_dfgs.gallery.search import printable, search_sheet
 from clip_dfgs.gallery.store import embed_gallery, one_writer
 from clip_dfgs.synthetic.captions import whole_captions, words_in
-from test_cli import said
+from command import said
 
 
 def noted(err):

@@ -11,12 +11,11 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from open_clip.transformer import VisionTransformer
 from torch import nn, Tensor
 
 from .prompts import PromptLearner, rows_of
 from .towers import cannot_take, encode_embeddings, encode_tokens, fit_tower, ImageFeatures
-from .towers import is_convolutional, memory_order, text_tower, tower_features
+from .towers import is_convolutional, is_vit, memory_order, text_tower, tower_features
 from .weights import seeded, tokenizer_of
 from ..utils.checks import first_line
 
@@ -130,7 +129,7 @@ def _add_parts(
 # %% ../../nbs/models/05_encoder.ipynb #dec1ec95
 def _new_cameras(visual, config:dict)->nn.Parameter:
     "Camera vectors, shape [cameras,W]; ValueError for a tower that cannot take them."
-    if not isinstance(visual, VisionTransformer):
+    if not is_vit(visual):
         raise ValueError(f"{config['clip']}: a camera embedding needs one of open_clip's own ViTs")
     vectors = torch.empty(config['cameras'], visual.conv1.out_channels)
     return nn.Parameter(nn.init.trunc_normal_(vectors, std=.02))

@@ -63,7 +63,7 @@ class Words:
     "Stands for any tokenizer: a start, a number a word, an end, padding."
     def __init__(self, tower):
         self.length, self.pad = tower.context_length, getattr(tower, 'pad_id', 0)
-        self.end = getattr(tower, 'eos_id', 2) if read_at(tower) == 'eos' else 199
+        self.end = getattr(tower, 'eos_id', getattr(tower, 'text_eos_id', 2)) if read_at(tower) == 'eos' else 199
 
     def __call__(self, texts):
         def ids(text): return [3, *(10 + sum(map(ord, word)) % 80 for word in text.split()), self.end]
@@ -150,7 +150,7 @@ def smallest(family):
 def timm_row(family):
     "One backbone of a family of timm."
     name = smallest(family)
-    configs = [timm.models.get_pretrained_cfg(one) for one in timm.list_pretrained(module=family)]
+    configs = [timm.models.get_pretrained_cfg(one) for one in timm.list_models(module=family, pretrained=True)]
     row = dict(tower=name) | normalization([dict(mean=c.mean, std=c.std) for c in configs if c])
     try:
         with few_blocks(): model = ReIDModel.create(f'timm:{name}', None, image_size=SIZE).eval()

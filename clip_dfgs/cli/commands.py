@@ -396,18 +396,39 @@ def report(
 
 # %% ../../nbs/cli/04_commands.ipynb #62ad6c85
 def export(
-    model:Path, # RUN, RUN/model, or pedestrians: the small CLIP that ships
+    model:Path, # RUN, RUN/model, or pedestrians; or an ONNX file of another program, to be described in a copy
     *,
     to:Path, # the ONNX file to write
     precision:str='float32', # of the weights: float32, float16 or int8
     tolerance:float=None, # largest distance from torch, a share of a feature's length; else 0.001, 0.01 or 0.1
+    input:str=None, # what the file is fed: uint8, float (0 to 1) or imagenet (normalized so); else uint8
+    size:str=None, # HEIGHTxWIDTH of what it is fed, such as 256x128; else the model's own
+    mean:tuple=(), # of an ONNX file of another program: of its pixels in 0 to 1, three numbers
+    std:tuple=(), # the same
 ):
     "Write a model as an ONNX file, checked against torch."
     from clip_dfgs.inference.extractor import load_model
-    from clip_dfgs.inference.onnx import export_onnx
+    from clip_dfgs.inference.onnx import describe_onnx, export_onnx
     check_ending(to, '.onnx')
-    distance = export_onnx(load_model(model, 'cpu'), to, tolerance=tolerance, precision=precision)
+    shape = None if size is None else _numbers('size', size.split('x'), 2, int)
+    if model.suffix == '.onnx':
+        if precision != 'float32': raise ValueError('--precision: an ONNX file keeps the precision it has')
+        pixels = {k: _numbers(k, v, 3, float) for k, v in dict(mean=mean, std=std).items() if v}
+        facts = describe_onnx(model, to, size=shape, input=input, **pixels)
+        print(f'{to}: images of {facts["image_size"][0]}x{facts["image_size"][1]}, {facts["width"]} columns')
+        return
+    if mean or std: raise ValueError('--mean and --std are for ONNX files of other programs; a model has its own')
+    distance = export_onnx(load_model(model, 'cpu'), to, tolerance=tolerance, precision=precision,
+                           input=input or 'uint8', size=shape)
     print(f'{to}: {to.stat().st_size / 1e6:.1f} MB, {precision}, at most {distance:.1e} from torch')
+
+def _numbers(name:str, words, count:int, kind:type)->list:
+    "The numbers of an option; ValueError that names it."
+    try: found = [kind(word) for word in words]
+    except ValueError: found = []
+    if len(found) == count and min(found) >= (kind is int): return found
+    like = '256x128' if name == 'size' else 'three numbers'
+    raise ValueError(f'--{name} {" ".join(words)}: give {like}')
 
 # %% ../../nbs/cli/04_commands.ipynb #5e6cbb9f
 def demo(

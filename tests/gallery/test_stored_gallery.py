@@ -18,7 +18,7 @@ from PIL import Image
 
 from clip_dfgs.inference.extractor import FeatureExtractor
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.gallery.gallery import Gallery, find_images, read_table, write_table
+from clip_dfgs.gallery.gallery import Gallery, find_images, names_in, read_table, write_table
 from clip_dfgs.gallery.index import nearest_rows, row_lengths
 from clip_dfgs.gallery.search import printable, search_sheet
 from clip_dfgs.gallery.store import embed_gallery, one_writer
@@ -474,7 +474,7 @@ def test_identity_and_camera_are_answered_and_asked_as_written(made, extract):
     gallery = Gallery.from_records(records, extract)
     found = gallery.search(files[0], camera='entrance north 2')
     assert set(found['camera']) == {'entrance north 2'} and found['identity'][0] == 'P0000' and len(found) == 3
-    assert gallery.names('camera') == ['c1', 'entrance north 2']
+    assert names_in(gallery.records, 'camera') == ['c1', 'entrance north 2']
     with pytest.raises(ValueError, match="no camera '1'.*it has c1, entrance north 2"):
         gallery.search(files[0], camera=1)
 

@@ -86,7 +86,7 @@ def search(
         if how: warnings.warn(f'{printable(sentence)[:60]!r} is {how}', stacklevel=2)
     print_answers(found)
     if csv:
-        with atomic_write(csv) as part: found.drop(columns='row').to_csv(part, index=False, errors='surrogateescape')
+        with atomic_write(csv) as part: found.drop(columns='row').to_csv(part, index=False)
     if picture:
         with atomic_write(picture) as part: search_sheet(found, images, text, top).save(part, format='PNG')
         print(f'sheet: {picture}')
@@ -130,3 +130,16 @@ def serve(
     if host not in ('127.0.0.1', 'localhost', '::1') and not token:
         warnings.warn(f'everyone who reaches {host} can search this gallery and see its images', stacklevel=2)
     serve_gallery(stored, host, port, page=not api, token=token)
+
+# %% ../../nbs/cli/05_gallery.ipynb #c8133428
+def features(
+    gallery:Path, # folder made by embed
+    *,
+    to:Path, # the Parquet file to write
+):
+    "Write a gallery's features for a database: a row an image, with path, identity, camera, domain, digest and vector."
+    from clip_dfgs.gallery.store import write_features
+    check_ending(to, '.parquet')
+    stored = opened(gallery, None)
+    write_features(stored, to)
+    print(f'{to}: {len(stored):,} images, vectors of {stored.features.shape[1]} numbers')

@@ -75,11 +75,15 @@ def _absolute(word:str)->str: # the same source from any folder
     whole = not colon or Path(word).expanduser().is_dir()
     return str(Path(word).expanduser().absolute()) if whole else f'{name}:{Path(folder).expanduser().absolute()}'
 
+def _is_utf8(name:str)->bool: return name.encode(errors='replace').decode() == name
+
 def _plain_folder(folder, camera, domain)->pd.DataFrame: # path, domain, camera
     "All images below a folder; a warning for what is not read, and for names without a camera."
     folder = Path(folder).expanduser()
     if not folder.is_dir(): raise ValueError(f'{folder} is not a folder; write a data set as name:folder')
     paths, missed = [str(p) for p in image_files(folder, deep=True)], left_out(folder, deep=True)
+    odd, paths = [p for p in paths if not _is_utf8(p)], [p for p in paths if _is_utf8(p)] # pandas cannot hold others
+    if odd: missed = f'{missed}; {len(odd):,} names are not in UTF-8, first {printable(odd[0])}'.strip('; ')
     if not paths: raise ValueError(f'{folder}: no images there. {missed}'.strip(' '))
     if missed: warnings.warn(f'{folder}: {missed}', stacklevel=3)
     below = [Path(p).relative_to(folder) for p in paths]
@@ -131,12 +135,12 @@ def _checked_extractor(
 
 # %% ../../nbs/gallery/03_gallery.ipynb #0e209bbe
 def write_table(table:pd.DataFrame, file):
-    "A table as CSV that keeps every name, also names with line ends and of broken bytes."
-    with atomic_write(file) as part: table.to_csv(part, index=False, quoting=csv.QUOTE_ALL, errors='surrogateescape')
+    "A table as CSV that keeps every name, also one with line ends."
+    with atomic_write(file) as part: table.to_csv(part, index=False, quoting=csv.QUOTE_ALL)
 
 def read_table(file)->pd.DataFrame: # all text but pid
     "What `write_table` wrote."
-    table = pd.read_csv(file, dtype=object, keep_default_na=False, encoding_errors='surrogateescape')
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
     return table.assign(pid=table['pid'].astype(int)) if 'pid' in table else table
 
 # %% ../../nbs/gallery/03_gallery.ipynb #386ed41f

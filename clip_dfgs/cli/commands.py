@@ -386,13 +386,14 @@ def report(
     *,
     title:str=None, # of the page; else the names of the runs
     out:Path=None, # file to write; else report.html in the run, or against_FIRST.html in the second
+    no_images:bool=False, # leave out everything that shows images of people
 ):
     "Write a run's report.html; of two runs, their comparison query by query."
     from clip_dfgs.viz.report import write_comparison, write_report
     if len(runs) > 2: raise ValueError(f'report takes one run or two, not {len(runs)}; or a folder that holds several')
     if out: check_ending(out, '.html', '.htm')
     write = write_report if len(runs) == 1 else write_comparison
-    print(f'report: {write(*runs, title=title, out=out)}')
+    print(f'report: {write(*runs, title=title, out=out, images=not no_images)}')
 
 # %% ../../nbs/cli/04_commands.ipynb #62ad6c85
 def export(

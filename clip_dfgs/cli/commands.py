@@ -6,11 +6,14 @@
 __all__ = []
 
 # %% ../../nbs/cli/04_commands.ipynb #5cdc13b0
+import json
 import os
 import warnings
 from pathlib import Path
 
-from .settings import DataOptions
+from .parser import DataOptions
+from ..training.config import TrainConfig
+from ..utils.checks import check_choice, positive_int
 
 # %% ../../nbs/cli/04_commands.ipynb #e3974a09
 def read_data(
@@ -20,7 +23,7 @@ def read_data(
     "The data sets of a command; `--domain` names all of them in their order."
     from clip_dfgs.data.datasets import check_options, load_named, published_splits
     words = [w for some in sides.values() for w in some]
-    if options.domain and len(options.domain) != len(words):
+    if len(options.domain) not in (0, len(words)):
         raise ValueError(f'--domain gives {len(options.domain)} names for {len(words)} data sets; give one for each')
     check_options(words, options.options())
     tables, names = [], iter(options.domain)
@@ -153,8 +156,8 @@ def print_results(results): # domain -> RetrievalResult
     from clip_dfgs.inference.evaluator import results_table
     for domain, r in results.items():
         if not r.unmatched: continue
-        words = f'{r.unmatched:,} of {r.unmatched + r.queries:,} queries have no match in the gallery'
-        warnings.warn(f'{domain}: {words} and are not counted', stacklevel=2)
+        queries = f'{r.unmatched:,} of {r.unmatched + r.queries:,} queries'
+        warnings.warn(f'{domain}: {queries} have no match in the gallery and are not counted', stacklevel=2)
     table = results_table(results)
     table = by_target(table[[name for name in table if not name.endswith((' low', ' high'))]]) # too wide for a screen
     print(table.astype(dict(queries=int, unmatched=int)).round(1).to_string())
@@ -256,9 +259,6 @@ def study(
 # %% ../../nbs/cli/04_commands.ipynb #3bc6977e
 def variant_of(word:str)->dict: # setting -> value
     "What a variant changes; ValueError for a setting that there is not."
-    import json
-    from clip_dfgs.training.config import TrainConfig
-    from clip_dfgs.utils.checks import check_choice
     changes = {}
     for part in (word if '=' in word else f'sampler={word}').split(','):
         name, _, value = part.partition('=')
@@ -301,8 +301,7 @@ def trained_on(model:Path)->list: # paths of images, [] where it is not known
         if not file.is_file(): continue
         try: return pd.read_csv(file, usecols=['path'], dtype=str, keep_default_na=False)['path'].tolist()
         except (ValueError, OSError) as e:
-            words = f'{file} cannot be read ({e}), so it is not known whether test images were trained on'
-            warnings.warn(words, stacklevel=2)
+            warnings.warn(f'{file} cannot be read ({e}); were test images trained on?', stacklevel=2)
     return []
 
 def tested(
@@ -343,16 +342,13 @@ def test(
     exclude:tuple=(), # columns of a csv, such as sequence or clothes: an answer that shares one with its query is junk
 ):
     "Test a saved model."
-    _check_bootstrap(bootstrap, 0)
+    positive_int('--bootstrap', bootstrap, 0)
     for results in tested([model], target, options, precision, exclude, rerank=rerank, bootstrap=bootstrap):
         print_results(results)
         if bootstrap: print(f'95 % intervals over resampled identities, {bootstrap:,} times:')
         for domain, result in results.items() if bootstrap else ():
             ends = (f'{name} {100*low:.1f} to {100*high:.1f}' for name, (low, high) in result.intervals.iterrows())
             print(f'  {domain}: {", ".join(ends)}')
-
-def _check_bootstrap(n:int, least:int):
-    if not least <= n <= 1_000_000: raise ValueError(f'--bootstrap {n}: give a number of {least} to a million')
 
 # %% ../../nbs/cli/04_commands.ipynb #b53cfee4
 def compare(
@@ -368,7 +364,7 @@ def compare(
 ):
     "Test two saved models on the same images: paired difference in percent."
     from clip_dfgs.evaluation.bootstrap import compare as paired
-    _check_bootstrap(bootstrap, 1)
+    positive_int('--bootstrap', bootstrap)
     results = tested([first, second], target, options, precision, exclude, rerank=rerank)
     for domain in results[0] if results else ():
         table = paired(*(r[domain] for r in results), bootstrap=bootstrap)

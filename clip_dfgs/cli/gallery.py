@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..utils.checks import suggest
 from .commands import check_ending
-from .settings import DataOptions
+from .parser import DataOptions
 
 # %% ../../nbs/cli/05_gallery.ipynb #06fa4056
 def embed(

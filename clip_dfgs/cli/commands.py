@@ -249,8 +249,12 @@ def study(
     if latex: check_ending(latex, '.tex')
     changes = {word: variant_of(word) for word in variants}
     sources, targets = read_data(options, source=source, target=target)
-    rows, targets = pool(sources), pd.concat(targets, ignore_index=True)
-    found = compare_variants(rows, targets, config, changes, seeds_of(seeds), out, every)
+    parts = {} # published splits of a data set count as one target
+    for domain, part in pd.concat(targets, ignore_index=True).groupby('domain', sort=False):
+        if 'partition' in part and part['partition'].isna().any(): part = part.drop(columns='partition')
+        name = domain.partition('/')[0]
+        parts.setdefault(name, []).append(part.assign(domain=name))
+    found = compare_variants(pool(sources), parts, config, changes, seeds_of(seeds), out, every)
     table = found.differences(to=variants[0])
     table.insert(0, 'mAP', found.last().mean())
     print(f'mAP in percent, difference to {variants[0]} in points\n{table.round(1).to_string()}')
@@ -289,7 +293,8 @@ def write_latex(
     lines.append(rf'{name} & {reference:.1f} & \\')
     for variant, r in table.iterrows():
         score = rf'\textbf{{{r["mAP"]:.1f}}}' if r['low'] > 0 else f'{r["mAP"]:.1f}'
-        difference = f'{r["mean"]:+.1f} [{r["low"]:+.1f}, {r["high"]:+.1f}]'
+        interval = f' [{r["low"]:+.1f}, {r["high"]:+.1f}]' if r['n'] > 1 else ' (one seed)'
+        difference = f'{r["mean"]:+.1f}{interval}'
         lines.append(rf'{variant} & {score} & {difference} \\'.replace('_', r'\_'))
     write_text('\n'.join([*lines, r'\bottomrule', r'\end{tabular}', '']), file)
 
@@ -377,28 +382,50 @@ def report(
     *,
     title:str=None, # of the page; else the names of the runs
     out:Path=None, # file to write; else report.html in the run, or against_FIRST.html in the second
+    no_images:bool=False, # leave out everything that shows images of people
 ):
     "Write a run's report.html; of two runs, their comparison query by query."
     from clip_dfgs.viz.report import write_comparison, write_report
     if len(runs) > 2: raise ValueError(f'report takes one run or two, not {len(runs)}; or a folder that holds several')
     if out: check_ending(out, '.html', '.htm')
     write = write_report if len(runs) == 1 else write_comparison
-    print(f'report: {write(*runs, title=title, out=out)}')
+    print(f'report: {write(*runs, title=title, out=out, images=not no_images)}')
 
 # %% ../../nbs/cli/03_commands.ipynb #62ad6c85
 def export(
-    model:Path, # RUN, RUN/model, or pedestrians: the small CLIP that ships
+    model:Path, # RUN, RUN/model, or pedestrians; or an ONNX file of another program, to be described in a copy
     *,
     to:Path, # the ONNX file to write
     precision:str='float32', # of the weights: float32, float16 or int8
     tolerance:float=None, # largest distance from torch, a share of a feature's length; else 0.001, 0.01 or 0.1
+    input:str=None, # what the file is fed: uint8, float (0 to 1) or imagenet (normalized so); else uint8
+    size:str=None, # HEIGHTxWIDTH of what it is fed, such as 256x128; else the model's own
+    mean:tuple=(), # of an ONNX file of another program: of its pixels in 0 to 1, three numbers
+    std:tuple=(), # the same
 ):
     "Write a model as an ONNX file, checked against torch."
     from clip_dfgs.inference.extractor import load_model
-    from clip_dfgs.inference.onnx import export_onnx
+    from clip_dfgs.inference.onnx import describe_onnx, export_onnx
     check_ending(to, '.onnx')
-    distance = export_onnx(load_model(model, 'cpu'), to, tolerance=tolerance, precision=precision)
+    shape = None if size is None else _numbers('size', size.split('x'), 2, int)
+    if model.suffix == '.onnx':
+        if precision != 'float32': raise ValueError('--precision: an ONNX file keeps the precision it has')
+        pixels = {k: _numbers(k, v, 3, float) for k, v in dict(mean=mean, std=std).items() if v}
+        facts = describe_onnx(model, to, size=shape, input=input, **pixels)
+        print(f'{to}: images of {facts["image_size"][0]}x{facts["image_size"][1]}, {facts["width"]} columns')
+        return
+    if mean or std: raise ValueError('--mean and --std are for ONNX files of other programs; a model has its own')
+    distance = export_onnx(load_model(model, 'cpu'), to, tolerance=tolerance, precision=precision,
+                           input=input or 'uint8', size=shape)
     print(f'{to}: {to.stat().st_size / 1e6:.1f} MB, {precision}, at most {distance:.1e} from torch')
+
+def _numbers(name:str, words, count:int, kind:type)->list:
+    "The numbers of an option; ValueError that names it."
+    try: found = [kind(word) for word in words]
+    except ValueError: found = []
+    if len(found) == count and min(found) >= (kind is int): return found
+    like = '256x128' if name == 'size' else 'three numbers'
+    raise ValueError(f'--{name} {" ".join(words)}: give {like}')
 
 # %% ../../nbs/cli/03_commands.ipynb #5e6cbb9f
 def demo(

@@ -113,7 +113,7 @@ def base_config(
     usual:str='small', # recipe where none is named
 )->TrainConfig:
     "What `--recipe` and `--config` name: all settings that the other options do not give."
-    from clip_dfgs.training.recipes import recipe
+    from clip_dfgs.training.config import recipe
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument('--recipe', default=usual)
     parser.add_argument('--config')

@@ -79,6 +79,11 @@ def evaluate_records(
     -------
     Results
         domain -> RetrievalResult
+
+    Raises
+    ------
+    ValueError
+        as from `check_targets`
     """
     records = one_table(records)
     _check_matches(records, exclude)

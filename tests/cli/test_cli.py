@@ -19,7 +19,7 @@ from clip_dfgs.cli.main import COMMANDS, explained, parser_of
 from clip_dfgs.cli.parser import read
 from clip_dfgs.cli.parser import _settings, config_of
 from clip_dfgs.data.datasets import load_dataset
-from clip_dfgs.training.recipes import RECIPES
+from clip_dfgs.training.config import RECIPES
 from command import done, said
 from trees import make_tree
 

@@ -20,7 +20,7 @@ from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.experiments.protocols import seconds_per_step
 from clip_dfgs.data.records import pool
 from clip_dfgs.evaluation.reranking import k_reciprocal_distances
-from running import config
+from runs import config
 
 
 @pytest.fixture(params=['cpu', pytest.param('cuda', marks=pytest.mark.cuda)])

@@ -1,8 +1,8 @@
-"A sampler from outside the package, for the tests: `sampler='pairs:Pairs'`."
+"A sampler from outside the package, for the tests: `sampler='double_batches:DoubleBatches'`."
 from clip_dfgs.sampling.samplers import PKSampler
 
 
-class Pairs(PKSampler):
+class DoubleBatches(PKSampler):
     "Two neighboring batches of PK as one: what two processes have between them."
     def plan(self, epoch):
         batches = super().plan(epoch)

@@ -9,70 +9,76 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
-from running import config, held, only, rows_of, same, started, two, watched, weights
+from runs import one_thread_one_cache # noqa: F401, a fixture for the whole file
+from runs import config, held, only, rows_of, same, started, two, watched, weights
 
 from clip_dfgs.training.checkpoints import checkpoints
 from clip_dfgs.utils.files import TrainError
 from clip_dfgs.inference.evaluator import evaluate_records
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.training.validation import best_step, read_ranks
+from clip_dfgs.training.history import read_rows
+from clip_dfgs.training.validation import best_step
 from clip_dfgs.training.trainer import fit
 
 
-def test_ranks_are_those_of_the_model_at_that_step(world, held_run, tmp_path):
-    "Every third step and at the end of both image stages; by `evaluate_records` on the model as it is then."
+@pytest.fixture(scope='module')
+def seen(world, tmp_path_factory):
+    "A run with held-out identities that keeps the best model; what was found, and the weights, at each step."
     rows, validate = held(world)
-    found = []
-    def rank(done):
-        if done.stage != 'prompts' and (done.step % 3 == 0 or done.step == done.steps):
-            for domain, r in evaluate_records(done.run.model, validate).items():
-                found.append((done.stage, done.step, domain, r.mAP, r.cmc[1], r.mINP, r.queries))
-    run = fit(rows, watched(select='best'), tmp_path/'run', on_step=rank, validate=validate)
-    table = pd.read_csv(held_run/'validation.csv')
-    wanted = pd.DataFrame(found, columns=table.columns)
-    pd.testing.assert_frame_equal(table, wanted, rtol=1e-12)
-    assert [*zip(table['stage'], table['step'])] == [('adapt', 3), ('adapt', 5)] + [('finetune', n) for n in (3, 6, 9)]
-    assert run.validation.to_dict('records') == read_ranks(held_run/'validation.csv')
+    found, states = [], {}
+    def look(done):
+        if done.stage == 'finetune': states[done.step] = {k: v.clone() for k, v in done.run.model.state_dict().items()}
+        if done.stage == 'prompts' or done.step % 3 and done.step != done.steps: return
+        for domain, r in evaluate_records(done.run.model, validate).items():
+            found.append((done.stage, done.step, domain, r.mAP, r.cmc[1], r.mINP, r.queries))
+    out = tmp_path_factory.mktemp('held')/'run'
+    return fit(rows, watched(select='best'), out, on_step=look, validate=validate), found, states
+
+
+@pytest.fixture
+def held_run(seen): return seen[0].out
+
+
+def test_ranks_are_those_of_the_model_at_that_step(seen):
+    "Every third step and at the end of both image stages; by `evaluate_records` on the model as it is then."
+    run, found, _ = seen
+    table = pd.read_csv(run.out/'validation.csv')
+    pd.testing.assert_frame_equal(table, pd.DataFrame(found, columns=table.columns), rtol=1e-12)
+    assert [*zip(table['stage'], table['step'])] == [('adapt', 3)] + [('finetune', n) for n in (3, 6, 9)]
+    assert run.validation.to_dict('records') == read_rows(run.out/'validation.csv')
     assert table['queries'].eq(3).all() and set(table['domain']) == {'town'}
 
 
-def test_ranking_changes_nothing_of_the_training(world, held_run, tmp_path):
-    c = watched(select='last')
-    ranked = fit(held(world)[0], c, tmp_path/'ranked', validate=held(world)[1])
-    fit(held(world)[0], replace(c, validate_steps=0), tmp_path/'alone')
-    assert same(weights(tmp_path/'ranked'), weights(tmp_path/'alone'))
-    assert not (tmp_path/'alone'/'validation.csv').exists() and not (tmp_path/'ranked'/'best').exists()
-    histories = [pd.read_csv(tmp_path/name/'history.csv')['loss'] for name in ('ranked', 'alone')]
-    assert histories[0].equals(histories[1]) and not ranked.model.training
+def test_the_best_is_the_model_of_the_best_rank(seen, world):
+    run, _, states = seen
+    table = run.validation[run.validation['stage'] == 'finetune']
+    best = table['step'].iloc[np.argmax(table['mAP'])]                         # the earliest of equals
+    assert best != 9                                                           # or the test shows nothing
+    kept = ReIDModel.load(run.out/'model').state_dict()
+    assert same(kept, run.model.state_dict()) and all(torch.equal(kept[k], states[best][k]) for k in kept)
+    result = next(iter(evaluate_records(run.model, held(world)[1]).values()))
+    assert result.mAP == pytest.approx(table['mAP'].max())
+
+
+def test_ranking_changes_nothing_of_the_training(world, seen, tmp_path):
+    "The last weights are those of a run that nobody evaluates; without `best` no model is kept beside them."
+    alone = fit(held(world)[0], watched(validate_steps=0), tmp_path/'alone')
+    assert same(alone.model.state_dict(), seen[2][9]) and not (tmp_path/'alone'/'validation.csv').exists()
+    assert alone.history['loss'].equals(seen[0].history['loss']) and not (tmp_path/'alone'/'best').exists()
 
 
 def test_batch_norm_and_modes_are_left_alone(world, tmp_path):
     "Averages of batch norm do not see held-out people, and a frozen tower stays frozen."
     for norm in ('live', 'frozen'):
-        c = only(config(clip='timm:resnet18', image_size=(64, 32), validate_steps=1), finetune=3)
+        c = only(config(clip='timm:resnet10t', validate_steps=1, checkpoint_steps=0), finetune=2)
         c = replace(c, finetune=replace(c.finetune, norm=norm))
-        fit(held(world)[0], c, tmp_path/norm, validate=held(world)[1])
-        fit(held(world)[0], replace(c, validate_steps=0), tmp_path/f'{norm} alone')
-        assert same(weights(tmp_path/norm), weights(tmp_path/f'{norm} alone'))
+        ranked = fit(held(world)[0], c, tmp_path/norm, validate=held(world)[1])
+        alone = fit(held(world)[0], replace(c, validate_steps=0), tmp_path/f'{norm} alone')
+        assert same(ranked.model.state_dict(), alone.model.state_dict())
 
 
-def test_the_best_is_the_model_of_the_best_rank(world, held_run, tmp_path):
-    rows, validate = held(world)
-    states = {}
-    def keep(done):
-        if done.stage == 'finetune': states[done.step] = {k: v.clone() for k, v in done.run.model.state_dict().items()}
-    run = fit(rows, watched(select='best'), tmp_path/'run', on_step=keep, validate=validate)
-    table = run.validation[run.validation['stage'] == 'finetune']
-    best = table['step'].iloc[np.argmax(table['mAP'])]                         # the earliest of equals
-    assert best != 9                                                           # or the test shows nothing
-    kept = ReIDModel.load(tmp_path/'run'/'model').state_dict()
-    assert same(kept, run.model.state_dict()) and all(torch.equal(kept[k], states[best][k]) for k in kept)
-    result = next(iter(evaluate_records(run.model, validate).values()))
-    assert result.mAP == pytest.approx(table['mAP'].max()) and same(weights(tmp_path/'run'), weights(held_run))
-
-
-@pytest.mark.parametrize('moment', ['adapt 4', 'finetune 4', 'best'])
+@pytest.mark.parametrize('moment', [*(pytest.param(at, marks=pytest.mark.slow) for at in ('adapt 2', 'best')),
+                                    'finetune 5'])
 def test_killed_run_ends_in_the_same_ranks_and_weights(world, held_run, tmp_path, moment):
     "Killed really, anywhere, also while the best model is being written; no rank twice, none lost."
     out = tmp_path/'run'
@@ -102,7 +108,7 @@ def test_killed_run_ends_in_the_same_ranks_and_weights(world, held_run, tmp_path
     assert same(weights(out), weights(held_run))
 
 
-@pytest.mark.parametrize('damaged', [False, True])
+@pytest.mark.parametrize('damaged', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_best_at_each_checkpoint_is_not_lost(world, held_run, tmp_path, damaged):
     "A better model is found after the checkpoint; the run is cut off there, and the newer checkpoint may be damaged."
     rows, validate = held(world)
@@ -110,7 +116,7 @@ def test_the_best_at_each_checkpoint_is_not_lost(world, held_run, tmp_path, dama
     def stop(done):
         if (done.stage, done.step) == ('finetune', 7): raise KeyboardInterrupt
     with pytest.raises(KeyboardInterrupt): fit(rows, c, out, on_step=stop, validate=validate)
-    ranks = read_ranks(out/'validation.csv')
+    ranks = read_rows(out/'validation.csv')
     assert best_step(ranks, last=4) != best_step(ranks)                        # or the test shows nothing
     assert {int(p.name) for p in (out/'best').iterdir()} == {best_step(ranks, last=4), best_step(ranks)}
     if damaged: (checkpoints(out/'checkpoint')[0]/'tensors.safetensors').write_bytes(b'')
@@ -143,22 +149,17 @@ def test_what_is_trained_on_is_refused(world, tmp_path):
     assert not (tmp_path/'run').exists()
 
 
-def test_a_run_goes_on_with_the_same_held_out_people(world, tmp_path):
-    rows, validate = held(world)
-    fit(rows, only(config(), adapt=2), tmp_path/'with', validate=validate)
-    fit(rows, only(config(), adapt=2), tmp_path/'without')
-    again = dict(resume=True)
-    with pytest.raises(ValueError, match='made with validate'):
-        fit(rows, only(config(), adapt=2), tmp_path/'with', **again)
-    with pytest.raises(ValueError, match='made without validate'):
-        fit(rows, only(config(), adapt=2), tmp_path/'without', validate=validate, **again)
-    others = validate.assign(camid=validate['camid'] + 1)
-    with pytest.raises(ValueError, match='other images'):
-        fit(rows, only(config(), adapt=2), tmp_path/'with', validate=others, **again)
+def test_a_run_goes_on_with_the_same_held_out_images(world, tmp_path):
+    (rows, validate), c = held(world), only(config(), adapt=1)
+    fit(rows, c, tmp_path/'with', validate=validate)
+    fit(rows, c, tmp_path/'without')
+    for name, given, words in (('with', None, 'made with validate'), ('without', validate, 'made without validate'),
+                               ('with', validate.assign(camid=validate['camid'] + 1), 'other images')):
+        with pytest.raises(ValueError, match=words): fit(rows, c, tmp_path/name, validate=given, resume=True)
 
 
 def test_two_processes_write_one_table(world, tmp_path):
     assert two(world, tmp_path/'run', watched(select='best'), validate=True) == [0, 0]
     table = pd.read_csv(tmp_path/'run'/'validation.csv')
-    assert not table.duplicated(['stage', 'step', 'domain']).any() and len(table) == 5
+    assert not table.duplicated(['stage', 'step', 'domain']).any() and len(table) == 4
     assert (tmp_path/'run'/'model'/'config.json').exists()

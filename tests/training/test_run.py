@@ -9,14 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from running import config, only, rows_of
+from runs import config, only, rows_of
 
 from clip_dfgs.training import trainer
 from clip_dfgs.training.checkpoints import checkpoints
 from clip_dfgs.training.config import config_from
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.data.records import pool
-from clip_dfgs.training.history import read_history
+from clip_dfgs.training.history import read_rows
 from clip_dfgs.training.run import check_folder
 from clip_dfgs.training.trainer import fit
 
@@ -164,9 +164,9 @@ def test_what_a_killed_run_was_writing_is_cleared_away(world, copied):
 def test_history_with_a_torn_line(tmp_path):
     f = tmp_path/'history.csv'
     f.write_text('stage,epoch,step,loss,id\nadapt,0,1,0.5,0.25\nadapt,0,2,1.5,\nadapt,0,3,0.7')
-    assert read_history(f) == [dict(stage='adapt', epoch=0, step=1, loss=.5, id=.25),
+    assert read_rows(f) == [dict(stage='adapt', epoch=0, step=1, loss=.5, id=.25),
                                dict(stage='adapt', epoch=0, step=2, loss=1.5)]
-    assert read_history(tmp_path/'none') == []
+    assert read_rows(tmp_path/'none') == []
 
 
 def test_collapse_is_said_once(world, tmp_path, capfd):

@@ -1,4 +1,5 @@
 "Short runs for the tests: settings, weights, and processes that are really killed."
+import gc
 import multiprocessing
 import os
 import resource
@@ -19,10 +20,11 @@ from clip_dfgs.data.records import pool
 from clip_dfgs.inference.evaluator import results_table
 from clip_dfgs.data.records import hold_out
 from clip_dfgs.utils.files import TrainError
-from clip_dfgs.training.history import read_history
+from clip_dfgs.training.history import read_rows
 from clip_dfgs.training.trainer import fit
 
 SMALL_BATCH = dict(batch=16, instances=4)
+gc.freeze() # what is imported stays, and is not searched at the end of each stage
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -37,16 +39,17 @@ def one_thread_one_cache(tmp_path_factory):
 
 
 def config(**more):
-    "Seventeen steps of training with random weights, a checkpoint every other step."
-    c = TrainConfig(**dict(pretrained=None, checkpoint_steps=2, log_steps=1, precision='no') | more)
+    "Seventeen steps of training with random weights on small images, a checkpoint every fourth step."
+    usual = dict(pretrained=None, image_size=(64, 32), checkpoint_steps=4, log_steps=1, precision='no')
+    c = TrainConfig(**usual | more)
     return replace(c, adapt=replace(c.adapt, steps=5, **SMALL_BATCH), prompts=replace(c.prompts, steps=5, batch=24),
                    finetune=replace(c.finetune, steps=7, **SMALL_BATCH))
 
 
 def watched(**more):
     "The short run, held-out identities evaluated every third step; rates so high that it does not always get better."
-    c = config(**dict(validate_steps=3) | more)
-    return replace(c, finetune=replace(c.finetune, lr=3e-3, steps=9))
+    c = config(**dict(validate_steps=3, seed=1) | more)
+    return replace(c, adapt=replace(c.adapt, steps=3), finetune=replace(c.finetune, lr=1e-2, steps=9))
 
 
 def only(c, **steps):
@@ -66,6 +69,14 @@ def held(world, share=.25):
 
 
 def weights(out): return load_file(Path(out)/'model'/'model.safetensors')
+
+
+def stopped(rows, c, out, at, stage='finetune', **options):
+    "A run that is interrupted behind a step, and goes on."
+    def stop(done):
+        if (done.stage, done.step) == (stage, at + 1): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt, match='resume=True'): fit(rows, c, out, on_step=stop, **options)
+    return fit(rows, c, out, resume=True, **options)
 
 
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -125,7 +136,7 @@ def killed_at(world, out, c, stage='finetune', step=5, reached=None):
     "A process that is killed as soon as a step is in the history, or something else is so."
     def there():
         if reached: return reached(out)
-        return any(r['stage'] == stage and r['step'] >= step for r in read_history(out/'history.csv'))
+        return any(r['stage'] == stage and r['step'] >= step for r in read_rows(out/'history.csv'))
     p, deadline = started(world, out, c), time.monotonic() + 600
     while p.is_alive() and time.monotonic() < deadline:
         time.sleep(.002)

@@ -4,11 +4,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from running import config, rows_of
+from runs import config, rows_of
 
-from clip_dfgs.training.config import Stage, TrainConfig, check_config, config_dict, config_from, rate
-from clip_dfgs.training.recipes import RECIPES, recipe
-from clip_dfgs.training.recipes import recipe_table
+from clip_dfgs.training.config import RECIPES, Stage, TrainConfig, check_config, config_dict, config_from, rate
+from clip_dfgs.training.config import recipe, recipe_table
 from clip_dfgs.sampling.graph import nearest_across_domains
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.training.trainer import fit
@@ -80,16 +79,16 @@ STEP = dict(steps=1, batch=16)
     (dict(k=0), 'k is 0'),
     (dict(pk_ratio=2.), 'pk_ratio is 2.0'),
     (dict(pk_ratio='adapt'), "or 'adaptive'"),
-    (dict(pk_ratio='adaptive', sampler='gs'), 'is for the sampler dfgs, not gs'),
-    (dict(pk_ratio='adaptive', order='released'), 'released order has no random batches'),
+    (dict(pk_ratio='adaptive', sampler='gs'), 'not for gs'),
+    (dict(pk_ratio='adaptive', order='released'), 'the released order'),
     (dict(adapt=Stage(steps=1, batch=16, norm='froze')), "did you mean 'frozen'"),
     (dict(temperature=0.), 'temperature is 0.0'),
     (dict(seed=2**63), 'below 2'),
     (dict(adapt=Stage()), 'neither steps nor epochs'),
     (dict(adapt=Stage(steps=1, batch=10, instances=4)), 'multiple'),
     (dict(adapt=Stage(steps=1, batch=64)), '12'),
-    (dict(adapt=Stage(steps=1, batch=4)), 'holds one identity'),
-    (dict(adapt=Stage(steps=-1, epochs=3)), 'adapt: steps is -1; it must not be negative'),
+    (dict(adapt=Stage(steps=1, batch=4)), 'at least two'),
+    (dict(adapt=Stage(steps=-1, epochs=3)), 'adapt: steps is -1; it must be at least 0'),
     (dict(finetune=Stage(epochs=-3, batch=16)), 'finetune: epochs is -3'),
     (dict(adapt=Stage(**STEP, lr=float('nan'))), 'lr is nan'),
     (dict(adapt=Stage(**STEP, head_lr=-1.)), 'head_lr is -1'),
@@ -97,7 +96,7 @@ STEP = dict(steps=1, batch=16)
     (dict(adapt=Stage(**STEP, floor=-2.)), 'floor is -2'),
     (dict(adapt=Stage(**STEP, margin=float('nan'))), 'margin is nan'),
     (dict(adapt=Stage(**STEP, triplet_on=('pool',))), "did you mean 'pooled'"),
-    (dict(adapt=Stage(**STEP, triplet_on=())), 'triplet_on names no feature'),
+    (dict(adapt=Stage(**STEP, triplet_on=(), id_weight=0.)), 'adapt: every loss has weight 0'),
     (dict(adapt=Stage(**STEP, id_weight=0., triplet_weight=0.)), 'adapt: every loss has weight 0'),
     (dict(prompts=None, finetune=Stage(**STEP, id_weight=0., triplet_weight=0.)), 'finetune: every loss has weight 0'),
     (dict(sampler='gs', skip_nearest=9), 'skip_nearest 9 leaves too few of 12'),
@@ -110,9 +109,9 @@ def test_impossible_settings(world, tmp_path, change, words):
 
 
 @pytest.mark.parametrize('rule, k, skip_nearest, domains, words', [
-    ('within', 5, 0, [6, 9], None), ('within', 5, 1, [6, 9], 'needs 6 neighbors and somebody has 5'),
-    ('across', 6, 0, [6, 9], None), ('across', 7, 0, [6, 9], 'needs 7 neighbors and somebody has 6'),
-    ('balanced', 9, 0, [6, 9], None), ('balanced', 11, 0, [6, 9], 'needs 6 neighbors and somebody has 5')])
+    ('within', 5, 0, [6, 9], None), ('within', 5, 1, [6, 9], 'needs 6 neighbors and an identity has 5'),
+    ('across', 6, 0, [6, 9], None), ('across', 7, 0, [6, 9], 'needs 7 neighbors and an identity has 6'),
+    ('balanced', 9, 0, [6, 9], None), ('balanced', 11, 0, [6, 9], 'needs 6 neighbors and an identity has 5')])
 def test_a_rule_that_the_domains_cannot_keep_is_refused_at_once(rule, k, skip_nearest, domains, words):
     told = replace(config(), neighbors_from=rule, k=k, skip_nearest=skip_nearest)
     features, domain = torch.randn(15, 2), np.repeat([0, 1], domains)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from running import config, rows_of
+from runs import config, rows_of
 
 from clip_dfgs.training import trainer
 from clip_dfgs.training.checkpoints import checkpoints, last_good, pack_optimizer, read_checkpoint, restore

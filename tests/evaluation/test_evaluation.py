@@ -16,7 +16,7 @@ from clip_dfgs.evaluation.distances import distance_blocks
 from clip_dfgs.evaluation.matching import matches_and_junk
 from clip_dfgs.evaluation.metrics import _match_ranks, evaluate, nearest_gallery
 from clip_dfgs.evaluation.reranking import k_reciprocal_distances
-from clip_dfgs.evaluation.verification import verification
+from clip_dfgs.evaluation.metrics import verification
 from clip_dfgs.sampling.graph import nearest_identities
 from clip_dfgs.utils.tensors import full_precision_matmul
 

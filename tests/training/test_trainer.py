@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
-from running import addresses, begin_two, config, ended, into, killed_at, only, processes, rows_of, said_by_two, same
-from running import started, two, weights
+from runs import one_thread_one_cache # noqa: F401, a fixture for the whole file
+from runs import addresses, begin_two, config, ended, into, killed_at, only, processes, rows_of, said_by_two, same
+from runs import started, stopped, two, weights
 from safetensors.torch import load_file
 
 from clip_dfgs.training import trainer
@@ -28,7 +28,7 @@ from clip_dfgs.data.transforms import Augment
 from clip_dfgs.data.image_io import ImageError
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.synthetic.domain import render_domain
-from clip_dfgs.training.history import read_history
+from clip_dfgs.training.history import read_rows
 from clip_dfgs.sampling.samplers import PKSampler
 from clip_dfgs.training.losses import triplet_health
 from clip_dfgs.training.step import image_losses, loaded
@@ -95,25 +95,19 @@ def test_the_history_keeps_means_by_kind_of_batch(world, tmp_path):
 
 @pytest.mark.parametrize('sampler, every', [('gs', 3), ('dfgs', 3), ('dfgs', None)])
 def test_graphs_are_renewed_by_steps(world, tmp_path, monkeypatch, sampler, every):
-    "And a run that stopped, in the middle of a graph's time or where it is renewed, ends in the same weights."
+    "And a run that stopped where a graph is renewed, or in the middle of its time, ends in the same weights."
     made, at = [], []
     def counted(*args, **options):
         made.append(at[-1] if at else 0)
         return update(*args, **options)
     update = trainer.update_graph
     monkeypatch.setattr(trainer, 'update_graph', counted)
-    c = only(config(sampler=sampler, graph_every_steps=every, checkpoint_steps=1, k=3), finetune=10)
-    rows = rows_of(world)
-    fit(rows, c, tmp_path/'straight', on_step=lambda done: at.append(done.step))
-    epochs = pd.read_csv(tmp_path/'straight'/'history.csv')['epoch'].nunique()
-    assert made == [0, 3, 6, 9] if every else len(made) == epochs
-    for stop_at in (3, 4) if every else (4,):
-        def stop(done):
-            if done.step == stop_at + 1: raise KeyboardInterrupt
-        out = tmp_path/f'run{stop_at}'
-        with pytest.raises(KeyboardInterrupt): fit(rows, c, out, on_step=stop)
-        fit(rows, c, out, resume=True)
-        assert same(weights(out), weights(tmp_path/'straight')), stop_at
+    c, rows = only(config(sampler=sampler, graph_every_steps=every, k=3), finetune=8), rows_of(world)
+    run = fit(rows, c, tmp_path/'straight', on_step=lambda done: at.append(done.step))
+    assert made == [0, 3, 6] if every else len(made) == run.history['epoch'].nunique()
+    for stop_at in (3, 4) if sampler == 'gs' else (4,):
+        again = stopped(rows, replace(c, checkpoint_steps=stop_at), tmp_path/f'run{stop_at}', stop_at)
+        assert same(again.model.state_dict(), run.model.state_dict()), stop_at
 
 
 def test_a_sampler_and_a_loss_of_one_s_own(world, tmp_path):
@@ -151,7 +145,7 @@ def test_a_rule_about_source_domains_reaches_every_graph(world, tmp_path, monkey
     tables = [load_dataset('market1501', world, domain='a')]
     tables.append(render_domain(tmp_path/'b', seed=5, identities=8, cameras=2, test_share=0., progress=False))
     graphs = []
-    monkeypatch.setattr(trainer, '_describe_epoch', lambda run, sampler, epoch: graphs.append(sampler.neighbors))
+    monkeypatch.setattr(trainer, '_describe_epoch', lambda *given: graphs.append(given[2].neighbors))
     told = only(config(graph=graph, neighbors_from=rule, k=4), prompts=1, finetune=1)
     records = fit(tables, told, tmp_path/'run').records
     domain = records.groupby('label')['domain'].first().to_numpy()
@@ -168,39 +162,39 @@ def test_one_camera_and_a_tower_without_words(world, tmp_path):
     with pytest.raises(ValueError, match='no text encoder'): fit(rows, replace(c, graph='text'), tmp_path/'no')
 
 
-def test_labels_with_gaps_are_numbered_anew(world, tmp_path):
+def test_labels_with_gaps_are_numbered_anew(world):
     gaps = rows_of(world).assign(label=lambda r: 2*r['label'])
-    assert trainer._begin(gaps, config(), tmp_path/'run').records['label'].tolist() == rows_of(world)['label'].tolist()
+    assert trainer._training_rows(gaps)['label'].tolist() == rows_of(world)['label'].tolist()
 
 
-@pytest.mark.parametrize('label, camera', [
-    (lambda r: pd.factorize(r['pid'])[0], True), (lambda r: pd.factorize(r['pid'])[0], False), (lambda r: 0, True),
-    (lambda r: r['pid'].astype(str), True), (lambda r: np.nan, True), (lambda r: range(len(r)), True)])
-def test_a_column_of_the_user_s_own_called_label(world, tmp_path, label, camera):
+@pytest.mark.parametrize('label', [lambda r: pd.factorize(r['pid'])[0], lambda r: 0, lambda r: r['pid'].astype(str)])
+def test_a_column_of_the_user_s_own_called_label(world, label):
     "Only `pool` makes a pooled table: the train rows are trained on, as they are without the column."
     records = load_dataset('market1501', world)
-    own = records.assign(label=label(records))
-    if camera: own['cam_label'] = own['camid']
-    run = trainer._begin(own, config(), tmp_path/'run')
+    own = trainer._training_rows(records.assign(label=label(records), cam_label=records['camid']))
     bare = rows_of(world)
-    assert set(run.records['split']) == {'train'} and len(run.records) == len(bare) == 72
-    assert run.records['label'].tolist() == bare['label'].tolist()
+    assert set(own['split']) == {'train'} and own['label'].tolist() == bare['label'].tolist()
 
 
 def test_several_tables_are_pooled(world, tmp_path):
     shutil.copytree(world, tmp_path/'b')
     tables = [load_dataset('market1501', folder, domain=name) for name, folder in (('a', world), ('b', tmp_path/'b'))]
-    assert trainer._begin(tables, config(), tmp_path/'run').records['label'].nunique() == 24
+    assert trainer._training_rows(tables)['label'].nunique() == 24
     with pytest.raises(ValueError, match='of the domain'): fit([tables[0]]*2, config(), tmp_path/'no')
 
 
 # A model to start from
 
+@pytest.fixture(scope='module')
+def first(world, tmp_path_factory):
+    "A run of one step on the rendered domain; its model is one to start from."
+    out = tmp_path_factory.mktemp('first')/'run'
+    fit(rows_of(world), only(config(), adapt=1), out)
+    return out
+
+
 @pytest.fixture
-def saved(world, tmp_path):
-    "Folder of a model that was trained on the rendered domain."
-    fit(rows_of(world), only(config(), adapt=1), tmp_path/'first')
-    return tmp_path/'first'/'model'
+def saved(first): return first/'model'
 
 
 def test_a_saved_model_goes_on(world, saved, tmp_path):
@@ -223,27 +217,26 @@ def test_a_saved_model_of_other_people_is_refused(world, saved, tmp_path, change
     assert not (tmp_path/'run').exists()
 
 
-def test_other_people_of_the_same_numbers_are_refused(world, saved, tmp_path):
+def test_other_people_of_the_same_numbers_are_refused(world, first, saved, tmp_path):
     "Another rendered domain under the same name: the same numbers, cameras and names of files."
     render_domain(tmp_path/'town', seed=401, identities=24, cameras=3, progress=False)
     others = rows_of(tmp_path/'town')
     assert others.drop(columns='path').equals(rows_of(world).drop(columns='path'))
     with pytest.raises(ValueError, match='other images'):
         fit(others, only(config(init=str(saved)), finetune=1), tmp_path/'run')
-    fit(rows_of(world), only(config(), adapt=1), tmp_path/'run')
     with pytest.raises(ValueError, match='other images'):
-        fit(others, only(config(), adapt=1), tmp_path/'run', resume=True)
+        fit(others, only(config(), adapt=1), first, resume=True)
 
 
 def test_a_saved_model_is_the_one_that_was_asked_for(world, saved, tmp_path):
-    for asked in (dict(clip='ViT-B-32', pretrained='openai'), dict(image_size=(64, 32)), dict(cameras=True)):
+    for asked in (dict(clip='ViT-B-32', pretrained='openai'), dict(image_size=(128, 64)), dict(cameras=True)):
         name = next(iter(asked))
         with pytest.raises(ValueError, match=f'has {name} .*, not'):
             fit(rows_of(world), only(config(init=str(saved), **asked), finetune=1), tmp_path/'run')
 
 
 def test_a_saved_model_that_does_not_say_on_whom(world, tmp_path):
-    ReIDModel.create('pedestrians', None, num_ids=12).save(tmp_path/'saved')
+    ReIDModel.create('pedestrians', None, num_ids=12, image_size=(64, 32)).save(tmp_path/'saved')
     with pytest.warns(UserWarning, match='does not say what it was trained on'):
         fit(rows_of(world), only(config(init=str(tmp_path/'saved')), finetune=1), tmp_path/'run')
 
@@ -264,7 +257,7 @@ def test_losses_are_float32(world, tmp_path):
     assert loss.item() == pytest.approx(sum(again.values()).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize('precision, tolerance', [('no', 1e-5), ('bf16', 1e-2)])
+@pytest.mark.parametrize('precision, tolerance', [('no', 1e-5), pytest.param('bf16', 1e-2, marks=pytest.mark.slow)])
 def test_less_memory_same_numbers(world, tmp_path, precision, tolerance):
     def losses(name, **more):
         c = only(config(precision=precision, **more), adapt=2, prompts=1)
@@ -305,17 +298,13 @@ def test_killed_in_every_stage(world, whole, tmp_path, stage):
     compared(tmp_path/'run', whole)
 
 
-@pytest.mark.parametrize('sampler', ['gs', 'dfgs'])
-def test_stopped_in_a_later_epoch(world, tmp_path, sampler):
+def test_stopped_in_a_later_epoch(world, tmp_path):
     "GS carries pointers across epochs; they are in the checkpoint."
-    c, rows = only(config(sampler=sampler), finetune=16), rows_of(world)
+    c, rows = only(config(sampler='gs'), finetune=15), rows_of(world)
     straight = fit(rows, c, tmp_path/'straight')
     assert straight.history['epoch'].max() >= 1
-    def stop(done):
-        if done.step == 15: raise KeyboardInterrupt
-    with pytest.raises(KeyboardInterrupt): fit(rows, c, tmp_path/'run', on_step=stop)
-    fit(rows, c, tmp_path/'run', resume=True)
-    assert same(weights(tmp_path/'run'), weights(tmp_path/'straight'))
+    again = stopped(rows, replace(c, checkpoint_steps=13), tmp_path/'run', 13)
+    assert same(again.model.state_dict(), straight.model.state_dict())
 
 
 def test_damaged_and_going_on(world, whole, tmp_path, capsys):
@@ -350,7 +339,7 @@ def test_gradients_that_no_loss_scale_helps(world, tmp_path):
     run.model.clip.visual.proj.register_hook(lambda gradient: gradient*float('inf'))
     words = (r'^adapt, step 3: the gradients overflow whatever the loss scale \(now 5.0e-01\).*'
              r'last good checkpoint: \S+; use precision bf16')
-    with pytest.raises(TrainError, match=words): trainer._adapt(run)
+    with pytest.raises(TrainError, match=words): trainer._train(run, 'adapt')
     run.accelerator.scaler = None
 
 
@@ -362,7 +351,7 @@ def test_full_disk(world, tmp_path):
     assert re.search(words, last) and not list((out/'checkpoint').iterdir())   # nothing half-written
 
 
-@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('workers', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_images_lost_on_the_way(world, tmp_path, workers):
     "Nothing is cached, and the images go away while the run goes on."
     town = tmp_path/'town'
@@ -394,10 +383,11 @@ def test_two_processes_evaluate_like_one(world, pair):
         pd.testing.assert_frame_equal(found, alone, check_exact=False, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_two_killed_processes_go_on(world, pair, tmp_path):
     out, c = tmp_path/'run', config()
     both = begin_two(world, out, c)
-    def reached(): return any(r['stage'] == 'finetune' and r['step'] >= 3 for r in read_history(out/'history.csv'))
+    def reached(): return any(r['stage'] == 'finetune' and r['step'] >= 3 for r in read_rows(out/'history.csv'))
     while not reached():
         assert all(p.is_alive() for p in both)
         time.sleep(.002)
@@ -415,7 +405,7 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(world, tmp_pat
     c = replace(c, prompts=replace(c.prompts, batch=12), finetune=replace(c.finetune, id_weight=0., batch=8))
     out = tmp_path/'two'
     assert two(world, out, c) == [0, 0], said_by_two(out)
-    one = replace(c, gather=False, sampler='pairs:Pairs', prompts=replace(c.prompts, batch=24))
+    one = replace(c, gather=False, sampler='double_batches:DoubleBatches', prompts=replace(c.prompts, batch=24))
     fit(rows_of(world), one, tmp_path/'one')
     a, b = (pd.read_csv(tmp_path/name/'history.csv') for name in ('one', 'two'))
     assert len(a) == len(b) == 6
@@ -425,10 +415,9 @@ def test_two_processes_learn_what_one_learns_with_twice_the_batch(world, tmp_pat
     assert pd.read_csv(out/'sampler.csv').images.eq(1).all() and not any(out.rglob('.*'))
 
 
-def test_two_processes_are_refused_together(world, tmp_path):
+def test_two_processes_are_refused_together(world, pair):
     "The folder exists: neither waits for the other, nothing is touched, and one process alone cannot go on."
-    c, out = only(config(), adapt=1), tmp_path/'two'
-    assert two(world, out, c) == [0, 0], said_by_two(out)
+    c, out = config(), pair
     def contents(): return {p: p.read_bytes() for p in out.rglob('*') if p.is_file()}
     before = contents()
     assert two(world, out, c) == [2, 2] and all('not empty' in said for said in said_by_two(out))
@@ -439,7 +428,7 @@ def test_two_processes_are_refused_together(world, tmp_path):
 def test_two_processes_stop_together(world, tmp_path):
     "A loss that is not a number on one of them, a disk that is full for the one that writes: one line from each."
     def last_lines(name): return [said.strip().splitlines()[-1] for said in said_by_two(tmp_path/name)]
-    assert two(world, tmp_path/'nan', config(), poison='1') == [2, 2]
+    assert two(world, tmp_path/'nan', config(checkpoint_steps=2), poison='1') == [2, 2]
     of_zero, of_one = last_lines('nan')
     place = r'TrainError: adapt, step 2: the loss '
     assert re.match(place + r'of process 1 is not a number.*last good checkpoint: \S+000000', of_zero)

@@ -545,6 +545,7 @@ def test_normalize_by_hand():
     torch.testing.assert_close(own.var((2, 3), unbiased=False), torch.ones(2, 3), atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_real_photographs_load_and_check(real, tmp_path):
     folder, = (place.parent for place in (real/'col780').rglob('query'))
     records = load_dataset('market1501', folder)

@@ -59,7 +59,7 @@ def why_unreadable(
     return f'{type(problem).__name__}: {words}' if words else type(problem).__name__
 
 # %% ../../nbs/data/06_image_io.ipynb #fdfa83fa
-def picture_to_rgb(
+def to_rgb(
     image:Image.Image, # in any mode
     name='image', # named in messages
 )->Image.Image: # in mode RGB
@@ -104,7 +104,7 @@ def load_image(
     name = f'image {path}'
     try:
         # the file, not its name: what Pillow opens by name it maps, and maps wrongly if it has to be turned
-        with open(path, 'rb') as file, Image.open(file) as image: image = picture_to_rgb(image, name)
+        with open(path, 'rb') as file, Image.open(file) as image: image = to_rgb(image, name)
     except ImageError: raise
     except FileNotFoundError: raise ImageError(f'{name} is missing') from None
     except Exception as problem: raise ImageError(f'{name} cannot be read ({why_unreadable(problem)})') from None
@@ -162,7 +162,7 @@ def to_pixels(
         if channels == 'bgr' and values.shape[2] > 1: values = np.dstack([values[:, :, 2::-1], values[:, :, 3:]])
         image = Image.fromarray(np.ascontiguousarray(values if values.shape[2] > 1 else values[:, :, 0]))
     if not isinstance(image, Image.Image): raise ValueError(f'{_FORMS}; not {type(image).__name__}')
-    image = picture_to_rgb(image, 'PIL image').resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    image = to_rgb(image, 'PIL image').resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.array(image).transpose(2, 0, 1)
 
 # %% ../../nbs/data/06_image_io.ipynb #8f2b230e

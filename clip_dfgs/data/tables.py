@@ -180,7 +180,7 @@ def _say_not_read(file:Path, table:pd.DataFrame):
 # %% ../../nbs/data/05_tables.ipynb #de9c63d4
 def mot(
     root, # a sequence, with `gt/gt.txt` and `img1`, or a folder of sequences
-    visibility:float=.3, # least share of a person that is seen
+    visibility:float=.3, # least visible share of a box
     every:int=1, # one of so many frames
     split:str=None, # None = train
     cache=None, # folder for the crops

@@ -365,8 +365,6 @@ def load_named(
     **options, # more options of parsers; each goes to those that know it
 )->list: # record tables, no domain in two of them
     "Read data sets given as `name:folder`; `ValueError` for what is wrong with words or data."
-    if domains and len(domains) != len(specs):
-        raise ValueError(f'--domain gives {len(domains)} names for {len(specs)} data sets; give one for each')
     if len({*domains, ''}) <= len(domains): raise ValueError(f'--domain {domains}: name each data set otherwise')
     options, pairs = dict(camera=camera, **options), [_spec(s) for s in specs]
     tables = [load_dataset(*pair, **options_for(spec, options)) for spec, pair in zip(specs, pairs)]

@@ -125,9 +125,10 @@ def _as_bytes(
     "The numbers of an image as bytes; ValueError for other kinds and for floats outside of 0..1."
     if values.dtype == np.uint8: return values
     if values.dtype == np.uint16: return _as_eight_bits(values, 65535, met)
-    low, high = (values.min(), values.max()) if values.dtype.kind == 'f' else (2, 2)
-    if not (low >= -1e-3 and high <= 1.001):
-        raise ValueError(f'{met}: an image holds uint8, or floats of 0 to 1, not numbers up to {values.max():.3g}')
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind != 'f' or not (low >= -1e-3 and high <= 1.001):
+        numbers = f'these are from {low:.3g} to {high:.3g}'
+        raise ValueError(f'{met}: an image holds uint8, or floats between 0 and 1, {numbers}')
     if 0 < high <= 1/255:
         raise ImageError(f'{met} would be black: its floats go up to {high:.2g}; were they divided by 255 twice?')
     return (values.clip(0, 1) * 255).round().astype(np.uint8)
@@ -175,10 +176,9 @@ def listed(
         paths = isinstance(images, np.ndarray) and images.dtype.kind in 'OU'
         several = images.ndim == 4 or images.ndim == 1 and (paths or not len(images))
         return list(images) if several else [images]
-    if hasattr(images, 'columns'): raise ValueError('a table of records: give its column `path`')
-    if isinstance(images, (bytes, dict, set, frozenset)) or hasattr(images, 'read') or not hasattr(images, '__iter__'):
-        raise ValueError(f'{_FORMS}, or a list of these; not {type(images).__name__}')
-    return list(images)
+    other = isinstance(images, (bytes, dict, set, frozenset)) or hasattr(images, 'read') or hasattr(images, 'columns')
+    if not other and hasattr(images, '__iter__'): return list(images)
+    raise ValueError(f'{_FORMS}, or a list or column of these; not {type(images).__name__}')
 
 # %% ../../nbs/data/06_image_io.ipynb #30db3537
 def read_block(

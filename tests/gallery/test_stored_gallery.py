@@ -19,7 +19,7 @@ from PIL import Image
 from clip_dfgs.inference.extractor import FeatureExtractor
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.gallery.gallery import Gallery, find_images, names_in, read_table, write_table
-from clip_dfgs.gallery.index import nearest_rows, row_lengths
+from clip_dfgs.gallery.search import nearest_rows, row_lengths
 from clip_dfgs.gallery.search import printable, search_sheet
 from clip_dfgs.gallery.store import embed_gallery, one_writer
 from clip_dfgs.synthetic.captions import whole_captions, words_in

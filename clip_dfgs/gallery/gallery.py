@@ -95,8 +95,6 @@ def _plain_folder(folder, camera, domain)->pd.DataFrame: # path, domain, camera
     if camera and without:
         warnings.warn(f'{folder}: {camera} finds no camera in {len(without):,} of {len(paths):,} names, '
                       f'first {printable(without[0])}', stacklevel=3)
-    if not camera and (folder/'bounding_box_test').is_dir():
-        warnings.warn(f'{folder} looks like Market-1501; market1501:{folder} would know its cameras', stacklevel=3)
     return pd.DataFrame(dict(path=paths, domain=domain or folder.resolve().name, camera=cameras))
 
 def _data_set(word:str, camera, domain, options:dict)->pd.DataFrame: # path, domain, camera, pid, split
@@ -284,6 +282,23 @@ def _embedded(records, extractor, broken:str, progress:bool)->tuple: # records, 
     features = F.normalize(torch.stack([feature for feature in found if feature is not None]), dim=1)
     return records[good].reset_index(drop=True), features
 
+# %% ../../nbs/gallery/02_gallery.ipynb #ffeb2ddc
+def _queries(gallery, images, rows, text, as_is): # yields (names, their features, the features they are compared with)
+    "Queries of three kinds; ValueError for an empty sentence, which a model would answer too."
+    if images is not None:
+        images = listed(images)
+        names = [str(x) if isinstance(x, (str, os.PathLike)) else f'image {i}' for i, x in enumerate(images)]
+        yield names, gallery.extractor(images).numpy(), gallery.features
+    if rows is not None:
+        rows = np.atleast_1d(rows)
+        yield gallery.records['path'].iloc[rows].tolist(), np.asarray(gallery.features[rows], float), gallery.features
+    if text is not None:
+        text = [text] if isinstance(text, str) else list(text)
+        for one in text:
+            if not isinstance(one, str) or not one.strip(): raise ValueError(f'a query text is empty: {one!r}')
+        query = text_features(gallery.extractor, text, as_is)
+        yield text, query, gallery.features[:, -query.shape[1]:] # the columns that text and images share
+
 # %% ../../nbs/gallery/02_gallery.ipynb #cbb41ff5
 class Gallery:
     """Records of images and their features, searched by image, by text, or by images of its own.
@@ -374,23 +389,11 @@ class Gallery:
         pd.DataFrame
             query, rank, score (cosine), path, identity, camera, domain (where known), row
         """
-        k, among, found = positive_int('k', k), rows_of(self.records, camera, domain), []
-        def answer(names, query, table):
+        k, among = positive_int('k', k), rows_of(self.records, camera, domain)
+        found = []
+        for names, query, table in _queries(self, images, rows, text, as_is):
             lengths = self.lengths if table is self.features else None
             found.append(_answers(self.records, names, *nearest_rows(query, table, k, among, lengths=lengths)))
-        if images is not None:
-            images = listed(images)
-            names = [str(x) if isinstance(x, (str, os.PathLike)) else f'image {i}' for i, x in enumerate(images)]
-            answer(names, self.extractor(images).numpy(), self.features)
-        if rows is not None:
-            rows = np.atleast_1d(rows)
-            answer(self.records['path'].iloc[rows].tolist(), np.asarray(self.features[rows], np.float64), self.features)
-        if text is not None:
-            text = [text] if isinstance(text, str) else list(text)
-            for one in text: # a model answers to '' too
-                if not isinstance(one, str) or not one.strip(): raise ValueError(f'a query text is empty: {one!r}')
-            query = text_features(self.extractor, text, as_is)
-            answer(text, query, self.features[:, -query.shape[1]:]) # the columns that text and images share
         if not found: raise ValueError('nothing to search for: give images, text or rows')
         return pd.concat(found, ignore_index=True)
 

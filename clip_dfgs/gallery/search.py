@@ -189,8 +189,8 @@ def nearest_rows(
     lengths=None, # `row_lengths` of the table, which are measured anew for each call otherwise
 )->tuple[np.ndarray,np.ndarray]: # row numbers int64 [q,k], best first; cosines float64 [q,k]
     "The k rows of the largest cosine for each query, exactly; equal ones in the order of the table."
-    query, among = _checked(query, table, k, among)
-    all_rows = range(len(table)) if among is None else among
+    query, all_rows = _unit(query), range(len(table)) if among is None else np.asarray(among, np.int64)
+    if not np.isfinite(query).all(): raise ValueError('a query holds something that is not a number')
     n = len(all_rows)
     block, k = block or max(256, 2**25//max(1, len(query))), min(k, n)
     slack = table.shape[1]*2.**-22 # what single precision may lose
@@ -209,17 +209,3 @@ def nearest_rows(
             if len(best[i][1]) == k: floor[i] = best[i][1][-1]
     return (np.array([rows for rows, _ in best], np.int64).reshape(len(query), k),
             np.array([scores for _, scores in best]).reshape(len(query), k))
-
-# %% ../../nbs/gallery/01_search.ipynb #3c30c21e
-def _checked(query, table, k:int, among)->tuple: # query of length 1, float64 [q,D]; row numbers or None
-    "What `nearest_rows` was asked; ValueError for what does not fit."
-    if k < 1: raise ValueError(f'k is {k}: ask for at least one answer')
-    query = np.asarray(query)
-    if query.ndim != 2 or table.ndim != 2 or query.shape[1] != table.shape[1]:
-        raise ValueError(f'queries of shape {query.shape} do not fit a table of shape {table.shape}')
-    if not np.isfinite(query).all(): raise ValueError('a query holds something that is not a number')
-    if among is None: return _unit(query), None
-    among = np.asarray(among, np.int64)
-    if len(among) and (among[0] < 0 or among[-1] >= len(table) or (np.diff(among) <= 0).any()):
-        raise ValueError(f'among: give ascending row numbers below {len(table):,}')
-    return _unit(query), among

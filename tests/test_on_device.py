@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
-from running import config, only, rows_of, same, weights
+from runs import one_thread_one_cache # noqa: F401, a fixture for the whole file
+from runs import config, only, rows_of, same, weights
 
 from clip_dfgs.training import step as stages
 from clip_dfgs.training.config import Stage

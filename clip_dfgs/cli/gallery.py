@@ -27,7 +27,7 @@ def embed(
     overwrite:bool=False, # replace a gallery of another model or other data, or a damaged one
 ):
     "Embed images into a gallery: new and changed ones, removed ones drop out."
-    from clip_dfgs.data.specs import check_options
+    from clip_dfgs.data.datasets import check_options
     from clip_dfgs.gallery.gallery import find_images
     from clip_dfgs.gallery.search import printable
     from clip_dfgs.gallery.store import embed_gallery

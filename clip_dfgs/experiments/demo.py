@@ -89,7 +89,7 @@ def ranks_compared(
     study:Study, # of one seed or more
 )->pd.DataFrame: # a row a variant, in percent: mAP of each domain, their mean, mean Rank-1, differences to PK
     "Ranks on the unseen domains, and the difference to PK beside that of the study of several seeds."
-    last = study.table[study.table['step'] == study.table.groupby(['seed', 'variant'])['step'].transform('max')]
+    last = study.finished()
     table = 100*last.pivot_table(index='variant', columns='domain', values='mAP', sort=False)
     table.columns = [f'{domain} mAP' for domain in table.columns]
     means = 100*last.groupby('variant', sort=False)[['mAP', 'R1']].mean()

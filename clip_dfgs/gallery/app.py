@@ -299,6 +299,11 @@ def serve_gallery(
     -------
     value
         the server (end it by `should_exit = True`) and its address
+
+    Raises
+    ------
+    OSError
+        where the port is taken
     """
     here = ('127.0.0.1', 'localhost', '::1')
     app = make_app(gallery, page, token, here if host in here else (), waiting)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from ..data.folders import camera_rule
 from ..data.image_io import listed
-from ..data.specs import load_named, options_for
+from ..data.datasets import load_named, options_for
 from .search import nearest_rows, printable, row_lengths, text_features
 from ..inference.extractor import FeatureExtractor, load_model
 from ..models.reid_model import ReIDModel
@@ -51,6 +51,11 @@ def find_images(
     -------
     pd.DataFrame
         path (absolute), domain, camera (as written, '' = unknown); identity, pid, split where they are known
+
+    Raises
+    ------
+    ValueError
+        where there are none, or two sources have one name
     """
     words = [str(w) for w in ([words] if isinstance(words, (str, os.PathLike)) else words)]
     if not words: raise ValueError('name a folder of images, or a data set as name:folder')
@@ -415,6 +420,11 @@ class Gallery:
             'skip': leave out images that cannot be read, and count them in a warning
         progress : bool
             a bar
+
+        Raises
+        ------
+        ValueError
+            where none can be read
         """
         return cls(*_embedded(records, extractor, broken, progress), extractor)
 
@@ -434,6 +444,11 @@ class Gallery:
             searched with all its folders; or a data set `name:folder`
         camera : str
             regular expression whose group is the camera in a file's name
+
+        Raises
+        ------
+        ValueError
+            if there is none
         """
         return cls.from_records(find_images(folder, camera), extractor, **options)
 
@@ -464,5 +479,10 @@ class Gallery:
             of `save`, `embed_gallery` or `clip-dfgs embed`
         extractor
             a FeatureExtractor, or the place of the model; None: where it lay when it was embedded
+
+        Raises
+        ------
+        ValueError
+            where it is missing, damaged or of another model
         """
         return cls(*open_gallery(folder, extractor))

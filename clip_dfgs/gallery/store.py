@@ -127,6 +127,11 @@ def embed_gallery(
         images between two savings
     progress : bool
         bars
+
+    Raises
+    ------
+    ValueError
+        where it is of another model or source, or nothing can be read
     """
     check_choice('dtype', dtype, ('float16', 'float32'))
     block = positive_int('block', block)

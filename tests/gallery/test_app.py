@@ -21,7 +21,7 @@ from clip_dfgs.gallery.app import answers, serve_gallery
 from clip_dfgs.gallery.gallery import Gallery, find_images
 from clip_dfgs.gallery.store import embed_gallery
 from clip_dfgs.synthetic.domain import render_domain
-from test_cli import said
+from command import said
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 

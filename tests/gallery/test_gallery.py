@@ -13,7 +13,8 @@ from PIL import Image
 from clip_dfgs.data.image_io import crops, ImageError, load_image
 from clip_dfgs.gallery.gallery import Gallery
 from clip_dfgs.gallery.search import text_features
-from clip_dfgs.inference.extractor import Embedder, FeatureExtractor
+from clip_dfgs.inference.extractor import FeatureExtractor
+from clip_dfgs.models.encoder import Embedder
 from clip_dfgs.models.reid_model import ReIDModel
 
 H, W = 128, 64
@@ -92,13 +93,13 @@ NOT_IMAGES = { # what is passed, and what the message has to name
     'five axes': (np.zeros((1, 1, H, W, 3), np.uint8), r'array uint8 \[1,1,128,64,3\]'),
     'a number': (7, 'not int'), 'nothing': (None, 'not NoneType'), 'bytes': (b'abc', 'not bytes'),
     'nothing in a list': ([picture(), None], '1 of 2.*not NoneType'),
-    'integers': (np.zeros((H, W, 3), int), r'array int64 \[128,64,3\].*uint8, or floats between 0 and 1'),
+    'integers': (np.zeros((H, W, 3), int), r'array int64 \[128,64,3\]'),
     'a mask': (np.zeros((H, W), bool), r'array bool \[128,64\]'),
-    'floats up to 255': (torch.full((3, H, W), 200.), r'tensor float32 \[3,128,64\].*from 200 to 200'),
-    'normalized floats': (torch.linspace(-2, 2, 3 * H * W).view(3, H, W), 'between 0 and 1, these are from -2 to 2'),
-    'NaN': (np.full((H, W, 3), np.nan), 'from nan to nan'),
+    'floats up to 255': (torch.full((3, H, W), 200.), r'tensor float32 \[3,128,64\].* 200'),
+    'normalized floats': (torch.linspace(-2, 2, 3 * H * W).view(3, H, W), 'floats of 0 to 1'),
+    'NaN': (np.full((H, W, 3), np.nan), 'nan'),
     'a table': (pd.DataFrame(dict(path=['a'])), 'give its column `path`'),
-    'a set': ({'a.jpg', 'b.jpg'}, 'a set has no order'), 'an open file': (io.BytesIO(b'x'), 'an open file'),
+    'a set': ({'a.jpg', 'b.jpg'}, 'not set'), 'an open file': (io.BytesIO(b'x'), 'not BytesIO'),
 }
 
 

@@ -21,7 +21,7 @@ from clip_dfgs.gallery.gallery import Gallery, find_images, names_in, read_table
 from clip_dfgs.gallery.search import nearest_rows, printable, row_lengths, search_sheet
 from clip_dfgs.gallery.store import embed_gallery, one_writer
 from clip_dfgs.synthetic.captions import whole_captions, words_in
-from test_cli import said
+from command import said
 
 
 def noted(err):

@@ -22,7 +22,7 @@ from clip_dfgs.viz import images as plots
 from clip_dfgs.viz.embeddings import plot_points
 from clip_dfgs.evaluation.metrics import evaluate, nearest_gallery
 from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, PKSampler
-from clip_dfgs.evaluation.verification import verification
+from clip_dfgs.evaluation.metrics import verification
 
 
 @pytest.fixture(autouse=True)

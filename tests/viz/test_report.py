@@ -11,7 +11,7 @@ from clip_dfgs.viz import report
 from clip_dfgs.viz.rankings import Absent
 from clip_dfgs.inference.embed import embed_images
 from clip_dfgs.models.reid_model import ReIDModel
-from test_cli import said
+from command import said
 
 
 @pytest.fixture(scope='module')

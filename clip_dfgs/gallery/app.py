@@ -55,7 +55,7 @@ _LONGEST = 2000 # characters of a sentence
 
 def answers(
     gallery:Gallery,
-    data:bytes=None, # of an image
+    image:Image.Image=None,
     text:str='', # a sentence
     row:int=None, # of an image of the gallery
     k:int=24, # answers
@@ -66,7 +66,7 @@ def answers(
     only, note = dict(k=k, camera=camera, domain=domain), ''
     if len(text) > _LONGEST:
         raise ValueError(f'The sentence has {len(text):,} characters; {_LONGEST:,} are the most.')
-    if data is not None: found, what = gallery.search(_decoded(data), **only), 'the image'
+    if image is not None: found, what = gallery.search(image, **only), 'the image'
     elif text.strip():
         found, what = gallery.search(text=text, **only), f'“{printable(text.strip())}”'
         note = text_note(gallery.extractor, text)
@@ -123,12 +123,12 @@ def _add_search(app, live:_Live, waiting:int):
             app.state.counts['busy'] += 1
             raise HTTPException(503, 'too many searches at a time; ask again', {'Retry-After': '1'})
         try:
+            asked = _decoded(image.file.read()) if image else None
             with alone:
                 gallery = live()
                 if like and like not in live.rows: raise ValueError('this image is no longer in the gallery')
                 app.state.counts['searches'] += 1
-                row, data = live.rows.get(like), image and image.file.read()
-                found, note = answers(gallery, data, text, row, k, camera, domain)
+                found, note = answers(gallery, asked, text, live.rows.get(like), k, camera, domain)
         except ValueError as e: raise HTTPException(400, ' '.join(str(e).split())) from None
         finally: free.release()
         return dict(images=len(gallery), note=note, answers=_listed(found, gallery.digests))

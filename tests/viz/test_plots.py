@@ -269,6 +269,7 @@ def test_mistakes_are_named(call, name):
     with pytest.raises(ValueError, match=name): call()
 
 
+@pytest.mark.slow
 def test_works_without_a_display_and_leaves_the_backend_alone(tmp_path):
     file = tmp_path/'x.png'
     code = f"""import matplotlib.pyplot as plt

@@ -92,12 +92,7 @@ def evaluate_records(
     return results
 
 # %% ../../nbs/inference/03_evaluator.ipynb #aff2a953
-def _ranked(
-    features:torch.Tensor, # of all rows, on the CPU, shape [n, D]
-    rows:pd.DataFrame, # query and gallery rows of one domain
-    device:torch.device, # that ranks
-    **options, # of `evaluate`
-): # RetrievalResult
+def _ranked(features:torch.Tensor, rows:pd.DataFrame, device:torch.device, **options): # RetrievalResult
     "Rank one domain."
     sides = [(rows['split'] == side).to_numpy(copy=True) for side in ('query', 'gallery')]
     query, gallery = (rows[side] for side in sides)

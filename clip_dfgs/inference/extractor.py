@@ -28,13 +28,7 @@ from ..utils.files import digest_of_file
 from ..utils.tensors import evaluating
 
 # %% ../../nbs/inference/02_extractor.ipynb #6c31bceb
-def _embed(
-    extractor, # `FeatureExtractor`
-    images:list,
-    progress:bool,
-    channels:str,
-    leave_out:bool, # go on without images that are empty or cannot be read
-)->tuple: # features [b,D] of the others, {position: what is wrong}
+def _embed(extractor, images:list, progress:bool, channels:str, leave_out:bool)->tuple:
     "Features block by block."
     check_choice('channels', channels, ('rgb', 'bgr'))
     size, problems = extractor.model.config['image_size'], {}
@@ -70,11 +64,7 @@ def check_finite(features:Tensor, what:str, precision:str='no'):
 # %% ../../nbs/inference/02_extractor.ipynb #2d118463
 class OnnxModel(nn.Module):
     "An ONNX file in the place of a `ReIDModel`: test features on the CPU, no text."
-    def __init__(
-        self,
-        file, # see `OnnxExtractor`
-        **settings, # size, mean, std, input, resize of `OnnxExtractor`
-    ):
+    def __init__(self, file, **settings):
         super().__init__()
         self.onnx = OnnxExtractor(file, **settings)
         facts = self.onnx.facts
@@ -175,31 +165,8 @@ class FeatureExtractor:
 
     def __repr__(self): return f'FeatureExtractor({self.model.config["clip"]}, {self.device})'
 
-    def __call__(
-        self,
-        images, # one image or several: paths, PIL images, arrays, tensors
-        progress:bool=False, # a bar
-        channels:str=None, # of arrays and tensors, "rgb" or "bgr"; None: as the extractor was told
-        bad:str='raise', # 'none': None in the place of an empty or unreadable image
-    )->Tensor: # [B,D], on the CPU; with bad='none' a list of [D] and None
-        """Features of every image; one alone gives [1,D], none [0,D]; ValueError names the image that is wrong.
-
-        Parameters
-        ----------
-        images
-            one image or several: paths, PIL images, arrays, tensors
-        progress : bool
-            a bar
-        channels : str
-            of arrays and tensors, "rgb" or "bgr"; None: as the extractor was told
-        bad : str
-            'none': None in the place of an empty or unreadable image
-
-        Returns
-        -------
-        Tensor
-            [B,D], on the CPU; with bad='none' a list of [D] and None
-        """
+    def __call__(self, images, progress:bool=False, channels:str=None, bad:str='raise')->Tensor:
+        "Features of every image; one alone gives [1,D], none [0,D]; ValueError names the image that is wrong."
         check_choice('bad', bad, ('raise', 'none'))
         images = listed(images)
         features, problems = _embed(self, images, progress, channels or self.channels, bad == 'none')
@@ -226,10 +193,7 @@ class FeatureExtractor:
         with evaluating(self.model): out = self.model.encode_captions(texts).float().cpu()
         return F.normalize(out, dim=1) if self.normalize else out
 
-    def _features(
-        self,
-        pixels:Tensor, # uint8 [B,3,h,w], on the CPU
-    )->Tensor: # [B,D], on the device, not normalized
+    def _features(self, pixels:Tensor)->Tensor: # [B,D], on the device, not normalized
         "Features of one block."
         half = dict(bf16=torch.bfloat16, fp16=torch.float16).get(self.precision)
         loose = torch.autocast(self.device.type, half) if half else contextlib.nullcontext()

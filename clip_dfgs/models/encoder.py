@@ -25,12 +25,7 @@ from ..utils.checks import first_line
 # %% ../../nbs/models/05_encoder.ipynb #324dab2d
 class ReIDEncoder(nn.Module):
     "What a re-identification model computes: features of images, of prompts and of sentences."
-    def __init__(
-        self,
-        clip:nn.Module, # towers at the size they were trained
-        config:dict, # what `create` writes
-        sentence:dict|None=None, # `prefix`, `suffix` and `at` of saved prompts; None: of the model's tokenizer
-    ):
+    def __init__(self, clip:nn.Module, config:dict, sentence:dict|None=None):
         super().__init__()
         self.clip, self.config, self.has_text = clip, config, 'text_cfg' in config['model_cfg']
         fit_tower(clip.visual, config['image_size'], config['stride'])
@@ -94,11 +89,7 @@ class ReIDEncoder(nn.Module):
 # %% ../../nbs/models/05_encoder.ipynb #f618422b
 class Embedder(nn.Module):
     "uint8 pictures [B,3,H,W] at the model's size to test features [B,D], as a plain module for other projects."
-    def __init__(
-        self,
-        model:ReIDEncoder, # copied, not changed
-        unit:bool=True, # unit length
-    ):
+    def __init__(self, model:ReIDEncoder, unit:bool=True):
         super().__init__()
         self.model, self.unit = copy.deepcopy(model).float(), unit  # weights in half precision become whole
         self.eval()
@@ -119,10 +110,7 @@ class BNNeck(nn.Module):
     def forward(self, x:Tensor)->Tensor: return self.classifier(self.norm(x))
 
 # %% ../../nbs/models/05_encoder.ipynb #006461e3
-def _add_parts(
-    model:ReIDEncoder, # with its towers
-    sentence:dict|None, # of saved prompts
-):
+def _add_parts(model:ReIDEncoder, sentence:dict|None):
     "Necks, prompts and camera vectors; ValueError for a tower that cannot take the image size."
     visual, config = model.clip.visual, model.config
     training = visual.training
@@ -209,10 +197,7 @@ def _too_long(texts:list, tokenizer, context:int)->list:
     except TypeError: return []  # a tokenizer of one length
     return [text for text, row in zip(texts, ids[1:]) if (row[context:] != ids[0, -1]).any()]
 
-def _warn_of_glue(
-    texts:list,
-    text_cfg:dict, # of the text tower
-):
+def _warn_of_glue(texts:list, text_cfg:dict):
     "A warning for words that a tokenizer of SigLIP's kind glues: it deletes punctuation, also inside a word."
     if (text_cfg.get('tokenizer_kwargs') or {}).get('clean') != 'canonicalize': return
     glued = sorted({word for text in texts for word in re.findall(r'\w+(?:[-/]\w+)+', text)})
@@ -221,35 +206,27 @@ def _warn_of_glue(
     warnings.warn(f'this model reads {glued[0]!r} as {read!r}; write {spaced!r}'
                   + (f' (so with {len(glued) - 1} more)' if glued[1:] else ''), stacklevel=5)
 
-def _token_ids(
-    model:ReIDEncoder,
-    texts, # a list of sentences, or one
-)->Tensor: # shape [B,context]
+def _token_ids(model:ReIDEncoder, texts)->Tensor: # shape [B,context]
     "Token ids of sentences; ValueError for what is no text, a warning for sentences that are cut."
-    if isinstance(texts, (set, frozenset, dict, bytes)):
+    if isinstance(texts, (set, frozenset, dict, bytes)): # bytes are numbers, and the others have no order
         raise ValueError(f'captions are a list of texts, not a {type(texts).__name__}')
     texts = [texts] if isinstance(texts, str) else list(texts)
     for text in texts:
         if not isinstance(text, str): raise ValueError(f'a caption is a text, not {type(text).__name__} ({text!r})')
-    empty = [i for i, text in enumerate(texts) if not text.strip()]
-    if empty: warnings.warn(f'{len(empty)} of {len(texts)} captions are empty, first {empty[0]}, counted from 0; '
-                            'their features say nothing', stacklevel=4)
+    empty = sum(not text.strip() for text in texts)
+    if empty: warnings.warn(f'{empty} of {len(texts)} captions are empty; their features say nothing', stacklevel=4)
     context = text_tower(model.clip).context_length
     if not texts: return torch.zeros(0, context, dtype=torch.long)
     tokenizer = tokenizer_of(model.config['clip'], context, model.config['model_cfg'])
     _warn_of_glue(texts, model.config['model_cfg']['text_cfg'])
     long = _too_long([text for text in texts if len(text.encode()) + 2 > context], tokenizer, context)
     if long:
-        shown = long[0] if len(long[0]) <= 60 else f'{long[0][:60]}...'
         warnings.warn(f'{len(long)} of {len(texts)} sentences are longer than the {context} tokens that '
-                      f'{model.config["clip"]} reads and are cut, first: {shown!r}', stacklevel=4)
+                      f'{model.config["clip"]} reads and are cut, first: {long[0][:60]!r}', stacklevel=4)
     return tokenizer(texts)
 
 # %% ../../nbs/models/05_encoder.ipynb #f401dab4
-def _in_bytes(
-    values, # of pixels in [0,1], one number or three
-    device, # where they are needed
-)->torch.Tensor: # float32 [3,1,1], of pixels in 0..255
+def _in_bytes(values, device)->torch.Tensor: # float32 [3,1,1], of pixels in 0..255
     "Constants of three channels. A GPU keeps them: a copy from a list would make the CPU wait at every batch."
     if torch.device(device).type != 'cpu': return _kept_on(device, tuple(np.ravel(values).tolist()))
     return 255*torch.as_tensor(values, dtype=torch.float32).expand(3)[:, None, None]

@@ -6,6 +6,7 @@
 __all__ = ['ReIDModel']
 
 # %% ../../nbs/models/06_reid_model.ipynb #4dfcc4d7
+import glob
 import json
 import warnings
 from pathlib import Path
@@ -20,7 +21,7 @@ from .small_clip import WEIGHTS
 from .timm_towers import load_timm, TimmTower
 from .towers import lost_pixels
 from .weights import fill_weights, load_clip, new_clip, OPENAI_NORMALIZATION, tokenizer_of
-from ..utils.checks import first_line
+from ..utils.checks import check_choice, first_line, positive_int
 from ..utils.files import atomic_write, write_text
 
 # %% ../../nbs/models/06_reid_model.ipynb #13c86410
@@ -102,33 +103,18 @@ class ReIDModel(ReIDEncoder):
         return fill_weights(model, _restored(model, state, str(folder)), str(folder))
 
 # %% ../../nbs/models/06_reid_model.ipynb #4d64829a
-def _whole(value, least:int)->bool:
-    "Whether a value is a whole number, of Python or numpy, and not below `least`."
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and value >= least
-
-def _check_settings(
-    image_size, # None, or (height, width)
-    stride, # None, or a whole number
-    **counts, # cameras, num_ids, seed
-)->dict: # the same with plain ints, which JSON can hold
-    "Settings that are whole numbers; ValueError that names the first that is not."
-    for name, value in counts.items():
-        if not _whole(value, 0): raise ValueError(f'{name} is {value!r}; it takes a whole number, 0 or more')
-    if stride is not None and not _whole(stride, 1): raise ValueError(f'stride is {stride!r}; it takes 1 or more')
-    size = None if image_size is None else list(np.atleast_1d(np.asarray(image_size, object)))
-    if size is not None and (len(size) != 2 or not all(_whole(s, 1) for s in size)):
-        raise ValueError(f'image_size is {image_size!r}; it takes two whole numbers (height, width)')
-    counts = {name: int(value) for name, value in counts.items()}
-    stride, size = stride and int(stride), size and [int(s) for s in size]
-    return counts | dict(image_size=size, stride=stride)
+def _check_settings(image_size, stride, **counts)->dict: # cameras, num_ids, seed
+    "The same with plain ints, which JSON can hold; ValueError that names the first that is none."
+    counts = {name: positive_int(name, value, 0) for name, value in counts.items()}
+    stride = stride if stride is None else positive_int('stride', stride)
+    if image_size is not None:
+        if np.shape(image_size) != (2,):
+            raise ValueError(f'image_size is {image_size!r}; it takes two whole numbers (height, width)')
+        image_size = [positive_int('image_size', side) for side in image_size]
+    return counts | dict(image_size=image_size, stride=stride)
 
 # %% ../../nbs/models/06_reid_model.ipynb #be2b1371
-def _find_towers(
-    clip:str, # as in `ReIDModel.create`
-    pretrained,
-    quick_gelu:bool|None,
-    seed:int,
-)->tuple[nn.Module,dict]: # the towers; and what they say of the config
+def _find_towers(clip:str, pretrained, quick_gelu:bool|None, seed:int)->tuple[nn.Module,dict]:
     "A CLIP or a backbone with its weights; ValueError where the name and the weights do not go together."
     if clip == 'pedestrians': return _small_towers(pretrained, quick_gelu, seed)
     if isinstance(pretrained, str) and pretrained == 'pedestrians':
@@ -143,27 +129,21 @@ def _find_towers(
     return module, dict(model_cfg=cfg, token_seed=None, image_size=(256, 128), stride=None) | said
 
 # %% ../../nbs/models/06_reid_model.ipynb #dd64ebe0
-def _small_towers(
-    pretrained, # "pedestrians" or "default", a file of `save_small_clip`, or None
-    quick_gelu:bool|None,
-    seed:int,
-)->tuple[nn.Module,dict]: # as `_find_towers`
+def _small_towers(pretrained, quick_gelu:bool|None, seed:int)->tuple[nn.Module,dict]:
     "The small CLIP with its own, other or random weights."
     if pretrained is None: module, config = new_small_clip(PEDESTRIANS, seed), PEDESTRIANS
-    elif pretrained is True or str(pretrained) in ('pedestrians', 'default'): module, config = load_small_clip(WEIGHTS)
     else:
-        path = EYES if str(pretrained) == EYES.name else Path(str(pretrained)).expanduser()
-        ends = ('', '.json', '.safetensors') if path.name else ()
-        there = any(path.with_name(path.name + suffix).is_file() for suffix in ends)
-        if not there:
+        own = dict.fromkeys(('True', 'pedestrians', 'default'), WEIGHTS) | {EYES.name: EYES}
+        path = own.get(str(pretrained)) or Path(str(pretrained)).expanduser()
+        if not path.name or not path.parent.is_dir() or not any(path.parent.glob(glob.escape(path.name) + '*')):
             raise ValueError(f"clip 'pedestrians' cannot have the weights {str(pretrained)!r}; pretrained takes "
                              "'pedestrians', 'imagenet_eyes', a file of save_small_clip, or None for random ones")
         module, config = load_small_clip(path)
     if quick_gelu and not config['model_cfg'].get('quick_gelu'):
         raise ValueError('pedestrians: was trained with GELU, not QuickGELU; leave quick_gelu out')
-    size, mean_std = config['model_cfg']['vision_cfg']['image_size'], (config['mean'], config['std'])
-    found = dict(model_cfg=config['model_cfg'], token_seed=config['token_seed'], stride=None)
-    return module, found | dict(image_size=size, normalization=mean_std)
+    said = dict(model_cfg=config['model_cfg'], token_seed=config['token_seed'], stride=None)
+    size = config['model_cfg']['vision_cfg']['image_size']
+    return module, said | dict(image_size=size, normalization=(config['mean'], config['std']))
 
 # %% ../../nbs/models/06_reid_model.ipynb #d3c9022a
 def _normalization(
@@ -171,15 +151,11 @@ def _normalization(
     own:tuple, # (mean, std) that the weights were trained with
 )->dict:
     "Normalization as it is stored: mean and std, three numbers each, or None for those of each image."
-    mean_std = asked
     named = dict(clip=OPENAI_NORMALIZATION, half=([.5]*3, [.5]*3), instance=(None, None))
-    if asked is None: mean_std = own
-    elif isinstance(asked, str):
-        if asked not in named:
-            raise ValueError(f'unknown normalization {asked!r}; use clip, half, instance or a pair (mean, std)')
-        mean_std = named[asked]
+    if isinstance(asked, str): asked = named[check_choice('normalization', asked, named)]
     try:
-        if all(values is None for values in mean_std): return dict(mean=None, std=None)
+        mean, std = mean_std = own if asked is None else asked
+        if mean is None and std is None: return dict(mean=None, std=None)
         mean, std = ([float(v) for v in values] for values in mean_std)
     except (TypeError, ValueError): mean, std = [], []
     pair = len(mean) == len(std) == 3 and np.isfinite(mean + std).all() and min(std) > 0
@@ -198,16 +174,13 @@ def _warn_of_lost_pixels(model:ReIDModel):
 
 def _described(model:ReIDModel)->str:
     "A model's name, size, features and what it was trained for."
-    config, widths = model.config, model.widths
-    parameters = sum(p.numel() for p in model.parameters())/1e6
-    height, width = config['image_size']
-    parts = [f'{height}x{width} pixels', f'{parameters:.1f} million parameters',
-             f'features last {widths.last}, pooled {widths.pooled}, projected {widths.projected} (embed {model.width})']
-    if config['stride']: parts.append(f'stride {config["stride"]}')
-    if config['cameras']: parts.append(f'{config["cameras"]} cameras')
-    if config['num_ids']: parts.append(f'{config["num_ids"]} identities')
-    parts.append('with text encoder' if model.has_text else 'images only')
-    return f'ReIDModel({config["clip"]}: ' + ', '.join(parts) + ')'
+    c, parameters = model.config, sum(p.numel() for p in model.parameters())/1e6
+    counts = dict(identities=c['num_ids'], cameras=c['cameras'])
+    known = [f'stride {c["stride"]}'] if c['stride'] else []
+    known += [f'{count} {what}' for what, count in counts.items() if count]
+    known += ['with text' if model.has_text else 'images only']
+    return (f'ReIDModel({c["clip"]}: {c["image_size"][0]}x{c["image_size"][1]} pixels, {parameters:.1f} million '
+            f'parameters, embed {model.width}, {", ".join(known)})')
 
 # %% ../../nbs/models/06_reid_model.ipynb #aa3f9c3d
 def _set_trainable(model:ReIDModel, stage:str):
@@ -231,11 +204,7 @@ def _stored(model:ReIDModel)->dict:
     seed = model.config['token_seed']
     return state if seed is None else pack_tokens(state, _token_key(model), seed)
 
-def _restored(
-    model:ReIDModel, # takes the weights
-    state:dict, # of the file
-    what:str, # named in messages
-)->dict: # weights by name
+def _restored(model:ReIDModel, state:dict, what:str)->dict: # weights by name
     "The inverse of `_stored`; ValueError where the token rows are not there."
     seed, key = model.config['token_seed'], _token_key(model)
     if seed is None or key in state: return state
@@ -243,9 +212,7 @@ def _restored(
     except Exception as e: raise ValueError(f'{what}: the model is damaged ({first_line(e)})') from None
 
 # %% ../../nbs/models/06_reid_model.ipynb #fb98c902
-def _read_folder(
-    folder:Path, # of `ReIDModel.save`
-)->tuple[dict,dict]: # config and weights
+def _read_folder(folder:Path)->tuple[dict,dict]: # config and weights
     "The two files of a saved model; ValueError that names what is missing or damaged."
     holds = 'a model folder holds config.json and model.safetensors'
     if (folder/'model'/'config.json').is_file(): holds += f', as {folder/"model"} does'

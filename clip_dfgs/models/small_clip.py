@@ -50,9 +50,7 @@ def new_small_clip(
     if _borrows(config): fill_imagenet(model.visual.trunk)
     return model
 
-def _borrows(
-    config:dict, # as PEDESTRIANS or IMAGENET_EYES
-)->bool:
+def _borrows(config:dict)->bool:
     "Whether the image tower's trunk has weights of another package, which are not stored here."
     return config['model_cfg']['vision_cfg'].get('timm_model_name') == 'tf_efficientnet_lite0'
 
@@ -92,9 +90,7 @@ _HERE = Path(__file__).parent.parent if '__file__' in globals() else Path('../..
 WEIGHTS = _HERE/'weights'/'pedestrians'  # without suffix: pedestrians.safetensors and pedestrians.json
 EYES = _HERE/'weights'/'imagenet_eyes'  # the same for IMAGENET_EYES, without the trunk
 
-def _two_files(
-    path, # with or without `.safetensors` or `.json`
-)->tuple[Path,Path]: # of the weights, of the config
+def _two_files(path)->tuple[Path,Path]: # of the weights, of the config
     "Where a small CLIP is stored."
     stem = str(Path(path).expanduser()).removesuffix('.safetensors').removesuffix('.json')
     return Path(stem + '.safetensors'), Path(stem + '.json')

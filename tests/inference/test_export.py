@@ -303,7 +303,7 @@ def test_no_truncated_file_is_opened(exported, share):
 
 def test_the_trackers_lines_work_as_they_stand(exported, tmp_path, monkeypatch):
     "The short block of the guide, with OpenCV's order of colors and a box that lies outside."
-    guide = json.loads((Path(__file__).parents[1]/'nbs'/'guides'/'tracker.ipynb').read_text())
+    guide = json.loads((Path(__file__).parents[2]/'nbs'/'guides'/'tracker.ipynb').read_text())
     text = '\n'.join(''.join(cell['source']) for cell in guide['cells'] if cell['cell_type'] == 'markdown')
     code = re.search(r'^```python\n(.*?)^```', text, re.M | re.S)[1]
     shutil.copy(exported[1], tmp_path/'features.onnx')
@@ -375,7 +375,7 @@ def test_a_file_of_another_program_is_described_by_the_command(tmp_path):
 
 def test_a_published_tracker_model_gives_its_published_features(tmp_path):
     "OSNet of MSMT17 on six images: bilinear to 256x128, ImageNet's mean and standard deviation, by hand."
-    usual = Path(__file__).resolve().parents[2]/'shared'/'realdata'
+    usual = Path(__file__).resolve().parents[3]/'shared'/'realdata'
     root = Path(os.environ.get('CLIP_DFGS_REALDATA', usual))
     file, images = root/'osnet_x0_25_msmt17.onnx', []
     if not file.exists(): pytest.skip(f'no OSNet in {root}; set CLIP_DFGS_REALDATA')

@@ -25,7 +25,12 @@ from ..utils.checks import first_line
 # %% ../../nbs/models/05_encoder.ipynb #324dab2d
 class ReIDEncoder(nn.Module):
     "What a re-identification model computes: features of images, of prompts and of sentences."
-    def __init__(self, clip:nn.Module, config:dict, sentence:dict|None=None):
+    def __init__(
+        self,
+        clip:nn.Module, # towers at the size they were trained
+        config:dict, # what `create` writes
+        sentence:dict|None=None, # `prefix`, `suffix` and `at` of saved prompts; None: of the model's tokenizer
+    ):
         super().__init__()
         self.clip, self.config, self.has_text = clip, config, 'text_cfg' in config['model_cfg']
         fit_tower(clip.visual, config['image_size'], config['stride'])
@@ -89,7 +94,11 @@ class ReIDEncoder(nn.Module):
 # %% ../../nbs/models/05_encoder.ipynb #f618422b
 class Embedder(nn.Module):
     "uint8 pictures [B,3,H,W] at the model's size to test features [B,D], as a plain module for other projects."
-    def __init__(self, model:ReIDEncoder, unit:bool=True):
+    def __init__(
+        self,
+        model:ReIDEncoder, # copied, not changed
+        unit:bool=True, # unit length
+    ):
         super().__init__()
         self.model, self.unit = copy.deepcopy(model).float(), unit  # weights in half precision become whole
         self.eval()

@@ -35,8 +35,32 @@ def rows_of(
 
 # %% ../../nbs/models/04_prompts.ipynb #dc2ca320
 class PromptLearner(nn.Module):
-    "Frozen prefix, a learned context for each identity, frozen suffix [CLIP-ReID], [CoOp]."
-    def __init__(self, num_ids:int, prefix:Tensor, suffix:Tensor, at:int, n_context:int=4, seed:int=0):
+    """Frozen prefix, a learned context for each identity, frozen suffix [CLIP-ReID], [CoOp].
+
+    Parameters
+    ----------
+    num_ids : int
+        N
+    prefix : Tensor
+        embeddings before the hole, shape [A,W]
+    suffix : Tensor
+        embeddings behind it, shape [S,W]
+    at : int
+        position at which the text feature is read
+    n_context : int
+        learned vectors of each identity
+    seed : int
+        decides the context
+    """
+    def __init__(
+        self,
+        num_ids:int, # N
+        prefix:Tensor, # embeddings before the hole, shape [A,W]
+        suffix:Tensor, # embeddings behind it, shape [S,W]
+        at:int, # position at which the text feature is read
+        n_context:int=4, # learned vectors of each identity
+        seed:int=0, # decides the context
+    ):
         super().__init__()
         draw = torch.randn(num_ids, n_context, prefix.shape[1], generator=torch.Generator().manual_seed(seed))
         self.context = nn.Parameter(.02*draw)

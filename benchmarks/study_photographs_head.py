@@ -39,7 +39,7 @@ from torch import nn
 from clip_dfgs.models.timm_towers import fill_imagenet, load_timm
 from clip_dfgs.training.config import rate
 from clip_dfgs.data.datasets import load_dataset
-from clip_dfgs.models.encoder import BNNeck
+from clip_dfgs.models.reid_model import BNNeck
 from clip_dfgs.evaluation.metrics import evaluate
 from clip_dfgs.data.leakage import camera_rule
 from clip_dfgs.utils.files import write_text

@@ -19,7 +19,7 @@ from clip_dfgs.utils.tensors import cumcount
 from clip_dfgs.data.image_cache import LazyImages, cached_images
 from clip_dfgs.data.loader import ImageDataset, make_loader
 from clip_dfgs.data.transforms import Augment, crop_and_flip, random_table
-from clip_dfgs.models.encoder import normalize
+from clip_dfgs.models.reid_model import normalize
 from clip_dfgs.data.image_io import ImageError, load_image, picture_to_rgb
 from trees import picture
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..models.encoder import camera_vectors, check_images, ReIDEncoder
+from ..models.reid_model import camera_vectors, check_images, ReIDEncoder
 from ..models.towers import is_clip_resnet, is_plain, is_vit, queries_keys_values, run_blocks
 from ..models.towers import tower_features, vit_tokens
 

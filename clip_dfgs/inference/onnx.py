@@ -61,7 +61,7 @@ def export_onnx(
         the largest distance that was seen
     """
     _need_packages()
-    from clip_dfgs.models.encoder import Embedder
+    from clip_dfgs.models.reid_model import Embedder
     usual = PRECISIONS[check_choice('precision', precision, PRECISIONS)]
     check_choice('input', input, INPUTS)
     embedder, own = Embedder(model, False).cpu().float(), tuple(model.config['image_size'])

@@ -18,7 +18,7 @@ from torch import nn
 from ..data.image_io import ImageError
 from ..data.loader import FeatureDataset, make_loader, workers_for
 from ..inference.embed import autocast, deterministic_attention
-from ..models.encoder import check_range
+from ..models.reid_model import check_range
 from ..models.reid_model import ReIDModel
 from ..models.towers import encode_front, text_tower
 from .batch_norm import keep_norm, share_norm

@@ -22,7 +22,7 @@ from PIL import Image
 from clip_dfgs.inference.onnx import PRECISIONS, OnnxExtractor, export_onnx
 from clip_dfgs.inference.extractor import FeatureExtractor
 from clip_dfgs.data.image_io import crops
-from clip_dfgs.models.encoder import Embedder
+from clip_dfgs.models.reid_model import Embedder
 from clip_dfgs.models.reid_model import ReIDModel
 
 onnx = pytest.importorskip('onnx')

@@ -15,7 +15,7 @@ from clip_dfgs.viz import embeddings as insight, prompts
 from clip_dfgs.viz.rankings import run_models
 from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.data.datasets import load_dataset
-from clip_dfgs.models.encoder import ReIDEncoder
+from clip_dfgs.models.reid_model import ReIDEncoder
 from clip_dfgs.inference.attention import attention_rollout, attention_maps, patch_features, patch_similarity
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.training.trainer import fit

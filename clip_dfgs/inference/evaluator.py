@@ -26,10 +26,7 @@ def check_targets(
     records, # with query and gallery rows, one table or several
 ):
     "ValueError that names the first domain without a query, a gallery, or any match between them."
-    _check_matches(one_table(records))
-
-def _check_matches(records:pd.DataFrame):
-    "As `check_targets`, of a table that is checked."
+    records = one_table(records)
     tests = records[records['split'] != 'train']
     if not len(tests): raise ValueError('no query or gallery row to evaluate on')
     for domain, rows in tests.groupby('domain', sort=False):
@@ -77,7 +74,7 @@ def evaluate_records(
         domain -> RetrievalResult
     """
     records = one_table(records)
-    _check_matches(records)
+    check_targets(records)
     shown = accelerator is None or accelerator.is_main_process
     leaks = find_leakage(trained, records, content=False)
     results = Results(leaks.groupby('domain')['sentence'].agg(list).to_dict())

@@ -29,7 +29,7 @@ from torch import nn
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.data.image_io import load_image
 from clip_dfgs.data.records import pool
-from clip_dfgs.models.encoder import BNNeck
+from clip_dfgs.models.reid_model import BNNeck
 from clip_dfgs.models.prompts import all_text_features
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.models.timm_towers import fill_imagenet, load_timm

@@ -128,7 +128,7 @@ def open_clip_row(name):
     with tempfile.TemporaryDirectory() as folder, few_blocks():
         (Path(folder)/'open_clip_config.json').write_text(json.dumps(dict(model_cfg=fewer(config))))
         try: model = ReIDModel.create(f'local-dir:{folder}', None, image_size=SIZE).eval()
-        except ValueError as e: return row | dict(result='refused', reason=str(e))
+        except ValueError as e: return row | dict(result='refused', reason=str(e).replace(f'local-dir:{folder}', name))
     x, original = torch.randn(2, 3, *SIZE, generator=torch.Generator().manual_seed(1)), model.clip
     if isinstance(original, PlainCLIP):
         original = open_clip.CLIP(**model.config['model_cfg']).eval()

@@ -48,7 +48,7 @@ from clip_dfgs.inference.embed import make_accelerator
 from clip_dfgs.data.image_cache import cached_images
 from clip_dfgs.data.loader import ImageDataset, make_loader
 from clip_dfgs.data.transforms import Augment
-from clip_dfgs.models.encoder import normalize
+from clip_dfgs.models.reid_model import normalize
 from clip_dfgs.training.losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.loader import workers_for

@@ -222,7 +222,7 @@ def pictures():
     "Rendered people, their captions, and how training sees them."
     from clip_dfgs.data.loader import ImageDataset
     from clip_dfgs.data.transforms import Augment
-    from clip_dfgs.models.encoder import normalize
+    from clip_dfgs.models.reid_model import normalize
     from clip_dfgs.synthetic.domain import captioned_images
     people, captions = captioned_images(4, seed=3, workers=1, progress=False)
     out = {'rendered': digest(people), 'captions': hashlib.sha256('\n'.join(captions).encode()).hexdigest()[:16]}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..models.encoder import camera_vectors, check_images, ReIDEncoder
+from ..models.reid_model import camera_vectors, check_images, ReIDEncoder
 from ..models.towers import is_clip_resnet, is_plain, is_vit, queries_keys_values, run_blocks
 from ..models.towers import tower_features, vit_tokens
 
@@ -102,12 +102,7 @@ def _look(model:ReIDEncoder, x:Tensor)->tuple[Tensor,str]: # maps [B,h,w], kind
     return _feature_map(visual, x).norm(dim=1), 'activation'
 
 # %% ../../nbs/inference/04_attention.ipynb #8ffd99e0
-def _in_batches(
-    model:ReIDEncoder,
-    pixels, # uint8, shape [n,H,W,3]
-    work, # function of (model, normalized images [B,3,H,W])
-    batch:int, # images at a time
-)->list: # what it returned, on the CPU
+def _in_batches(model:ReIDEncoder, pixels, work, batch:int)->list: # what it returned, on the CPU
     "Run `work` on images, in evaluation mode and without gradients."
     if not len(pixels): raise ValueError('there is no picture to make a map of')
     device, training, found = next(model.parameters()).device, model.training, []

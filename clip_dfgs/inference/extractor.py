@@ -19,22 +19,14 @@ from tqdm import tqdm
 from ..data.image_io import in_their_places, listed, read_block
 from .embed import ahead, fetched, pinned
 from .onnx import OnnxExtractor
-from ..models.reid_model import ReIDModel
-from ..models.timm_towers import guess_architecture
+from ..models.reid_model import model_at, ReIDModel
 from ..models.towers import ImageFeatures
-from ..models.weights import read_weights
 from ..utils.checks import check_choice, positive_int
 from ..utils.files import digest_of_file
 from ..utils.tensors import evaluating
 
 # %% ../../nbs/inference/02_extractor.ipynb #6c31bceb
-def _embed(
-    extractor, # `FeatureExtractor`
-    images:list,
-    progress:bool,
-    channels:str,
-    leave_out:bool, # go on without images that are empty or cannot be read
-)->tuple: # features [b,D] of the others, {position: what is wrong}
+def _embed(extractor, images:list, progress:bool, channels:str, leave_out:bool)->tuple:
     "Features block by block."
     check_choice('channels', channels, ('rgb', 'bgr'))
     size, problems = extractor.model.config['image_size'], {}
@@ -70,11 +62,7 @@ def check_finite(features:Tensor, what:str, precision:str='no'):
 # %% ../../nbs/inference/02_extractor.ipynb #2d118463
 class OnnxModel(nn.Module):
     "An ONNX file in the place of a `ReIDModel`: test features on the CPU, no text."
-    def __init__(
-        self,
-        file, # see `OnnxExtractor`
-        **settings, # size, mean, std, input, resize of `OnnxExtractor`
-    ):
+    def __init__(self, file, **settings):
         super().__init__()
         self.onnx = OnnxExtractor(file, **settings)
         facts = self.onnx.facts
@@ -122,19 +110,8 @@ def load_model(
     ValueError
         where there is none, and for a run that has no model yet
     """
-    path, name = Path(place).expanduser(), str(place)
-    if path.suffix == '.onnx': return OnnxModel(path, **settings)
-    if name.startswith(('timm:', 'hf-hub:', 'local-dir:')): model = ReIDModel.create(name, **settings)
-    elif path.is_file():
-        state, _ = read_weights(path)
-        model = ReIDModel.create(pretrained=path, **(guess_architecture(state, name) | settings))
-    elif name == 'pedestrians' and not path.is_dir(): model = ReIDModel.create('pedestrians', 'pedestrians')
-    else:
-        inside = (path/'model').is_dir()
-        if not inside and ((path/'checkpoint').is_dir() or (path/'history.csv').exists()):
-            raise ValueError(f'{place} has no model yet, its training has not ended; go on with train --resume')
-        model = ReIDModel.load(path/'model' if inside else path)
-    return model.eval().to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    if str(place).endswith('.onnx'): return OnnxModel(Path(place).expanduser(), **settings)
+    return model_at(place, **settings).eval().to(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
 
 # %% ../../nbs/inference/02_extractor.ipynb #58ec10cc
 class FeatureExtractor:
@@ -180,30 +157,8 @@ class FeatureExtractor:
 
     def __repr__(self): return f'FeatureExtractor({self.model.config["clip"]}, {self.device})'
 
-    def __call__(
-        self,
-        images, # one image or several: paths, PIL images, arrays, tensors
-        progress:bool=False, # a bar
-        channels:str=None, # of arrays and tensors, "rgb" or "bgr"; None: as the extractor was told
-        bad:str='raise', # 'none': None in the place of an empty or unreadable image
-    )->Tensor: # [B,D], on the CPU; with bad='none' a list of [D] and None
+    def __call__(self, images, progress:bool=False, channels:str=None, bad:str='raise')->Tensor:
         """Features of every image; one alone gives [1,D], none [0,D]; ValueError names the image that is wrong.
-
-        Parameters
-        ----------
-        images
-            one image or several: paths, PIL images, arrays, tensors
-        progress : bool
-            a bar
-        channels : str
-            of arrays and tensors, "rgb" or "bgr"; None: as the extractor was told
-        bad : str
-            'none': None in the place of an empty or unreadable image
-
-        Returns
-        -------
-        Tensor
-            [B,D], on the CPU; with bad='none' a list of [D] and None
 
         Raises
         ------
@@ -236,10 +191,7 @@ class FeatureExtractor:
         with evaluating(self.model): out = self.model.encode_captions(texts).float().cpu()
         return F.normalize(out, dim=1) if self.normalize else out
 
-    def _features(
-        self,
-        pixels:Tensor, # uint8 [B,3,h,w], on the CPU
-    )->Tensor: # [B,D], on the device, not normalized
+    def _features(self, pixels:Tensor)->Tensor: # [B,D], on the device, not normalized
         "Features of one block."
         half = dict(bf16=torch.bfloat16, fp16=torch.float16).get(self.precision)
         loose = torch.autocast(self.device.type, half) if half else contextlib.nullcontext()

@@ -28,7 +28,7 @@ INPUTS = dict(uint8=None, float=((0.,)*3, (1.,)*3), imagenet=IMAGENET)  # -> how
 
 # %% ../../nbs/inference/05_onnx.ipynb #77f15a3c
 def export_onnx(
-    model, # a `ReIDModel`, which is not changed
+    model, # a `ReIDModel`, which is not changed, or its place: RUN, RUN/model, 'pedestrians'
     path, # file to write
     unit:bool=True, # features of unit length
     tolerance:float=None, # largest distance from torch that is accepted, a share of the feature's length
@@ -41,7 +41,7 @@ def export_onnx(
     Parameters
     ----------
     model
-        a `ReIDModel`, which is not changed
+        a `ReIDModel`, which is not changed, or its place: RUN, RUN/model, 'pedestrians'
     path
         file to write
     unit : bool
@@ -66,7 +66,8 @@ def export_onnx(
         if it cannot be made or differs from torch
     """
     _need_packages()
-    from clip_dfgs.models.encoder import Embedder
+    from clip_dfgs.models.reid_model import Embedder, model_at
+    if isinstance(model, (str, os.PathLike)): model = model_at(model).eval()
     usual = PRECISIONS[check_choice('precision', precision, PRECISIONS)]
     check_choice('input', input, INPUTS)
     embedder, own = Embedder(model, False).cpu().float(), tuple(model.config['image_size'])
@@ -104,11 +105,7 @@ def _need_packages():
         raise ValueError(f'export to ONNX needs the package {problem.name}: pip install onnx onnxruntime') from None
 
 # %% ../../nbs/inference/05_onnx.ipynb #be911619
-def _trace(
-    embedder, # `Embedder` on the CPU
-    file, # to write
-    images:np.ndarray, # uint8 [B,3,H,W], to trace it with
-):
+def _trace(embedder, file, images:np.ndarray):
     "Write the module as ONNX with a free batch size."
     import torch
     free = dict(images={0: 'batch'}, features={0: 'batch'})
@@ -122,11 +119,7 @@ def _trace(
     Path(file).write_bytes(written.getvalue())
 
 # %% ../../nbs/inference/05_onnx.ipynb #5c68eb4a
-def _session(
-    file, # ONNX
-    threads:int=0, # 0: as onnxruntime thinks best
-    providers:tuple=('CPUExecutionProvider',),
-):
+def _session(file, threads:int=0, providers:tuple=('CPUExecutionProvider',)):
     "An onnxruntime session that keeps its messages for the exception."
     import onnxruntime
     options = onnxruntime.SessionOptions()
@@ -135,12 +128,7 @@ def _session(
     return onnxruntime.InferenceSession(Path(file).read_bytes(), options, providers=list(providers))
 
 # %% ../../nbs/inference/05_onnx.ipynb #0eece6e2
-def _difference(
-    embedder, # `Embedder` on the CPU, without unit length
-    found, # `OnnxExtractor` of the file
-    images:np.ndarray, # uint8 [B,3,H,W], at the size of the file
-    own:tuple, # (height, width) of the model
-)->float:
+def _difference(embedder, found, images:np.ndarray, own:tuple)->float:
     "Largest distance between features of torch and of onnxruntime, as a share of the length of torch's."
     import torch
     pixels = torch.from_numpy(images)
@@ -153,11 +141,7 @@ def _difference(
     return float((np.linalg.norm(found.features(images) - want, axis=1) / np.linalg.norm(want, axis=1)).max())
 
 # %% ../../nbs/inference/05_onnx.ipynb #f71d8264
-def _wrap(
-    file, # ONNX of bytes at the model's size, rewritten
-    own:tuple, # (height, width) of the model
-    facts:dict, # written into the file's metadata, as JSON under `clip_dfgs`
-):
+def _wrap(file, own:tuple, facts:dict):
     "Undo the caller's normalization ahead of the network, and divide features by their length in float32 behind it."
     import onnx
     content = onnx.load(str(file))
@@ -203,10 +187,7 @@ def _without_advice(): # a context
     finally: logging.disable(before)
 
 # %% ../../nbs/inference/05_onnx.ipynb #9c351f40
-def _convert(
-    file, # ONNX in float32, written anew
-    precision:str, # float32, float16 or int8
-):
+def _convert(file, precision:str):
     "Smaller numbers: float16 but for input and output; int8 of matrix products by weights, a scale a column."
     if precision == 'float32': return
     import onnx
@@ -220,11 +201,7 @@ def _convert(
         raise ValueError('int8 is for matrix products, and this tower has none; choose float16 or float32')
 
 # %% ../../nbs/inference/05_onnx.ipynb #67284699
-def _read_facts(
-    session, # of onnxruntime
-    file, # named in messages
-    given:dict, # image_size, mean, std, input, resize as the caller says; None: read
-)->dict: # image_size, width, unit, input, mean, std, resize, precision
+def _read_facts(session, file, given:dict)->dict: # image_size, width, unit, input, mean, std, resize, precision
     "How images are prepared for a file: its own metadata and shape, and what the caller says; ValueError if unknown."
     meta, said = session.get_modelmeta().custom_metadata_map, {}
     for key, value in meta.items():
@@ -343,27 +320,8 @@ class OnnxExtractor:
             raise ValueError(f'onnxruntime cannot run the file ({first_line(problem)})') from None
         return found.reshape(n, -1).astype(np.float32)
 
-    def __call__(
-        self,
-        images, # one image or several: paths, PIL images, arrays, tensors
-        channels:str=None, # of arrays, "rgb" or "bgr"; None: as the extractor was told
-        bad:str='raise', # 'none': None in the place of an empty or unreadable image
-    )->np.ndarray: # float32 [B,D]; with bad='none' a list of [D] and None
+    def __call__(self, images, channels:str=None, bad:str='raise')->np.ndarray:
         """Features of every image; one alone gives [1,D], none [0,D]; ValueError names the image that is wrong.
-
-        Parameters
-        ----------
-        images
-            one image or several: paths, PIL images, arrays, tensors
-        channels : str
-            of arrays, "rgb" or "bgr"; None: as the extractor was told
-        bad : str
-            'none': None in the place of an empty or unreadable image
-
-        Returns
-        -------
-        np.ndarray
-            float32 [B,D]; with bad='none' a list of [D] and None
 
         Raises
         ------

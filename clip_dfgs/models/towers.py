@@ -286,11 +286,7 @@ def tower_features(
     return _timm_features(visual, x)
 
 # %% ../../nbs/models/02_towers.ipynb #39cd90b3
-def _vit_features(
-    visual:nn.Module,
-    x:Tensor, # normalized images, shape [B,3,H,W]
-    camera:Tensor|None, # added to every token, shape [B,W]
-)->ImageFeatures:
+def _vit_features(visual:nn.Module, x:Tensor, camera:Tensor|None)->ImageFeatures:
     "The class token (or the mean, if the tower pools so) before and after the final block."
     tokens = vit_tokens(visual, x, camera)
     if visual.pool_type == 'tok':
@@ -316,19 +312,13 @@ def vit_tokens(
     return visual.ln_pre(visual.patch_dropout(tokens))
 
 # %% ../../nbs/models/02_towers.ipynb #b98acf75
-def _resnet_features(
-    visual:nn.Module,
-    x:Tensor, # normalized images, shape [B,3,H,W]
-)->ImageFeatures:
+def _resnet_features(visual:nn.Module, x:Tensor)->ImageFeatures:
     "Means of the last two stages and the attention pool of a CLIP ResNet."
     before = visual.layer3(visual.layer2(visual.layer1(visual.stem(x))))
     after = visual.layer4(before)
     return ImageFeatures(before.mean((2, 3)), after.mean((2, 3)), visual.attnpool(after))
 
-def _timm_features(
-    visual:nn.Module, # with `trunk` and `head`
-    x:Tensor, # normalized images, shape [B,3,H,W]
-)->ImageFeatures:
+def _timm_features(visual:nn.Module, x:Tensor)->ImageFeatures:
     "Mean of the last-but-one block, the pooled output, and its projection if the tower has one."
     final, blocks = visual.trunk.forward_intermediates(x, indices=2)
     pooled = visual.trunk.forward_head(final, pre_logits=True)
@@ -358,17 +348,11 @@ def run_block(
     return x + block.ls_2(_run_mlp(block.mlp, block.ln_2(x)))
 
 # %% ../../nbs/models/02_towers.ipynb #9bb9ab8f
-def _by_head(
-    products:Tensor, # shape [B,L,n*W]
-    attention:nn.Module, # of the block
-)->Tensor: # shape [n,B,heads,L,W/heads]
+def _by_head(products:Tensor, attention:nn.Module)->Tensor: # shape [n,B,heads,L,W/heads]
     "Queries, keys or values, head by head."
     return products.unflatten(2, (-1, attention.num_heads, attention.head_dim)).permute(2, 0, 3, 1, 4)
 
-def _keys_values(
-    block:nn.Module,
-    normed:Tensor, # tokens after the block's first norm, shape [B,L,W]
-)->Tensor: # shape [2,B,heads,L,W/heads]
+def _keys_values(block:nn.Module, normed:Tensor)->Tensor: # shape [2,B,heads,L,W/heads]
     "Keys and values of tokens."
     weight, bias, width = block.attn.in_proj_weight, block.attn.in_proj_bias, normed.shape[2]
     return _by_head(F.linear(normed, weight[width:], bias[width:]), block.attn)
@@ -385,19 +369,12 @@ def queries_keys_values(
     query = _by_head(F.linear(take(normed), weight[:width], bias[:width]), block.attn)[0]
     return query, *_keys_values(block, normed)
 
-def _behind(
-    front:Tensor, # keys and values of the tokens ahead, shape [2,1,heads,A,W/heads]
-    key:Tensor, # of the rows' own tokens, shape [B,heads,L,W/heads]
-    value:Tensor, # the same
-)->tuple[Tensor,Tensor]: # each [B,heads,A+L,W/heads]
+def _behind(front:Tensor, key:Tensor, value:Tensor)->tuple[Tensor,Tensor]: # each [B,heads,A+L,W/heads]
     "Keys and values with those of `front` ahead of them."
     return tuple(torch.cat([a.expand(key.shape[0], -1, -1, -1), b], 2) for a, b in zip(front, (key, value)))
 
 # %% ../../nbs/models/02_towers.ipynb #ace4dc29
-def _run_mlp(
-    mlp:nn.Module, # `c_fc`, `gelu`, `c_proj` of an open_clip block
-    x:Tensor, # tokens, shape [B,L,W]
-)->Tensor: # shape [B,L,W]
+def _run_mlp(mlp:nn.Module, x:Tensor)->Tensor: # shape [B,L,W]
     "A block's MLP; QuickGELU as one silu between two scaled matrix products."
     if type(mlp.gelu).__name__ != 'QuickGELU': return mlp(x)
     c, up, down = 1.702, mlp.c_fc, mlp.c_proj
@@ -464,17 +441,12 @@ def text_positions(
     return torch.full((len(ids),), place, device=ids.device)
 
 # %% ../../nbs/models/02_towers.ipynb #598ebbfe
-def _can_share(
-    tower:nn.Module, # of `text_tower`
-)->bool:
+def _can_share(tower:nn.Module)->bool:
     "Whether the beginning of a text is the same whatever follows, and its blocks know how to use that."
     known = all(is_plain(b) for b in tower.transformer.resblocks)
     return known and tower.attn_mask is not None
 
-def _project(
-    tower:nn.Module, # of `text_tower`
-    x:Tensor, # shape [B,W]
-)->Tensor: # shape [B,D]
+def _project(tower:nn.Module, x:Tensor)->Tensor: # shape [B,D]
     "Text features in the space shared with images; as they are where a tower has no projection."
     projection = tower.text_projection
     if projection is None: return x

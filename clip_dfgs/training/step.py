@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..data.image_io import ImageError
 from ..data.loader import FeatureDataset, make_loader, workers_for
 from ..inference.embed import autocast, deterministic_attention
-from ..models.encoder import check_range
+from ..models.reid_model import check_range
 from ..models.reid_model import ReIDModel
 from ..models.towers import encode_front, text_tower
 from .checkpoints import BEGINNING, unpack_optimizer

@@ -24,7 +24,7 @@ from clip_dfgs.data.image_cache import cache_key, cached_images, LazyImages
 from clip_dfgs.data.image_io import ImageError, load_image, to_rgb
 from clip_dfgs.data.loader import ImageDataset, make_loader
 from clip_dfgs.data.transforms import Augment, crop_and_flip, random_table
-from clip_dfgs.models.encoder import normalize
+from clip_dfgs.models.reid_model import normalize
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from clip_dfgs.viz import embeddings as insight
 from clip_dfgs.viz.rankings import run_models
-from clip_dfgs.models.encoder import ReIDEncoder
+from clip_dfgs.models.reid_model import ReIDEncoder
 from clip_dfgs.inference.attention import attention_rollout, attention_maps, patch_features, patch_similarity
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.models.towers import vit_tokens

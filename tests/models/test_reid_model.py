@@ -2,15 +2,13 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 import warnings
 
 import numpy as np
 import open_clip
 import pytest
 import torch
-from openai_layout import CONFIG, image_features, openai_state, text_feature
+from openai_layout import image_features, openai_state, text_feature
 from safetensors.torch import load_file
 
 from clip_dfgs.models.reid_model import ReIDModel
@@ -50,6 +48,7 @@ def test_images_through_vit_b16_are_the_definition(full_size):
     assert (found.projected - gelu).abs().max() > 1e-2  # the wrong activation would be noticed
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_texts_through_vit_b16_are_the_definition(full_size):
     model, state = full_size
@@ -69,17 +68,6 @@ def test_prompts_through_vit_b16_are_the_definition(full_size):
     close(model.text_features(torch.tensor([2])), text_feature(ids, state, heads=8, layers=12, table=table))
 
 
-def test_half_precision_stays_close():
-    model, labels = ReIDModel.create('pedestrians', pretrained=None, num_ids=4).eval(), torch.arange(4)
-
-    def features(): return [*model.image_features(pictures(4)), model.text_features(labels)]
-
-    with torch.inference_mode():
-        exact = features()
-        with torch.autocast('cpu', dtype=torch.bfloat16): rough = features()
-    for a, b in zip(rough, exact): assert (a.float() - b).norm() < .05*b.norm()
-
-
 # ---------------------------------------------------------------- what is trained, and for whom
 def test_stages_train_what_they_should():
     model, labels = ReIDModel.create('pedestrians', pretrained=None, num_ids=4, cameras=2), torch.arange(4)
@@ -93,22 +81,6 @@ def test_stages_train_what_they_should():
         assert {n for n, p in model.named_parameters() if p.grad is not None} == names
         if stage == 'prompts': assert names == {'prompts.context'}
         else: assert 'neck_pooled.classifier.weight' in names and not any(n.startswith(frozen) for n in names)
-    with pytest.raises(ValueError, match='unknown stage'): model.trainable('two')
-
-
-def test_a_model_says_what_it_is():
-    model = ReIDModel.create('pedestrians', pretrained=None, num_ids=7, cameras=3)
-    assert model.num_ids == 7 and model.width == model.embed(pictures(1)).shape[1]
-    shown = repr(model)
-    assert '\n' not in shown
-    for part in ('pedestrians', '128x64', '7 identities', '3 cameras', f'embed {model.width}'): assert part in shown
-
-
-def test_a_model_without_identities_names_what_is_missing():
-    model = ReIDModel.create('pedestrians', pretrained=None)
-    with pytest.raises(ValueError, match='no classifiers'): model.heads(model.image_features(pictures(1)))
-    with pytest.raises(ValueError, match='no prompts'): model.text_features(torch.tensor([0]))
-    with pytest.raises(ValueError, match='no prompts'): model.trainable('prompts')
 
 
 def test_image_only_backbone_has_no_text(tmp_path):
@@ -124,27 +96,26 @@ def test_image_only_backbone_has_no_text(tmp_path):
         with pytest.raises(ValueError, match='timm:test_vit2 has no text encoder'): call()
 
 
-@pytest.mark.parametrize('wrong,message', [
-    (torch.tensor([-1]), 'label -1 was met, the model has labels 0 to 3'), (torch.tensor([0, 4]), 'label 4 was met')])
-def test_prompts_of_unknown_identities_are_refused(wrong, message):
-    model = ReIDModel.create('pedestrians', pretrained=None, num_ids=4)
-    with pytest.raises(ValueError, match=message): model.text_features(wrong)
+REFUSED = {
+    'label -1 was met, the model has labels 0 to 3': lambda m: m.text_features(torch.tensor([-1])),
+    'label 4 was met': lambda m: m.text_features(torch.tensor([0, 4])),
+    'camera -1 was met, the model has cameras 0 to 1': lambda m: m.embed(pictures(2), torch.tensor([0, -1])),
+    'camera 2 was met': lambda m: m.embed(pictures(2), torch.tensor([2, 0])),
+    r'images have shape .2, 128, 64, 3., the model takes .B, 3, 128, 64': lambda m: m.embed(torch.zeros(2, 128, 64, 3)),
+    'images are torch.int64': lambda m: m.embed(torch.zeros(1, 3, 128, 64, dtype=torch.int64)),
+    'captions are a list of texts, not a set': lambda m: m.encode_captions({'a', 'b'}),
+    'captions are a list of texts, not a bytes': lambda m: m.encode_captions(b'a'),
+    'a caption is a text, not NoneType': lambda m: m.encode_captions(['a', None]),
+    'unknown stage': lambda m: m.trainable('two')}
 
 
-@pytest.mark.parametrize('wrong,message', [
-    (torch.tensor([0, -1]), 'camera -1 was met, the model has cameras 0 to 1'),
-    (torch.tensor([2, 0]), 'camera 2 was met')])
-def test_unknown_cameras_are_refused(wrong, message):
-    model = ReIDModel.create('pedestrians', pretrained=None, cameras=2)
-    with pytest.raises(ValueError, match=message): model.embed(pictures(2), wrong)
+@pytest.mark.parametrize('message', REFUSED)
+def test_what_a_model_does_not_take(people, message):
+    with pytest.raises(ValueError, match=message): REFUSED[message](people)
 
 
-@pytest.mark.parametrize('images,message', [
-    (torch.zeros(2, 128, 64, 3), r'images have shape \(2, 128, 64, 3\), the model takes \[B, 3, 128, 64\]'),
-    (torch.zeros(3, 128, 64), 'images have shape'),
-    (torch.zeros(1, 3, 128, 64, dtype=torch.int64), 'images are torch.int64')])
-def test_images_of_another_form_are_refused(images, message):
-    with pytest.raises(ValueError, match=message): ReIDModel.create('pedestrians', pretrained=None).embed(images)
+@pytest.fixture(scope='module')
+def people(): return ReIDModel.create('pedestrians', pretrained=None, num_ids=4, cameras=2)
 
 
 @pytest.mark.parametrize('wrong', [
@@ -152,7 +123,7 @@ def test_images_of_another_form_are_refused(images, message):
     dict(num_ids=True), dict(cameras='two'), dict(seed=None)])
 def test_settings_that_are_no_whole_numbers_are_named(wrong):
     name, = wrong
-    with pytest.raises(ValueError, match=f'^{name} is .*; it takes') as e:
+    with pytest.raises(ValueError, match=f'^{name}.*whole number') as e:
         ReIDModel.create('pedestrians', None, **wrong)
     assert '\n' not in str(e.value)
 
@@ -163,18 +134,6 @@ def test_numpy_numbers_are_settings_and_are_saved(tmp_path):
     model.save(tmp_path)
     back = ReIDModel.load(tmp_path)
     assert back.config == model.config and back.config['image_size'] == [96, 48] and back.num_ids == 3
-
-
-def test_a_saved_model_needs_nothing_of_the_folder_it_came_from(tmp_path):
-    source = tmp_path/'source'
-    source.mkdir()
-    (source/'open_clip_config.json').write_text(json.dumps(dict(model_cfg=CONFIG)))
-    model = ReIDModel.create(f'local-dir:{source}', None, num_ids=2, image_size=(64, 32)).eval()
-    model.save(tmp_path/'model')
-    shutil.rmtree(source)
-    back = ReIDModel.load(tmp_path/'model').eval()
-    assert torch.equal(back.text_features(torch.tensor([1])), model.text_features(torch.tensor([1])))
-    assert torch.equal(back.encode_captions(['a person']), model.encode_captions(['a person']))
 
 
 # ---------------------------------------------------------------- sentences
@@ -192,15 +151,6 @@ def test_sentences_longer_than_the_context_are_said(small, words, cut):
     assert len(messages) == cut
     expected = "1 of 2 sentences are longer than the 77 tokens that pedestrians reads and are cut, first: 'person"
     assert all(expected in message for message in messages)
-
-
-def test_captions_come_in_blocks_alone_or_not_at_all(small):
-    texts = ['a woman in red', 'a man', 'somebody', 'a person with a bag', 'x']
-    close(small.encode_captions(texts, block=2), small.encode_captions(texts), 1e-4)
-    assert torch.equal(small.encode_captions('a man'), small.encode_captions(['a man']))
-    assert small.encode_captions([]).shape == (0, 128)
-    for wrong in (['a', None], [3], [float('nan')]):
-        with pytest.raises(ValueError, match='a caption is a text, not'): small.encode_captions(wrong)
 
 
 # ---------------------------------------------------------------- folders
@@ -225,19 +175,6 @@ def test_save_and_load_give_the_same_model_and_touch_no_global_state(tmp_path):
     with torch.no_grad(): model.neck_pooled.norm.running_mean += 1
     model.save(tmp_path/'m')  # over an existing one
     assert torch.equal(ReIDModel.load(tmp_path/'m').neck_pooled.norm.running_mean, model.neck_pooled.norm.running_mean)
-
-
-@pytest.mark.slow
-def test_saved_model_loads_in_a_fresh_process(tmp_path):
-    model = ReIDModel.create('pedestrians', pretrained=None, num_ids=2).eval()
-    model.save(tmp_path)
-    code = ('import sys, torch; from clip_dfgs.models import ReIDModel; m = ReIDModel.load(sys.argv[1]).eval(); '
-            'print(m.embed(torch.ones(1, 3, 128, 64)).double().sum().item())')
-    out = subprocess.run([sys.executable, '-c', code, tmp_path], capture_output=True, text=True, check=True).stdout
-    with torch.inference_mode(): expected = model.embed(torch.ones(1, 3, 128, 64)).double().sum().item()
-    assert float(out) == pytest.approx(expected, abs=1e-3)
-
-
 
 
 def change(folder, without='', **entries):
@@ -295,11 +232,6 @@ def test_a_normalization_of_any_type_and_a_saved_one_that_was_spoilt(tmp_path):
         with pytest.raises(ValueError, match='normalization'): ReIDModel.load(tmp_path)
 
 
-@pytest.mark.parametrize('texts', [{'a', 'b'}, dict(a=1), b'a'])
-def test_sentences_without_an_order_are_refused(small, texts):
-    with pytest.raises(ValueError, match='captions are a list of texts'): small.encode_captions(texts)
-
-
 @pytest.mark.parametrize('texts', ['', '  ', ['a', '\n']])
 def test_empty_sentences_are_said(small, texts):
     with pytest.warns(UserWarning, match='captions are empty'): small.encode_captions(texts)
@@ -327,10 +259,6 @@ def test_a_tower_of_one_size_names_it(name):
     with pytest.raises(ValueError, match=r'cannot take 256x128 images; .*\(224, 224\)') as said:
         ReIDModel.create(f'timm:{name}', None)
     assert '\n' not in str(said.value)
-
-
-def test_towers_without_a_patch_grid_are_resized():
-    assert ReIDModel.create('timm:maxvit_nano_rw_256', None, image_size=(128, 64)).width == 512
 
 
 def test_windows_stay_as_trained():

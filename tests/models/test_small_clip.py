@@ -35,14 +35,6 @@ def test_a_model_starts_from_a_stored_one(tmp_path, suffix):
     assert len(load_file(tmp_path/'m'/'model.safetensors')['token_rows']) == 3
 
 
-def test_another_small_architecture_can_be_stored(tmp_path):
-    vision = dict(image_size=[64, 32], patch_size=8, layers=2, width=64, head_width=32)
-    config = PEDESTRIANS | dict(model_cfg=PEDESTRIANS['model_cfg'] | dict(vision_cfg=vision), token_seed=9)
-    save_small_clip(new_small_clip(config, seed=1), config, path=tmp_path/'s')
-    model = ReIDModel.create('pedestrians', pretrained=tmp_path/'s')
-    assert model.embed(torch.zeros(1, 3, 64, 32)).shape == (1, 64 + 128)
-
-
 @pytest.mark.parametrize('file,content', [('s.json', b''), ('s.json', b'{}'), ('s.json', b'[]'), ('s.safetensors', b''),
                                           ('s.safetensors', b'\0'*40)])
 def test_damaged_files_are_named(tmp_path, file, content):

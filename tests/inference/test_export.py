@@ -9,20 +9,16 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from clip_dfgs.inference.onnx import PRECISIONS, OnnxExtractor, export_onnx
+from clip_dfgs.inference.onnx import INPUTS, PRECISIONS, OnnxExtractor, export_onnx
 from clip_dfgs.inference.extractor import FeatureExtractor
-from clip_dfgs.data.image_io import crops
-from clip_dfgs.models.encoder import Embedder
+from clip_dfgs.models.reid_model import Embedder
 from clip_dfgs.models.reid_model import ReIDModel
 
 onnx = pytest.importorskip('onnx')
@@ -54,7 +50,8 @@ def test_exported_features_are_torchs(tower, tmp_path):
     assert facts['width'] == found.shape[1] and facts['image_size'] == list(model.config['image_size'])
 
 
-SMALLER = [('vit', 'float16'), ('vit', 'int8'), ('overlapping', 'float16'), ('resnet', 'float16'), ('timm_vit', 'int8')]
+SMALLER = [('vit', 'int8'), ('resnet', 'float16'), *(pytest.param(*more, marks=pytest.mark.slow) for more in (
+    ('vit', 'float16'), ('overlapping', 'float16'), ('timm_vit', 'int8')))]
 
 
 @pytest.mark.parametrize('tower, precision', SMALLER)
@@ -77,32 +74,6 @@ def test_smaller_files_agree_within_what_is_stated(tower, precision, tmp_path):
     assert (tmp_path/'m.onnx').stat().st_size < .7*(tmp_path/'whole.onnx').stat().st_size
 
 
-def stored(file):
-    "Bytes of weights by their type."
-    sizes = {}
-    for weight in onnx.load(str(file)).graph.initializer:
-        kind = onnx.TensorProto.DataType.Name(weight.data_type)
-        sizes[kind] = sizes.get(kind, 0) + int(np.prod(weight.dims))
-    return sizes
-
-
-def test_weights_are_stored_as_the_file_says(tmp_path):
-    model = ReIDModel.create(**TOWERS['vit'])
-    for precision, kind in (('float32', 'FLOAT'), ('float16', 'FLOAT16'), ('int8', 'INT8')):
-        export_onnx(model, tmp_path/'m.onnx', precision=precision)
-        sizes = stored(tmp_path/'m.onnx')
-        assert sizes[kind] > .8*sum(sizes.values()), (precision, sizes)
-
-
-def test_length_counts_relatively(tmp_path):
-    "The agreement is a share of the feature's length, with and without unit length."
-    model = ReIDModel.create(**TOWERS['vit'])
-    one, two = (export_onnx(model, tmp_path/'m.onnx', unit=unit, precision='int8') for unit in (True, False))
-    assert .5 < one/two < 2
-    found = OnnxExtractor(tmp_path/'m.onnx')(picture())
-    assert abs(np.linalg.norm(found) - 1) > .1
-
-
 @pytest.mark.parametrize('tower, precision, message', [
     ('resnet', 'int8', 'matrix products, and this tower has none'),
     ('vit', 'int4', "unknown precision 'int4'; did you mean 'int8'")])
@@ -110,13 +81,6 @@ def test_precisions_that_cannot_be(tower, precision, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         export_onnx(ReIDModel.create(**TOWERS[tower]), tmp_path/'m.onnx', precision=precision)
     assert not list(tmp_path.iterdir())
-
-
-def test_what_was_there_stays_when_the_export_fails(tmp_path):
-    (tmp_path/'m.onnx').write_text('old')
-    model = ReIDModel.create(**TOWERS['resnet'])
-    with pytest.raises(ValueError): export_onnx(model, tmp_path/'m.onnx', precision='int8')
-    assert [p.name for p in tmp_path.iterdir()] == ['m.onnx'] and (tmp_path/'m.onnx').read_text() == 'old'
 
 
 def test_the_callers_model_stays_as_it_was(tmp_path):
@@ -187,16 +151,6 @@ def test_a_reader_without_torch_gives_the_same_features(exported, tmp_path):
     assert light([]).shape == full([]).shape
 
 
-def test_boxes_of_a_frame(exported):
-    model, file = exported
-    frame = picture(3, 200, 300)
-    boxes = [(10, 20, 70, 150), (-20, 100, 40, 260), (310, 0, 350, 90), (30, 30, 30, 90)]
-    found = OnnxExtractor(file)(crops(frame, boxes), bad='none')
-    assert [feature is not None for feature in found] == [True, True, False, False]
-    np.testing.assert_allclose(found[1][None], FeatureExtractor(model)(frame[100:, :40]).numpy(), atol=1e-4)
-    with pytest.raises(ValueError, match='image 2 of 4.*is empty'): OnnxExtractor(file)(crops(frame, boxes))
-
-
 def test_the_reader_does_not_load_torch(exported):
     code = f"""import sys
 import numpy as np
@@ -209,12 +163,12 @@ print(OnnxExtractor({str(exported[1])!r})(np.zeros((90, 40, 3), np.uint8)).shape
 def test_float_inputs_are_undone_in_the_graph(exported, tmp_path):
     "What Ultralytics (0 to 1) and BoxMOT (ImageNet) feed, also at another size; the width is a number."
     model, mean, std = exported[0], np.reshape([.485, .456, .406], (3, 1, 1)), np.reshape([.229, .224, .225], (3, 1, 1))
-    for size in ((128, 64), (200, 96)):
+    for size, kinds in (((128, 64), ('float',)), ((200, 96), INPUTS)):
         pixels = np.stack([picture(seed, *size).transpose(2, 0, 1) for seed in range(3)])
         resized = torch.nn.functional.interpolate(torch.from_numpy(pixels).float(), (128, 64), mode='bilinear')
         with torch.no_grad(): want = Embedder(model)(resized.round().to(torch.uint8)).numpy()
         fed = dict(uint8=pixels, float=pixels/255, imagenet=(pixels/255 - mean)/std)
-        for kind, images in fed.items():
+        for kind, images in ((kind, fed[kind]) for kind in kinds):
             export_onnx(model, tmp_path/'m.onnx', input=kind, size=size)
             session = onnxruntime.InferenceSession(str(tmp_path/'m.onnx'))
             images = images.astype(np.uint8 if kind == 'uint8' else np.float32)
@@ -290,20 +244,9 @@ def test_files_that_cannot_be_read_are_one_line(message, exported, tmp_path):
     assert '\n' not in str(problem.value) and 'x.onnx' in str(problem.value)
 
 
-@settings(max_examples=8, deadline=None)
-@given(share=st.floats(0, .9999))
-def test_no_truncated_file_is_opened(exported, share):
-    data = exported[1].read_bytes()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder)/'x.onnx'
-        file.write_bytes(data[:int(share*len(data))])
-        with pytest.raises(ValueError, match='x.onnx') as problem: OnnxExtractor(file)
-    assert '\n' not in str(problem.value)
-
-
 def test_the_trackers_lines_work_as_they_stand(exported, tmp_path, monkeypatch):
     "The short block of the guide, with OpenCV's order of colors and a box that lies outside."
-    guide = json.loads((Path(__file__).parents[1]/'nbs'/'guides'/'tracker.ipynb').read_text())
+    guide = json.loads((Path(__file__).parents[2]/'nbs'/'guides'/'tracker.ipynb').read_text())
     text = '\n'.join(''.join(cell['source']) for cell in guide['cells'] if cell['cell_type'] == 'markdown')
     code = re.search(r'^```python\n(.*?)^```', text, re.M | re.S)[1]
     shutil.copy(exported[1], tmp_path/'features.onnx')
@@ -336,7 +279,7 @@ def saved(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize('precision', PRECISIONS)
+@pytest.mark.parametrize('precision', ['float32', 'int8'])
 def test_a_run_is_exported_by_a_command(precision, saved, tmp_path):
     code, out, err = command('export', saved, '--to', tmp_path/'f.onnx', '--precision', precision)
     assert code == 0 and (precision == 'float32') == (err == '')
@@ -347,17 +290,15 @@ def test_a_run_is_exported_by_a_command(precision, saved, tmp_path):
     assert np.linalg.norm(light(picture()) - want) <= PRECISIONS[precision]
 
 
-@pytest.mark.parametrize('kind', ['uint8', 'float', 'imagenet'])
-def test_the_input_and_its_size_are_options(kind, saved, exported, tmp_path):
+def test_the_input_and_its_size_are_options(saved, exported, tmp_path):
     "By definition: what is fed is undone, and an image of 256x128 becomes one of 128x64."
-    code, _, err = command('export', saved, '--to', tmp_path/'f.onnx', '--input', kind, '--size', '256x128')
+    code, _, err = command('export', saved, '--to', tmp_path/'f.onnx', '--input', 'imagenet', '--size', '256x128')
     assert (code, err) == (0, '')
     small = picture(5)
     large = small.repeat(2, 0).repeat(2, 1)
     fed = large[None].transpose(0, 3, 1, 2)/255
     mean, std = np.reshape([[.485, .456, .406], [.229, .224, .225]], (2, 3, 1, 1))
-    if kind == 'imagenet': fed = (fed - mean)/std
-    fed = np.rint(fed*255).astype(np.uint8) if kind == 'uint8' else fed.astype(np.float32)
+    fed = ((fed - mean)/std).astype(np.float32)
     found = onnxruntime.InferenceSession(str(tmp_path/'f.onnx')).run(None, dict(images=fed))[0]
     np.testing.assert_allclose(found, FeatureExtractor(exported[0])(small).numpy(), atol=1e-4)
 
@@ -375,7 +316,7 @@ def test_a_file_of_another_program_is_described_by_the_command(tmp_path):
 
 def test_a_published_tracker_model_gives_its_published_features(tmp_path):
     "OSNet of MSMT17 on six images: bilinear to 256x128, ImageNet's mean and standard deviation, by hand."
-    usual = Path(__file__).resolve().parents[2]/'shared'/'realdata'
+    usual = Path(__file__).resolve().parents[3]/'shared'/'realdata'
     root = Path(os.environ.get('CLIP_DFGS_REALDATA', usual))
     file, images = root/'osnet_x0_25_msmt17.onnx', []
     if not file.exists(): pytest.skip(f'no OSNet in {root}; set CLIP_DFGS_REALDATA')
@@ -400,7 +341,7 @@ def test_a_published_tracker_model_gives_its_published_features(tmp_path):
     ('export RUN --to DIR/f.pt', 'f.onnx'), ('export RUN', 'required: --to'),
     ('export DIR/none --to DIR/f.onnx', 'none'),
     ('export RUN --to DIR/f.onnx --precision half', "unknown precision 'half'"),
-    ('export RUN --to DIR/f.onnx --precision int8 --tolerance 0', 'differs from torch'),
+    ('export RUN --to DIR/f.onnx --tolerance 0', 'differs from torch'),
     ('export RUN --to DIR/f.onnx --tolerance much', '--tolerance much'),
     ('export DIR/damaged --to DIR/f.onnx', 'damaged')])
 def test_mistakes_of_the_command_are_one_line(line, words, saved, tmp_path):

@@ -50,6 +50,7 @@ def test_twelve_tokens_are_as_good_as_seventy_seven(model, labels, seed):
     assert (ours_grad[others] == 0).all() and (ours_grad[labels] != 0).any()
 
 
+@pytest.mark.slow
 def test_the_papers_text_tower_gives_the_same_from_twelve_tokens():
     vision = dict(image_size=32, layers=1, width=64, patch_size=16)
     clip = new_clip(open_clip.get_model_config('ViT-B-16') | dict(quick_gelu=True, vision_cfg=vision)).eval()
@@ -63,13 +64,6 @@ def test_the_papers_text_tower_gives_the_same_from_twelve_tokens():
         close(found, read_by_open_clip(clip, x))
 
 
-def test_the_sentence_is_the_papers():
-    ids = open_clip.tokenize(['A photo of a X X X X person.'])[0].tolist()
-    words = [open_clip.tokenizer._tokenizer.decode([i]).strip() for i in ids[:12]]
-    assert words == ['<start_of_text>', *'a photo of a x x x x person .'.split(), '<end_of_text>'] and not any(ids[12:])
-    assert PROMPT == 'A photo of a X X X X person.'
-
-
 def test_seed_decides_the_context_and_nothing_else():
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
@@ -78,22 +72,11 @@ def test_seed_decides_the_context_and_nothing_else():
     assert abs(a.std().item() - .02) < 2e-4 and abs(a.mean().item()) < 2e-4
 
 
-def test_more_identities_keep_the_context_of_the_first():
-    small, large = (PromptLearner(n, torch.zeros(5, 16), torch.zeros(3, 16), 11, seed=3).context for n in (40, 50))
-    assert torch.equal(small, large[:40])
-
-
-@pytest.mark.parametrize('block', [1, 7, 30, 1000])
+@pytest.mark.parametrize('block', [7, 1000])
 def test_all_features_do_not_depend_on_the_block(model, block):
     found = all_text_features(model, block)
     assert found.shape == (30, 128) and not found.requires_grad
     close(found, model.text_features(torch.arange(30)).detach())
-
-
-def test_order_and_repetition_of_labels_are_kept(model):
-    labels = torch.tensor([5, 2, 5, 9, 2])
-    one_by_one = torch.cat([model.text_features(label[None]) for label in labels])
-    close(model.text_features(labels), one_by_one)
 
 
 def test_loaded_prompts_have_the_same_text_features(model, tmp_path):

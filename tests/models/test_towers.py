@@ -1,8 +1,12 @@
 "Towers against the definition and open_clip's own forward pass: features, sizes, strides, gradients."
 import math
+import sys
+from pathlib import Path
 
 import open_clip
+import pandas as pd
 import pytest
+import timm
 import torch
 from hypothesis import given, settings, strategies as st
 from openai_layout import CONFIG, SMALL, image_features, openai_state, slow_resize
@@ -156,3 +160,39 @@ def test_a_shared_front_changes_nothing(ahead, length, rows, seed):
     close(shared, together, 1e-4)
     expected = torch.autograd.grad(together.square().sum(), [front, own])
     for a, b in zip(torch.autograd.grad(shared.square().sum(), [front, own]), expected): close(a, b, 1e-3)
+
+
+# ---------------------------------------------------------------- the table of all towers
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]/'benchmarks'))
+from towers import TABLE, judged  # noqa: E402
+
+WRITTEN = pd.read_csv(TABLE, dtype=str, keep_default_na=False)
+SAMPLE = [('open_clip', 'ViT-B-16-SigLIP'), ('open_clip', 'ViT-L-14-worldwide'), ('open_clip', 'roberta-ViT-B-32'),
+          ('open_clip', 'RN50'), ('timm', 'levit'), ('timm', 'convnext'), ('timm', 'vision_transformer')]
+
+
+def test_no_tower_is_wrong_and_none_fails_with_an_error_of_its_own():
+    assert set(WRITTEN['result']) == {'works', 'refused'} and not WRITTEN.duplicated(['library', 'name']).any()
+    refused = WRITTEN[WRITTEN['result'] == 'refused']
+    assert refused['reason'].str.contains('choose|made for image_size|show|stride').all()
+    known = {'open_clip': set(open_clip.list_models()), 'timm': set(timm.list_modules())}
+    for library, rows in WRITTEN.groupby('library'): assert len(known[library] & set(rows['name'])) > .8*len(rows)
+
+
+def check_row(library, name):
+    row, = WRITTEN[(WRITTEN['library'] == library) & (WRITTEN['name'] == name)].to_dict('records')
+    found = {k: str(v) for k, v in judged(library, name).items()}
+    assert found['result'] in ('works', 'refused')
+    if found['tower'] != row['tower']: pytest.skip(f'another timm takes {found["tower"]} for {name}')
+    rough = 'reason', 'image', 'text', 'prompt', 'mean', 'std' # rounding, and weights that were published since
+    assert {k: v for k, v in found.items() if k not in rough} == {k: row[k] for k in found if k not in rough}
+
+
+@pytest.mark.parametrize('library, name', SAMPLE)
+def test_rows_of_the_table_are_what_the_script_finds(library, name): check_row(library, name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_all_rows_of_the_table_are_what_the_script_finds():
+    for library, name in zip(WRITTEN['library'], WRITTEN['name']): check_row(library, name)

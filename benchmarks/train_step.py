@@ -56,7 +56,7 @@ from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.models.prompts import PROMPT, all_text_features
 from clip_dfgs.data.records import pool
 from clip_dfgs.training.run import Run
-from clip_dfgs.models.towers import ImageFeatures, tower_features
+from clip_dfgs.models.towers import ImageFeatures, tower_features, vit_tokens
 from clip_dfgs.training.trainer import fit, new_model, stage_loop
 from clip_dfgs.models.weights import tokenizer_of
 
@@ -74,7 +74,7 @@ def one_step(run, name):
 
 
 def padded_text(model, labels):
-    "Text features of one prompt a row, all 77 positions, through open_clip's blocks."
+    "Text features of one prompt a row, all 77 positions, through its plain blocks, which are open_clip's."
     clip, ids = model.clip, tokenizer_of(model.config['clip'])([PROMPT]).to(labels.device)
     x = clip.token_embedding(ids).expand(len(labels), -1, -1)
     x = torch.cat([x[:, :5], model.prompts.context[labels], x[:, 9:]], 1) + clip.positional_embedding
@@ -83,8 +83,8 @@ def padded_text(model, labels):
 
 
 def plain_image(visual, images):
-    "last, pooled and projected features through open_clip's blocks, every token to the end."
-    x = visual._embeds(images)
+    "last, pooled and projected features through its plain blocks, which are open_clip's, every token to the end."
+    x = vit_tokens(visual, images, None)
     *first, final = visual.transformer.resblocks
     for block in first: x = block(x)
     pooled = visual.ln_post(final(x)[:, 0])

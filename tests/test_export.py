@@ -3,10 +3,12 @@ import builtins
 import contextlib
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -18,8 +20,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clip_dfgs.inference.onnx import PRECISIONS, OnnxExtractor, export_onnx
-from clip_dfgs.inference.extractor import Embedder, FeatureExtractor
+from clip_dfgs.inference.extractor import FeatureExtractor
 from clip_dfgs.data.image_io import crops
+from clip_dfgs.models.encoder import Embedder
 from clip_dfgs.models.reid_model import ReIDModel
 
 onnx = pytest.importorskip('onnx')
@@ -40,8 +43,7 @@ def bytes_like(model, n, seed=1):
 @pytest.mark.parametrize('tower', TOWERS)
 def test_exported_features_are_torchs(tower, tmp_path):
     model = ReIDModel.create(**TOWERS[tower])
-    model.save(tmp_path/'model')
-    assert export_onnx(tmp_path/'model', tmp_path/'m.onnx') < 1e-3
+    assert export_onnx(model, tmp_path/'m.onnx') < 1e-3
     images = bytes_like(model, 7)
     session = onnxruntime.InferenceSession(str(tmp_path/'m.onnx'))
     found = session.run(None, dict(images=images))[0]
@@ -345,7 +347,56 @@ def test_a_run_is_exported_by_a_command(precision, saved, tmp_path):
     assert np.linalg.norm(light(picture()) - want) <= PRECISIONS[precision]
 
 
+@pytest.mark.parametrize('kind', ['uint8', 'float', 'imagenet'])
+def test_the_input_and_its_size_are_options(kind, saved, exported, tmp_path):
+    "By definition: what is fed is undone, and an image of 256x128 becomes one of 128x64."
+    code, _, err = command('export', saved, '--to', tmp_path/'f.onnx', '--input', kind, '--size', '256x128')
+    assert (code, err) == (0, '')
+    small = picture(5)
+    large = small.repeat(2, 0).repeat(2, 1)
+    fed = large[None].transpose(0, 3, 1, 2)/255
+    mean, std = np.reshape([[.485, .456, .406], [.229, .224, .225]], (2, 3, 1, 1))
+    if kind == 'imagenet': fed = (fed - mean)/std
+    fed = np.rint(fed*255).astype(np.uint8) if kind == 'uint8' else fed.astype(np.float32)
+    found = onnxruntime.InferenceSession(str(tmp_path/'f.onnx')).run(None, dict(images=fed))[0]
+    np.testing.assert_allclose(found, FeatureExtractor(exported[0])(small).numpy(), atol=1e-4)
+
+
+def test_a_file_of_another_program_is_described_by_the_command(tmp_path):
+    "Once, in a copy that needs no more settings, wherever a model is named."
+    foreign(tmp_path/'x.onnx', shape=('n', 3, 'h', 'w'))
+    code, out, err = command('export', tmp_path/'x.onnx', '--to', tmp_path/'f.onnx', '--size', '8x4',
+                             '--mean', '.4', '.5', '.6', '--std', '.2', '.2', '.2')
+    assert (code, err) == (0, '') and '8x4' in out
+    want = OnnxExtractor(tmp_path/'x.onnx', size=(8, 4), mean=[.4, .5, .6], std=[.2]*3)(picture())
+    np.testing.assert_array_equal(OnnxExtractor(tmp_path/'f.onnx')(picture()), want)
+    np.testing.assert_allclose(FeatureExtractor(tmp_path/'f.onnx', normalize=False)(picture()).numpy(), want)
+
+
+def test_a_published_tracker_model_gives_its_published_features(tmp_path):
+    "OSNet of MSMT17 on six images: bilinear to 256x128, ImageNet's mean and standard deviation, by hand."
+    usual = Path(__file__).resolve().parents[2]/'shared'/'realdata'
+    root = Path(os.environ.get('CLIP_DFGS_REALDATA', usual))
+    file, images = root/'osnet_x0_25_msmt17.onnx', []
+    if not file.exists(): pytest.skip(f'no OSNet in {root}; set CLIP_DFGS_REALDATA')
+    with tarfile.open(root/'p1_targets.tar.gz') as archive:
+        for member in archive:
+            if member.name.endswith(('.jpg', '.png', '.bmp')): images.append(archive.extractfile(member).read())
+            if len(images) == 6: break
+    images = [Image.open(io.BytesIO(data)).convert('RGB') for data in images]
+    pixels = np.stack([np.asarray(image.resize((128, 256), Image.Resampling.BILINEAR)) for image in images])
+    fed = ((pixels/255 - [.485, .456, .406])/[.229, .224, .225]).transpose(0, 3, 1, 2).astype(np.float32)
+    session = onnxruntime.InferenceSession(str(file))
+    want = np.concatenate([session.run(None, {session.get_inputs()[0].name: x[None]})[0].reshape(1, -1) for x in fed])
+    code, out, _ = command('export', file, '--to', tmp_path/'f.onnx', '--input', 'imagenet', '--size', '256x128')
+    assert code == 0 and '512 columns' in out
+    found = FeatureExtractor(tmp_path/'f.onnx')(images).numpy()
+    np.testing.assert_allclose(found, want/np.linalg.norm(want, axis=1, keepdims=True), atol=1e-4)
+
+
 @pytest.mark.parametrize('line, words', [
+    ('export RUN --to DIR/f.onnx --size 256', '--size 256'), ('export RUN --to DIR/f.onnx --mean 0 0 0', '--mean'),
+    ('export RUN --to DIR/f.onnx --input bytes', "unknown input 'bytes'"),
     ('export RUN --to DIR/f.pt', 'f.onnx'), ('export RUN', 'required: --to'),
     ('export DIR/none --to DIR/f.onnx', 'none'),
     ('export RUN --to DIR/f.onnx --precision half', "unknown precision 'half'"),
@@ -365,10 +416,10 @@ def test_mistakes_of_the_command_are_one_line(line, words, saved, tmp_path):
 def test_a_killed_export_leaves_nothing_half_written(saved, tmp_path):
     "Really killed while the file is being written; the name of the target is never there."
     code = f"""import os, signal
-from clip_dfgs.inference import onnx as export
+from clip_dfgs.inference import load_model, onnx as export
 def stop(*_): os.kill(os.getpid(), signal.SIGKILL)
 export._difference = stop
-export.export_onnx({str(saved/'model')!r}, {str(tmp_path/'f.onnx')!r})"""
+export.export_onnx(load_model({str(saved/'model')!r}), {str(tmp_path/'f.onnx')!r})"""
     done = subprocess.run([sys.executable, '-c', code], capture_output=True)
     assert done.returncode == -9 and not (tmp_path/'f.onnx').exists()
     assert command('export', saved, '--to', tmp_path/'f.onnx')[0] == 0 and OnnxExtractor(tmp_path/'f.onnx')

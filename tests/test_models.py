@@ -404,6 +404,18 @@ def foreign(tmp_path, monkeypatch):
     _tokenizer.cache_clear()
 
 
+def test_glued_words_are_said(foreign):
+    "SigLIP's tokenizers delete punctuation, also inside a word."
+    model = foreign[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        model.encode_captions(['a t-shirt'])
+        model.config['model_cfg']['text_cfg']['tokenizer_kwargs'] = dict(clean='canonicalize')
+        model.encode_captions(['a man, in a red coat.'])
+    with pytest.warns(UserWarning, match="reads 't-shirt' as 'tshirt'; write 't shirt' .so with 1 more"):
+        model.encode_captions(['a t-shirt', 'a white/blue bag'])
+
+
 def test_a_run_loads_without_its_tokenizer(foreign, monkeypatch):
     model, folder = foreign
     def gone(*args, **options): raise OSError('no such tokenizer')

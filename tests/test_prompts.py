@@ -17,16 +17,24 @@ def close(a, b, tol=1e-4): torch.testing.assert_close(a, b, atol=tol, rtol=tol)
 def model(): return ReIDModel.create('pedestrians', pretrained=None, num_ids=30)
 
 
+def read_by_open_clip(clip, x):
+    "Features at position 11 of sentences of 77 embeddings, by open_clip's blocks with the same weights."
+    blocks = clip.transformer.resblocks
+    settings = dict(heads=blocks[0].attn.num_heads, act_layer=type(blocks[0].mlp.gelu))
+    theirs = open_clip.transformer.Transformer(x.shape[2], len(blocks), **settings)
+    theirs.load_state_dict(clip.transformer.state_dict())
+    x = clip.ln_final(theirs(x + clip.positional_embedding, attn_mask=clip.attn_mask))
+    return x[:, 11] @ clip.text_projection
+
+
 def padded_features(model, labels):
     "All 77 positions through open_clip's own blocks and mask, one row a label."
-    clip, ids = model.clip, open_clip.tokenize([PROMPT])
-    x = clip.token_embedding(ids).expand(len(labels), -1, -1).clone()
+    x = model.clip.token_embedding(open_clip.tokenize([PROMPT])).expand(len(labels), -1, -1).clone()
     x[:, 5:9] = model.prompts.context[labels]
-    x = clip.ln_final(clip.transformer(x + clip.positional_embedding, attn_mask=clip.attn_mask))
-    return x[:, ids.argmax()] @ clip.text_projection
+    return read_by_open_clip(model.clip, x)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(labels=st.lists(st.integers(0, 29), min_size=1, max_size=12), seed=st.integers(0, 99))
 def test_twelve_tokens_are_as_good_as_seventy_seven(model, labels, seed):
     labels = torch.tensor(labels)
@@ -51,8 +59,8 @@ def test_the_papers_text_tower_gives_the_same_from_twelve_tokens():
     with torch.inference_mode():
         x = clip.token_embedding(ids).clone()
         x[:, 5:9] = prompts.context
-        x = clip.ln_final(clip.transformer(x + clip.positional_embedding, attn_mask=clip.attn_mask))
-        close(encode_embeddings(clip, prompts(torch.arange(3)), prompts.at.expand(3)), x[:, 11] @ clip.text_projection)
+        found = encode_embeddings(clip, prompts(torch.arange(3)), prompts.at.expand(3))
+        close(found, read_by_open_clip(clip, x))
 
 
 def test_the_sentence_is_the_papers():

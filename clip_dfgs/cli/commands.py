@@ -18,7 +18,7 @@ def read_data(
     **sides, # `source=` and `target=`: words `name:folder`; targets with published splits become one table a split
 )->list: # of record tables, one list a side
     "The data sets of a command; `--domain` names all of them in their order."
-    from clip_dfgs.data.specs import check_options, load_named, published_splits
+    from clip_dfgs.data.datasets import check_options, load_named, published_splits
     words = [w for some in sides.values() for w in some]
     if options.domain and len(options.domain) != len(words):
         raise ValueError(f'--domain gives {len(options.domain)} names for {len(words)} data sets; give one for each')
@@ -27,10 +27,17 @@ def read_data(
     for side, some in sides.items():
         own = [next(names) for _ in some] if options.domain else ()
         found = load_named(some, domains=own, **options.options())
+        for word, table in zip(some, found): check_cameras(word, table, options.camera)
         if side == 'target':
             found = [part for word, table in zip(some, found) for part in published_splits(word, table, options.split)]
         tables.append(found)
     return tables
+
+def check_cameras(word:str, table, camera:str):
+    "ValueError for a folder or table of which no camera is known, unless it was said that there is none."
+    if camera is not None or not word.startswith(('folder:', 'csv:', 'coco:')) or (table['camera'] != '').any(): return
+    raise ValueError(f'{word}: no camera is known; give --camera EXPRESSION for file names or --camera folder, '
+                     "or --camera '' where there is none")
 
 def is_main()->bool: return int(os.environ.get('RANK', 0)) == 0 # of several processes
 
@@ -59,7 +66,7 @@ def render(
 
 # %% ../../nbs/cli/04_commands.ipynb #0a3805bd
 def check_data(
-    name:str, # market1501, msmt17, cuhk02, cuhk03, cuhk_sysu, prid, grid, viper, ilids, folder or csv
+    name:str, # market1501, msmt17, cuhk02, cuhk03, cuhk_sysu, prid, grid, viper, ilids, folder, csv, mot or coco
     folder:Path, # where it is
     *,
     options:DataOptions=DataOptions(),
@@ -69,7 +76,7 @@ def check_data(
     "Describe a data set, and where it differs from its papers."
     from clip_dfgs.data.datasets import check_dataset
     from clip_dfgs.data.image_io import contact_sheet
-    from clip_dfgs.data.specs import check_options, options_for
+    from clip_dfgs.data.datasets import check_options, load_named, options_for
     from clip_dfgs.utils.files import atomic_write
     if sheet: check_ending(sheet, '.png')
     word, given = f'{name}:{folder}', options.options()
@@ -78,10 +85,10 @@ def check_data(
     named = dict(domain=options.domain[0]) if options.domain else {}
     print(check_dataset(name, folder, decode=decode, **named, **options_for(word, given)))
     if not sheet: return
-    records, = read_data(options, source=[word])
-    if os.path.abspath(sheet) in {os.path.abspath(path) for path in records[0]['path']}:
+    records, = load_named([word], domains=options.domain, **given)
+    if os.path.abspath(sheet) in {os.path.abspath(path) for path in records['path']}:
         raise ValueError(f'--sheet {sheet} is an image of the data; choose another name')
-    with atomic_write(sheet) as part: contact_sheet(records[0]).save(part, format='PNG')
+    with atomic_write(sheet) as part: contact_sheet(records).save(part, format='PNG')
     print(f'sample images: {sheet}')
 
 def check_ending(file:Path, *endings):
@@ -106,7 +113,7 @@ def train(
     "Train through all stages and test on every target."
     import pandas as pd
     from clip_dfgs.data.records import pool
-    from clip_dfgs.data.specs import remember
+    from clip_dfgs.data.datasets import remember
     from clip_dfgs.inference.evaluator import check_targets
     from clip_dfgs.training.trainer import fit
     if not hold_out and (config.validate_steps or config.select != 'last'):
@@ -177,7 +184,7 @@ def protocol(
     config=None, # a `TrainConfig`
 ):
     "Train and test a whole protocol, beside the published results."
-    from clip_dfgs.data.specs import check_options, remember
+    from clip_dfgs.data.datasets import check_options, remember
     from clip_dfgs.experiments.protocols import plan_protocol, protocol_sets, protocol_table, run_protocol
     if options.domain: raise ValueError('--domain: the data sets of a protocol are called by their names; leave it out')
     words = [f'{n}:{data}' for n in protocol_sets(name)]
@@ -204,7 +211,7 @@ def matrix(
 ):
     "Train on each source, test on each target."
     import pandas as pd
-    from clip_dfgs.data.specs import remember
+    from clip_dfgs.data.datasets import remember
     from clip_dfgs.experiments.protocols import plot_matrix, train_matrix
     sources, targets = read_data(options, source=source, target=target)
     training = pd.concat(sources)
@@ -308,12 +315,13 @@ def tested(
     target, # words `name:folder`
     options:DataOptions, # of the command line
     precision:str, # auto, no, bf16 or fp16
+    exclude=(), # columns of the targets, as in `evaluate_records`
     **more, # of `evaluate_records`
 )->list: # domain -> RetrievalResult, one a model; empty in all processes but the main one
     "Results of saved models on the same images."
     from dataclasses import replace
     import pandas as pd
-    from clip_dfgs.data.specs import as_trained
+    from clip_dfgs.data.datasets import as_trained
     from clip_dfgs.inference.embed import make_accelerator
     from clip_dfgs.inference.evaluator import check_targets, evaluate_records
     from clip_dfgs.inference.extractor import load_model
@@ -321,10 +329,11 @@ def tested(
     tables, = read_data(replace(options, **known), target=target)
     opened = [load_model(place, 'cpu') for place in models]
     records = pd.concat(tables, ignore_index=True)
-    check_targets(records)
+    check_targets(records, exclude)
     warn_leaks(records, [path for m in models for path in trained_on(m)])
     accelerator = make_accelerator(precision)
-    results = [evaluate_records(m.to(accelerator.device), records, accelerator, **more) for m in opened]
+    def result(m): return evaluate_records(m.to(accelerator.device), records, accelerator, exclude=exclude, **more)
+    results = [result(m) for m in opened]
     return results if accelerator.is_main_process else []
 
 # %% ../../nbs/cli/04_commands.ipynb #0b94f662
@@ -336,10 +345,11 @@ def test(
     rerank:bool=False, # re-rank by k-reciprocal neighbors
     precision:str='auto', # auto, no, bf16 or fp16
     bootstrap:int=0, # resamples for 95 % intervals, such as 1000; 0 = none
+    exclude:tuple=(), # columns of a csv, such as sequence or clothes: an answer that shares one with its query is junk
 ):
     "Test a saved model."
     _check_bootstrap(bootstrap, 0)
-    for results in tested([model], target, options, precision, rerank=rerank, bootstrap=bootstrap):
+    for results in tested([model], target, options, precision, exclude, rerank=rerank, bootstrap=bootstrap):
         print_results(results)
         if bootstrap: print(f'95 % intervals over resampled identities, {bootstrap:,} times:')
         for domain, result in results.items() if bootstrap else ():
@@ -359,11 +369,12 @@ def compare(
     rerank:bool=False, # re-rank by k-reciprocal neighbors
     precision:str='auto', # auto, no, bf16 or fp16
     bootstrap:int=1000, # resamples for the 95 % intervals
+    exclude:tuple=(), # columns of a csv, such as sequence or clothes: an answer that shares one with its query is junk
 ):
     "Test two saved models on the same images: paired difference in percent."
     from clip_dfgs.evaluation.bootstrap import compare as paired
     _check_bootstrap(bootstrap, 1)
-    results = tested([first, second], target, options, precision, rerank=rerank)
+    results = tested([first, second], target, options, precision, exclude, rerank=rerank)
     for domain in results[0] if results else ():
         table = paired(*(r[domain] for r in results), bootstrap=bootstrap)
         print(domain)
@@ -375,28 +386,50 @@ def report(
     *,
     title:str=None, # of the page; else the names of the runs
     out:Path=None, # file to write; else report.html in the run, or against_FIRST.html in the second
+    no_images:bool=False, # leave out everything that shows images of people
 ):
     "Write a run's report.html; of two runs, their comparison query by query."
     from clip_dfgs.viz.report import write_comparison, write_report
     if len(runs) > 2: raise ValueError(f'report takes one run or two, not {len(runs)}; or a folder that holds several')
     if out: check_ending(out, '.html', '.htm')
     write = write_report if len(runs) == 1 else write_comparison
-    print(f'report: {write(*runs, title=title, out=out)}')
+    print(f'report: {write(*runs, title=title, out=out, images=not no_images)}')
 
 # %% ../../nbs/cli/04_commands.ipynb #62ad6c85
 def export(
-    model:Path, # RUN, RUN/model, or pedestrians: the small CLIP that ships
+    model:Path, # RUN, RUN/model, or pedestrians; or an ONNX file of another program, to be described in a copy
     *,
     to:Path, # the ONNX file to write
     precision:str='float32', # of the weights: float32, float16 or int8
     tolerance:float=None, # largest distance from torch, a share of a feature's length; else 0.001, 0.01 or 0.1
+    input:str=None, # what the file is fed: uint8, float (0 to 1) or imagenet (normalized so); else uint8
+    size:str=None, # HEIGHTxWIDTH of what it is fed, such as 256x128; else the model's own
+    mean:tuple=(), # of an ONNX file of another program: of its pixels in 0 to 1, three numbers
+    std:tuple=(), # the same
 ):
     "Write a model as an ONNX file, checked against torch."
     from clip_dfgs.inference.extractor import load_model
-    from clip_dfgs.inference.onnx import export_onnx
+    from clip_dfgs.inference.onnx import describe_onnx, export_onnx
     check_ending(to, '.onnx')
-    distance = export_onnx(load_model(model, 'cpu'), to, tolerance=tolerance, precision=precision)
+    shape = None if size is None else _numbers('size', size.split('x'), 2, int)
+    if model.suffix == '.onnx':
+        if precision != 'float32': raise ValueError('--precision: an ONNX file keeps the precision it has')
+        pixels = {k: _numbers(k, v, 3, float) for k, v in dict(mean=mean, std=std).items() if v}
+        facts = describe_onnx(model, to, size=shape, input=input, **pixels)
+        print(f'{to}: images of {facts["image_size"][0]}x{facts["image_size"][1]}, {facts["width"]} columns')
+        return
+    if mean or std: raise ValueError('--mean and --std are for ONNX files of other programs; a model has its own')
+    distance = export_onnx(load_model(model, 'cpu'), to, tolerance=tolerance, precision=precision,
+                           input=input or 'uint8', size=shape)
     print(f'{to}: {to.stat().st_size / 1e6:.1f} MB, {precision}, at most {distance:.1e} from torch')
+
+def _numbers(name:str, words, count:int, kind:type)->list:
+    "The numbers of an option; ValueError that names it."
+    try: found = [kind(word) for word in words]
+    except ValueError: found = []
+    if len(found) == count and min(found) >= (kind is int): return found
+    like = '256x128' if name == 'size' else 'three numbers'
+    raise ValueError(f'--{name} {" ".join(words)}: give {like}')
 
 # %% ../../nbs/cli/04_commands.ipynb #5e6cbb9f
 def demo(

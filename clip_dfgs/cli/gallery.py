@@ -27,7 +27,7 @@ def embed(
     overwrite:bool=False, # replace a gallery of another model or other data, or a damaged one
 ):
     "Embed images into a gallery: new and changed ones, removed ones drop out."
-    from clip_dfgs.data.specs import check_options
+    from clip_dfgs.data.datasets import check_options
     from clip_dfgs.gallery.gallery import find_images
     from clip_dfgs.gallery.search import printable
     from clip_dfgs.gallery.store import embed_gallery
@@ -86,7 +86,7 @@ def search(
         if how: warnings.warn(f'{printable(sentence)[:60]!r} is {how}', stacklevel=2)
     print_answers(found)
     if csv:
-        with atomic_write(csv) as part: found.drop(columns='row').to_csv(part, index=False, errors='surrogateescape')
+        with atomic_write(csv) as part: found.drop(columns='row').to_csv(part, index=False)
     if picture:
         with atomic_write(picture) as part: search_sheet(found, images, text, top).save(part, format='PNG')
         print(f'sheet: {picture}')
@@ -119,12 +119,27 @@ def serve(
     host:str='127.0.0.1', # address to listen at
     port:int=None, # to listen at; left out, the first free one from 7860 on
     model:str=None, # where the gallery's model lies now, if it was moved
+    api:bool=False, # requests of programs alone, without the page
 ):
-    "Search a gallery in a browser: drop an image or type a sentence."
+    "Search a gallery in a browser or over HTTP; the variable CLIP_DFGS_TOKEN holds a token that is then asked for."
     if port is not None and not 0 < port < 65536: raise ValueError(f'--port {port}: give one between 1 and 65535')
     stored = opened(gallery, model)
     stored.extractor # opened before the page, so that a model that is gone is one line
     from clip_dfgs.gallery.app import serve_gallery
-    if host not in ('127.0.0.1', 'localhost', '::1'):
+    token = os.environ.get('CLIP_DFGS_TOKEN')
+    if host not in ('127.0.0.1', 'localhost', '::1') and not token:
         warnings.warn(f'everyone who reaches {host} can search this gallery and see its images', stacklevel=2)
-    serve_gallery(stored, host, port)
+    serve_gallery(stored, host, port, page=not api, token=token)
+
+# %% ../../nbs/cli/05_gallery.ipynb #c8133428
+def features(
+    gallery:Path, # folder made by embed
+    *,
+    to:Path, # the Parquet file to write
+):
+    "Write a gallery's features for a database: a row an image, with path, identity, camera, domain, digest and vector."
+    from clip_dfgs.gallery.store import write_features
+    check_ending(to, '.parquet')
+    stored = opened(gallery, None)
+    write_features(stored, to)
+    print(f'{to}: {len(stored):,} images, vectors of {stored.features.shape[1]} numbers')

@@ -122,7 +122,7 @@ def _with_weights(config:TrainConfig, base:TrainConfig, named)->TrainConfig:
 @dataclass(frozen=True)
 class DataOptions:
     "how the data are read"
-    camera:str=None # for folder and csv: regular expression whose group is the camera in a file's name; '' = unknown
+    camera:str=None # for folder, csv and coco: expression whose groups are the camera in a path; or folder; '' = none
     domain:tuple=() # what to call the data sets in tables, one name each in order; else by the sets' own names
     distractors:bool=None # true: identities 0 and -1 are distractors and junk, as usual; false: identities like others
     detected:bool=False # for cuhk03: detected boxes instead of labeled ones
@@ -137,7 +137,7 @@ def sources_beside(
     named, # options that stand on the command line
 )->dict: # source, target, camera, ... as the run had them
     "The data sets of a run, where its config is given and no source; ValueError where they are unknown."
-    from clip_dfgs.data.specs import remembered, remembered_sets
+    from clip_dfgs.data.datasets import remembered, remembered_sets
     if not file: raise ValueError('--source is missing; write --source name:folder')
     folder = Path(file).expanduser().parent
     known = remembered_sets(folder) | {k: v for k, v in remembered(folder).items() if v is not None}

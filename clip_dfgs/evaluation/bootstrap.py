@@ -101,6 +101,11 @@ def compare(
     -------
     pd.DataFrame
         index mAP, R1, ..., mINP; columns first second difference low high better, fractions 0..1
+
+    Raises
+    ------
+    ValueError
+        for other queries
     """
     _check_pair(first, second)
     ranks = [r for r in first.cmc if r in second.cmc]

@@ -130,6 +130,11 @@ def matches_and_junk(
     -------
     tuple[np.ndarray, np.ndarray]
         pairs (query, gallery position): matches [2, n], junk [2, m]
+
+    Raises
+    ------
+    ValueError
+        for bad labels
     """
     Q, G = (len(labels) if hasattr(labels, '__len__') else 0 for labels in (query_ids, gallery_ids))
     return pairs_of(*read_columns(query_ids, gallery_ids, query_cams, gallery_cams, exclude_groups, Q, G))

@@ -300,6 +300,11 @@ def evaluate(
     -------
     RetrievalResult
         averages as fractions 0..1 and the per-query table
+
+    Raises
+    ------
+    ValueError
+        for what cannot be compared, a warning for self matches
     """
     ranks, bootstrap, settings = checked_ranks(ranks), checked_resamples(bootstrap), _rerank_settings(rerank)
     query, gallery = feature_pair(query, gallery)
@@ -477,6 +482,11 @@ def verification(
         as in `matches_and_junk`
     block : int
         queries per block
+
+    Raises
+    ------
+    ValueError
+        without pairs of both kinds
     """
     query, gallery = feature_pair(query, gallery)
     pairs = matches, _ = matches_and_junk(query_ids, gallery_ids, query_cams, gallery_cams, exclude_groups)

@@ -203,6 +203,11 @@ def k_reciprocal_distances(
     -------
     torch.Tensor
         distances on the CPU, shape [Q, G]
+
+    Raises
+    ------
+    ValueError
+        for impossible settings
     """
     blocks = reranked(query, gallery, k1, k2, lambda_value, metric, block)
     return torch.cat([rows.to('cpu', copy=True) for _, rows in blocks])

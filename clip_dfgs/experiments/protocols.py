@@ -20,11 +20,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from ..data.datasets import check_dataset, identity_splits, load_dataset
+from ..data.datasets import check_dataset, identity_splits, load_dataset, options_for
 from ..data.image_cache import cached_images
 from ..data.leakage import find_leakage
 from ..data.records import pool
-from ..data.specs import options_for
 from ..inference.embed import embed_together, make_accelerator, process_state
 from ..inference.evaluator import check_targets, from_main, _ranked
 from ..models.reid_model import ReIDModel
@@ -140,7 +139,7 @@ def rank_partitions(
     pixels = cached_images([*row_of], model.config['image_size'], cache)
     features = embed_together(model, pixels, accelerator, progress='embed targets')
     device = next(model.parameters()).device
-    def rank(): return [_ranked(features[[row_of[path] for path in t['path']]], t, device) for t in tests]
+    def rank(): return [_ranked(features[[row_of[path] for path in t['path']]], t, device, ()) for t in tests]
     return [*zip(places, from_main(rank, accelerator), tests)]
 
 # %% ../../nbs/experiments/01_protocols.ipynb #2cada0e4

@@ -60,7 +60,13 @@ class Study:
         self,
         *domains:str, # of the table
     )->'Study':
-        "The same study on some of its domains; ValueError where one is not there."
+        """The same study on some of its domains; ValueError where one is not there.
+
+        Raises
+        ------
+        ValueError
+            where one is not there
+        """
         for name in domains: check_choice('domain', name, self.table['domain'].unique())
         def part(rows): return None if rows is None else rows[rows['domain'].isin(domains)]
         return replace(self, table=part(self.table), queries=part(self.queries))
@@ -108,6 +114,11 @@ class Study:
         -------
         pd.DataFrame
             a row a variant: mean, low, high, n, and the bootstrap's low and high, in points of mAP
+
+        Raises
+        ------
+        ValueError
+            where `to` is not a variant
         """
         wide = self.last()
         if to not in wide: raise ValueError(f'{to!r} is not among the variants: {", ".join(wide)}')
@@ -192,6 +203,11 @@ def compare_variants(
         that share the work
     minutes : float
         after which no run is begun; None = until all is done
+
+    Raises
+    ------
+    ValueError
+        where the folder holds another study
     """
     out, seeds = Path(out), [int(seed) for seed in seeds]
     if 'start' in variants: raise ValueError("'start' is what all variants begin from; give the variant another name")

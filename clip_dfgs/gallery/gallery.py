@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from ..data.folders import camera_rule
 from ..data.image_io import listed
-from ..data.specs import load_named, options_for
+from ..data.datasets import load_named, options_for
 from .index import nearest_rows, row_lengths
 from .search import printable, text_features
 from ..inference.extractor import FeatureExtractor, load_model
@@ -52,6 +52,11 @@ def find_images(
     -------
     pd.DataFrame
         path (absolute), domain, camera (as written, '' = unknown); identity, pid, split where they are known
+
+    Raises
+    ------
+    ValueError
+        where there are none, or two sources have one name
     """
     words = [str(w) for w in ([words] if isinstance(words, (str, os.PathLike)) else words)]
     if not words: raise ValueError('name a folder of images, or a data set as name:folder')
@@ -75,11 +80,15 @@ def _absolute(word:str)->str: # the same source from any folder
     whole = not colon or Path(word).expanduser().is_dir()
     return str(Path(word).expanduser().absolute()) if whole else f'{name}:{Path(folder).expanduser().absolute()}'
 
+def _is_utf8(name:str)->bool: return name.encode(errors='replace').decode() == name
+
 def _plain_folder(folder, camera, domain)->pd.DataFrame: # path, domain, camera
     "All images below a folder; a warning for what is not read, and for names without a camera."
     folder = Path(folder).expanduser()
     if not folder.is_dir(): raise ValueError(f'{folder} is not a folder; write a data set as name:folder')
     paths, missed = [str(p) for p in image_files(folder, deep=True)], left_out(folder, deep=True)
+    odd, paths = [p for p in paths if not _is_utf8(p)], [p for p in paths if _is_utf8(p)] # pandas cannot hold others
+    if odd: missed = f'{missed}; {len(odd):,} names are not in UTF-8, first {printable(odd[0])}'.strip('; ')
     if not paths: raise ValueError(f'{folder}: no images there. {missed}'.strip(' '))
     if missed: warnings.warn(f'{folder}: {missed}', stacklevel=3)
     below = [Path(p).relative_to(folder) for p in paths]
@@ -131,17 +140,12 @@ def _checked_extractor(
 
 # %% ../../nbs/gallery/03_gallery.ipynb #0e209bbe
 def write_table(table:pd.DataFrame, file):
-    "A table as CSV that keeps every name, also names with line ends and of broken bytes."
-    with atomic_write(file) as part, open(part, 'w', encoding='utf-8', errors='surrogateescape', newline='') as out:
-        writer = csv.writer(out, quoting=csv.QUOTE_ALL)
-        writer.writerow(table.columns)
-        writer.writerows(table.itertuples(index=False))
+    "A table as CSV that keeps every name, also one with line ends."
+    with atomic_write(file) as part: table.to_csv(part, index=False, quoting=csv.QUOTE_ALL)
 
 def read_table(file)->pd.DataFrame: # all text but pid
     "What `write_table` wrote."
-    with open(file, encoding='utf-8', errors='surrogateescape', newline='') as lines:
-        head, *rows = csv.reader(lines)
-    table = pd.DataFrame(rows, columns=head, dtype=object)
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
     return table.assign(pid=table['pid'].astype(int)) if 'pid' in table else table
 
 # %% ../../nbs/gallery/03_gallery.ipynb #386ed41f
@@ -197,6 +201,95 @@ def _read_gallery(folder:Path)->tuple: # records, features, what gallery.json sa
     if not isinstance(about['model'], dict): raise ValueError('gallery.json names no model')
     return records, features, about
 
+# %% ../../nbs/gallery/03_gallery.ipynb #71da103d
+def open_gallery(folder, extractor)->tuple: # the arguments of `Gallery`
+    "What lies in a folder; ValueError where it is missing, damaged or of another model."
+    folder = Path(folder).expanduser()
+    if not (folder/'gallery.json').is_file():
+        if (folder/'parts').is_dir(): raise ValueError(f'gallery {folder} is not finished; embed it again')
+        what = 'is no gallery: it has no gallery.json' if folder.is_dir() else 'is not there'
+        raise ValueError(f'{folder} {what}; clip-dfgs embed makes one')
+    try: records, features, about = _read_gallery(folder)
+    except Exception as e: # whatever a damaged file makes of json, numpy and pandas
+        why = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+        raise ValueError(f'gallery {folder} is damaged ({why}); embed it with --overwrite') from None
+    if extractor is not None: extractor = _checked_extractor(extractor, about, folder)
+    return records, features, extractor, folder, about
+
+def save_gallery(gallery, folder):
+    "Records and features as a stored gallery; ValueError for a folder that is something else."
+    check_free(folder)
+    model, kind = gallery.extractor.model, gallery.features.dtype
+    made_by = dict(place=None, digest=model_digest(model), clip=model.config['clip'])
+    known = {what: gallery.records.get(what, '') for what in ('domain', 'camera')}
+    records = gallery.records.assign(**known, digest=gallery.digests)
+    about = dict(model=made_by, sources=records.attrs.get('sources', []),
+                 dtype=str(kind) if kind in (np.float16, np.float32) else 'float32')
+    write_gallery(Path(folder), about, records, [(slice(None), gallery.features)], gallery.features.shape[1])
+
+# %% ../../nbs/gallery/03_gallery.ipynb #f876845f
+def names_in(
+    records:pd.DataFrame,
+    what:str, # 'camera' or 'domain'
+)->list: # 2 before 10
+    "The cameras or domains of a gallery."
+    known = set(records[what].astype(str)) - {''} if what in records else ()
+    return sorted(known, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+
+# %% ../../nbs/gallery/03_gallery.ipynb #272340ec
+def rows_of(
+    records:pd.DataFrame,
+    camera=(), # names; () = all
+    domain=(), # names; () = all
+)->np.ndarray|None: # ascending; None = all
+    "The rows of some cameras and domains; ValueError for names that are not in the gallery, and for no row left."
+    kept = np.ones(len(records), bool)
+    for what, names in dict(camera=camera, domain=domain).items():
+        names = [str(name) for name in ([names] if isinstance(names, (str, int)) else names)]
+        if not names: continue
+        known = names_in(records, what)
+        if not known: raise ValueError(f'no {what} is known in this gallery; embed it again with --{what}')
+        for name in names:
+            if name in known: continue
+            there = ', '.join(map(printable, known[:20])) + (', ...' if len(known) > 20 else '')
+            raise ValueError(f'no {what} {name!r} in the gallery{suggest(name, known)} (it has {there})')
+        kept &= records[what].astype(str).isin(names).to_numpy()
+    if not kept.any(): raise ValueError('the gallery has no image of these cameras in these domains')
+    return None if kept.all() else np.flatnonzero(kept)
+
+# %% ../../nbs/gallery/03_gallery.ipynb #01cbe761
+def _answers(
+    records:pd.DataFrame,
+    queries:list, # what each query is called
+    rows:np.ndarray, # of the records, shape [queries,k]
+    scores:np.ndarray, # shape [queries,k]
+)->pd.DataFrame: # query, rank, score, path, identity, camera, domain (where known), row
+    "A row an answer, with what the records know of it."
+    k = rows.shape[1]
+    table = pd.DataFrame(dict(query=np.repeat(np.array(queries, object), k),
+                              rank=np.tile(np.arange(1, k + 1), len(queries)), score=scores.ravel()))
+    known = records[[c for c in ('path', 'identity', 'camera', 'domain') if c in records]]
+    return pd.concat([table, known.iloc[rows.ravel()].reset_index(drop=True)], axis=1).assign(row=rows.ravel())
+
+# %% ../../nbs/gallery/03_gallery.ipynb #0713f944
+def _as_array(features)->np.ndarray:
+    "An array as it is; a tensor as one that numpy can hold."
+    if not isinstance(features, torch.Tensor): return features
+    features = features.detach().cpu()
+    return (features.float() if features.dtype == torch.bfloat16 else features).numpy()
+
+def _embedded(records, extractor, broken:str, progress:bool)->tuple: # records, features of unit length
+    "The images that can be read, embedded; a warning counts the others."
+    check_choice('broken', broken, ('raise', 'skip'))
+    found = extractor(records['path'].tolist(), progress, bad='raise' if broken == 'raise' else 'none')
+    good = np.array([feature is not None for feature in found], bool)
+    if not good.any(): raise ValueError(f'none of {len(good):,} images can be read')
+    if not good.all():
+        warnings.warn(f'{(~good).sum():,} of {len(good):,} images cannot be read and are left out, '
+                      f'first {printable(records["path"].to_numpy()[~good][0])}', stacklevel=3)
+    features = F.normalize(torch.stack([feature for feature in found if feature is not None]), dim=1)
+    return records[good].reset_index(drop=True), features
+
 # %% ../../nbs/gallery/03_gallery.ipynb #cbb41ff5
 class Gallery:
     """Records of images and their features, searched by image, by text, or by images of its own.
@@ -223,23 +316,26 @@ class Gallery:
         about:dict=None, # what gallery.json says of it
     ):
         if not isinstance(records, pd.DataFrame): records = pd.DataFrame(dict(path=[str(path) for path in records]))
-        if isinstance(features, torch.Tensor):
-            features = features.detach().cpu()
-            features = (features.float() if features.dtype == torch.bfloat16 else features).numpy()
-        self.records, self.features, self._extractor = records, features, extractor
+        self.records, self.features, self._extractor = records, _as_array(features), extractor
         self.folder, self.about = folder, about
-        width = extractor.model.width if extractor else features.shape[-1]
-        if features.shape != (len(self.records), width):
-            raise ValueError(f'features have shape {features.shape}; {len(self.records):,} images of this model '
-                             f'need {(len(self.records), width)}')
-        if not isinstance(features, np.memmap) and not np.isfinite(features).all():
+        shape = len(records), extractor.model.width if extractor else self.features.shape[-1]
+        if self.features.shape != shape:
+            said = f'{len(records):,} images of this model need {shape}'
+            raise ValueError(f'features have shape {self.features.shape}; {said}')
+        if not isinstance(self.features, np.memmap) and not np.isfinite(self.features).all():
             raise ValueError('a feature of the gallery is not a number')
-
-    @functools.cached_property
-    def lengths(self): return row_lengths(self.features)        # measured once, at the first search
 
     def __len__(self): return len(self.records)
     def __repr__(self): return f'Gallery({len(self):,} images, {self.features.shape[1]} columns)'
+
+    @functools.cached_property
+    def lengths(self): return row_lengths(self.features) # measured once, at the first search
+
+    @functools.cached_property
+    def digests(self)->list:
+        "SHA-256 of the file of each image as it was embedded; '' where it cannot be read."
+        if 'digest' in self.records: return self.records['digest'].tolist()
+        return [file_digest(path) or '' for path in self.records['path']]
 
     @property
     def extractor(self)->FeatureExtractor:
@@ -249,55 +345,6 @@ class Gallery:
             if not place: raise ValueError(f'{self.folder} does not know where its model lies; name it')
             self._extractor = _checked_extractor(place, self.about, self.folder)
         return self._extractor
-
-    @classmethod
-    def from_records(
-        cls,
-        records:pd.DataFrame, # path, and identity, camera, domain where they are known
-        extractor:FeatureExtractor,
-        broken:str='raise', # 'skip': leave out images that cannot be read, and count them in a warning
-        progress:bool=False, # a bar
-    )->'Gallery':
-        """Embed images; ValueError where none can be read.
-
-        Parameters
-        ----------
-        records : pd.DataFrame
-            path, and identity, camera, domain where they are known
-        broken : str
-            'skip': leave out images that cannot be read, and count them in a warning
-        progress : bool
-            a bar
-        """
-        check_choice('broken', broken, ('raise', 'skip'))
-        found = extractor(records['path'].tolist(), progress, bad='raise' if broken == 'raise' else 'none')
-        good = [feature is not None for feature in found]
-        if not any(good): raise ValueError(f'none of {len(good):,} images can be read')
-        if not all(good):
-            first = records['path'].iloc[good.index(False)]
-            warnings.warn(f'{good.count(False):,} of {len(good):,} images cannot be read and are left out, '
-                          f'first {printable(first)}', stacklevel=2)
-        features = F.normalize(torch.stack([feature for feature in found if feature is not None]), dim=1)
-        return cls(records[good].reset_index(drop=True), features, extractor)
-
-    @classmethod
-    def from_folder(
-        cls,
-        folder, # searched with all its folders; or a data set `name:folder`
-        extractor:FeatureExtractor,
-        camera:str=None, # regular expression whose group is the camera in a file's name
-        **options, # of `from_records`
-    )->'Gallery':
-        """Embed every image below a folder, in the order of their names; ValueError if there is none.
-
-        Parameters
-        ----------
-        folder
-            searched with all its folders; or a data set `name:folder`
-        camera : str
-            regular expression whose group is the camera in a file's name
-        """
-        return cls.from_records(find_images(folder, camera), extractor, **options)
 
     def search(
         self,
@@ -333,10 +380,10 @@ class Gallery:
         pd.DataFrame
             query, rank, score (cosine), path, identity, camera, domain (where known), row
         """
-        k, among, found = positive_int('k', k), self._rows_of(camera, domain), []
+        k, among, found = positive_int('k', k), rows_of(self.records, camera, domain), []
         def answer(names, query, table):
             lengths = self.lengths if table is self.features else None
-            found.append(self._answers(names, *nearest_rows(query, table, k, among, lengths=lengths)))
+            found.append(_answers(self.records, names, *nearest_rows(query, table, k, among, lengths=lengths)))
         if images is not None:
             images = listed(images)
             names = [str(x) if isinstance(x, (str, os.PathLike)) else f'image {i}' for i, x in enumerate(images)]
@@ -353,43 +400,55 @@ class Gallery:
         if not found: raise ValueError('nothing to search for: give images, text or rows')
         return pd.concat(found, ignore_index=True)
 
-    def _rows_of(self, camera, domain)->np.ndarray|None: # ascending; None = all
-        "The rows of some cameras and domains; ValueError for names that are not in the gallery, and for no row left."
-        kept = np.ones(len(self), bool)
-        for what, names in dict(camera=camera, domain=domain).items():
-            names = [str(n) for n in ([names] if isinstance(names, (str, int)) else names)]
-            if not names: continue
-            known = self.names(what)
-            if not known: raise ValueError(f'no {what} is known in this gallery; embed it again with --{what}')
-            for name in names:
-                if name in known: continue
-                there = ', '.join(map(printable, known[:20])) + (', ...' if len(known) > 20 else '')
-                raise ValueError(f'no {what} {name!r} in the gallery{suggest(name, known)} (it has {there})')
-            kept &= self.records[what].astype(str).isin(names).to_numpy()
-        if not kept.any(): raise ValueError('the gallery has no image of these cameras in these domains')
-        return None if kept.all() else np.flatnonzero(kept)
-
-    def names(
-        self,
-        what:str, # 'camera' or 'domain'
-    )->list:
-        """The cameras or domains that a search can be restricted to, 2 before 10.
+    @classmethod
+    def from_records(
+        cls,
+        records:pd.DataFrame, # path, and identity, camera, domain where they are known
+        extractor:FeatureExtractor,
+        broken:str='raise', # 'skip': leave out images that cannot be read, and count them in a warning
+        progress:bool=False, # a bar
+    )->'Gallery':
+        """Embed images; ValueError where none can be read.
 
         Parameters
         ----------
-        what : str
-            'camera' or 'domain'
-        """
-        known = set(self.records[what].astype(str)) - {''} if what in self.records else ()
-        return sorted(known, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+        records : pd.DataFrame
+            path, and identity, camera, domain where they are known
+        broken : str
+            'skip': leave out images that cannot be read, and count them in a warning
+        progress : bool
+            a bar
 
-    def _answers(self, queries:list, rows:np.ndarray, scores:np.ndarray)->pd.DataFrame:
-        "A row an answer, with what the records know of it."
-        k = rows.shape[1]
-        table = pd.DataFrame(dict(query=np.repeat(np.array(queries, object), k),
-                                  rank=np.tile(np.arange(1, k + 1), len(queries)), score=scores.ravel()))
-        known = self.records[[c for c in ('path', 'identity', 'camera', 'domain') if c in self.records]]
-        return pd.concat([table, known.iloc[rows.ravel()].reset_index(drop=True)], axis=1).assign(row=rows.ravel())
+        Raises
+        ------
+        ValueError
+            where none can be read
+        """
+        return cls(*_embedded(records, extractor, broken, progress), extractor)
+
+    @classmethod
+    def from_folder(
+        cls,
+        folder, # searched with all its folders; or a data set `name:folder`
+        extractor:FeatureExtractor,
+        camera:str=None, # regular expression whose group is the camera in a file's name
+        **options, # of `from_records`
+    )->'Gallery':
+        """Embed every image below a folder, in the order of their names; ValueError if there is none.
+
+        Parameters
+        ----------
+        folder
+            searched with all its folders; or a data set `name:folder`
+        camera : str
+            regular expression whose group is the camera in a file's name
+
+        Raises
+        ------
+        ValueError
+            if there is none
+        """
+        return cls.from_records(find_images(folder, camera), extractor, **options)
 
     def save(
         self,
@@ -402,14 +461,7 @@ class Gallery:
         folder
             new or empty, or of a gallery, which is replaced
         """
-        check_free(folder)
-        model = self.extractor.model
-        made_by = dict(place=None, digest=model_digest(model), clip=model.config['clip'])
-        dtype = str(self.features.dtype) if self.features.dtype in (np.float16, np.float32) else 'float32'
-        records = self.records.assign(domain=self.records.get('domain', ''), camera=self.records.get('camera', ''))
-        if 'digest' not in records: records['digest'] = [file_digest(path) or '' for path in records['path']]
-        about = dict(model=made_by, sources=records.attrs.get('sources', []), dtype=dtype)
-        write_gallery(Path(folder), about, records, [(slice(None), self.features)], self.features.shape[1])
+        save_gallery(self, folder)
 
     @classmethod
     def load(
@@ -425,15 +477,10 @@ class Gallery:
             of `save`, `embed_gallery` or `clip-dfgs embed`
         extractor
             a FeatureExtractor, or the place of the model; None: where it lay when it was embedded
+
+        Raises
+        ------
+        ValueError
+            where it is missing, damaged or of another model
         """
-        folder = Path(folder).expanduser()
-        if not folder.is_dir(): raise ValueError(f'gallery {folder} is not there; clip-dfgs embed makes one')
-        if not (folder/'gallery.json').is_file():
-            if (folder/'parts').is_dir(): raise ValueError(f'gallery {folder} is not finished; embed it again')
-            raise ValueError(f'{folder} is no gallery: it has no gallery.json; clip-dfgs embed makes one')
-        try: records, features, about = _read_gallery(folder)
-        except Exception as e: # whatever a damaged file makes of json, numpy and pandas
-            why = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
-            raise ValueError(f'gallery {folder} is damaged ({why}); embed it with --overwrite') from None
-        if extractor is not None: extractor = _checked_extractor(extractor, about, folder)
-        return cls(records, features, extractor, folder, about)
+        return cls(*open_gallery(folder, extractor))

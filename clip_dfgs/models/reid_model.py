@@ -61,6 +61,11 @@ class ReIDModel(ReIDEncoder):
             the activation; None: find out
         seed : int
             of everything random
+
+        Raises
+        ------
+        ValueError
+            for what is unknown or does not fit, a warning for lost pixels
         """
         asked = _check_settings(image_size=image_size, stride=stride, cameras=cameras, num_ids=num_ids, seed=seed)
         if num_ids and not clip.startswith('timm:'): tokenizer_of(clip)  # fail before weights are fetched
@@ -77,9 +82,9 @@ class ReIDModel(ReIDEncoder):
     def trainable(self, stage:str)->list: # of (name, parameter)
         """Freeze all but what a stage trains: the image side in `adapt` and `finetune`, the context in `prompts`.
 
-        Parameters
-        ----------
-        stage : str
+        Returns
+        -------
+        list
             of (name, parameter)
         """
         _set_trainable(self, stage)
@@ -92,7 +97,13 @@ class ReIDModel(ReIDEncoder):
 
     @classmethod
     def load(cls, folder)->'ReIDModel':
-        "Read what `save` wrote; ValueError if it is not there or not whole."
+        """Read what `save` wrote; ValueError if it is not there or not whole.
+
+        Raises
+        ------
+        ValueError
+            if it is not there or not whole
+        """
         config, state = _read_folder(Path(folder).expanduser())
         sentence = {name: state.get(f'prompts.{name}') for name in ('prefix', 'suffix', 'at')}
         if any(value is None for value in sentence.values()): sentence = None

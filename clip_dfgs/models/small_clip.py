@@ -130,6 +130,11 @@ def load_small_clip(
     -------
     tuple[nn.Module, dict]
         model in full precision, its config
+
+    Raises
+    ------
+    ValueError
+        if it is not there, damaged or does not fit
     """
     weights, settings = _two_files(path)
     for file in (settings, weights):

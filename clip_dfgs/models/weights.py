@@ -9,22 +9,27 @@ __all__ = ['new_clip', 'read_weights', 'fill_weights', 'load_clip', 'tokenizer_o
 import contextlib
 import copy
 import functools
+import importlib.util
 import json
 import os
 import re
+import sys
 import warnings
 import zipfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
 from safetensors.torch import load_file
 from torch import nn, Tensor
 
-from .towers import fit_tower, positions_size
+from .._lazy import later
+from .towers import fit_tower, is_plain_clip, PlainCLIP, positions_size
 from ..utils.checks import first_line, suggest
+
+# %% ../../nbs/models/01_weights.ipynb #bce4400f
+open_clip = later('open_clip')  # takes longer to import than torch
 
 # %% ../../nbs/models/01_weights.ipynb #ee47ef06
 @contextlib.contextmanager
@@ -49,6 +54,8 @@ def new_clip(
     if text and 'hf_model_name' in text:
         name = text['hf_model_name']
         raise ValueError(f"the text tower {name} is not open_clip's, no prompts can be learned through it; {advice}")
+    if text and not custom and is_plain_clip(cfg):
+        with seeded(seed): return PlainCLIP(**cfg)
     cfg['vision_cfg']['timm_model_pretrained'] = False  # weights come from one place only
     with seeded(seed):
         if text: return (open_clip.model.CustomTextCLIP if custom else open_clip.CLIP)(**cfg)
@@ -193,7 +200,7 @@ def _unwrapped(
     return state, held
 
 # %% ../../nbs/models/01_weights.ipynb #f4498049
-OPENAI_NORMALIZATION = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+OPENAI_NORMALIZATION = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)
 _OPENAI_KEYS = 'input_resolution', 'context_length', 'vocab_size'
 
 # %% ../../nbs/models/01_weights.ipynb #1a6e986b
@@ -211,6 +218,11 @@ def read_weights(
     -------
     tuple[dict, str]
         tensors by name, and their origin: "openai", "bare", "checkpoint" or "open_clip"
+
+    Raises
+    ------
+    ValueError
+        if the file is none of the known kinds
     """
     path = Path(path).expanduser()
     if reason := not_weights(path): raise ValueError(f'{path}: not a weight file; {reason}')
@@ -429,6 +441,11 @@ def load_clip(
     -------
     tuple[nn.Module, dict, dict]
         model, its config; normalization (mean, std), and what else the weights decide
+
+    Raises
+    ------
+    ValueError
+        for what is unknown or does not fit
     """
     cfg, plain = _architecture(name), name.replace('/', '-')
     file = _weight_file(name, pretrained)
@@ -462,8 +479,18 @@ def _tokenizer(
     own:bool, # whether the model has a tokenizer of its own, which has to be fetched
 ):
     "CLIP's own tokenizer, or the one of a model."
-    if not own: return open_clip.SimpleTokenizer(context_length=length)
+    if not own: return _clip_tokenizer().SimpleTokenizer(context_length=length)
     try: return open_clip.get_tokenizer(clip)
     except Exception as e:
         what = f'{clip}: its tokenizer could not be loaded ({first_line(e)})'
         raise ValueError(f'{what}; without it no prompts can be learned') from None
+
+@functools.lru_cache(maxsize=1)
+def _clip_tokenizer():
+    "open_clip's module of CLIP's tokenizer, alone."
+    if 'open_clip' in sys.modules: return open_clip
+    file = Path(importlib.util.find_spec('open_clip').origin).with_name('tokenizer.py')
+    spec = importlib.util.spec_from_file_location('clip_tokenizer', file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -6,6 +6,8 @@
 __all__ = ['check_neighbors', 'random_batch_mask', 'depth_first_batches']
 
 # %% ../../nbs/sampling/03_depth_first.ipynb #9260363d
+import contextlib
+import gc
 from collections import deque
 
 import numpy as np
@@ -193,6 +195,16 @@ def random_batch_mask(
     rows = np.arange(batches)
     return np.floor((rows + 1) * share) > np.floor(rows * share)
 
+# %% ../../nbs/sampling/03_depth_first.ipynb #fdb2c2a5
+@contextlib.contextmanager
+def _without_collection():
+    "No garbage collection inside: a walk holds many lists and no cycle; looking for one takes a third of its time."
+    enabled = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if enabled: gc.enable()
+
 # %% ../../nbs/sampling/03_depth_first.ipynb #63c76def
 def depth_first_batches(
     neighbors, # graph G [N, k], nearest first; None: no graph, every batch is a random one
@@ -248,4 +260,4 @@ def depth_first_batches(
     share = 1. if neighbors is None else share
     neighbors = np.empty((n, 0), np.int64) if neighbors is None else check_neighbors(neighbors, n)
     random = random_batch_mask(min_batches(tuplets, ids_per_batch), share)
-    return _walk(neighbors, tuplets, ids_per_batch, start, rng, random, order, tally)
+    with _without_collection(): return _walk(neighbors, tuplets, ids_per_batch, start, rng, random, order, tally)

@@ -10,7 +10,6 @@ __all__ = ['choose_images', 'identity_features', 'graph_recall', 'nearest_identi
 import functools
 import json
 import logging
-import zipfile
 
 import numpy as np
 import torch
@@ -73,6 +72,11 @@ def identity_features(
     -------
     torch.Tensor
         [N, D], of the features' dtype
+
+    Raises
+    ------
+    ValueError
+        if an identity has no image
     """
     check_choice('reduce', reduce, ('mean', 'camera', 'random'))
     features = torch.as_tensor(features)
@@ -92,40 +96,32 @@ def identity_features(
     return (total/count[:, None]).to(features.dtype)
 
 # %% ../../nbs/sampling/01_graph.ipynb #3becdb76
-def _view(x, metric:str)->torch.Tensor:
-    "Features [N, D] in single precision, ready for squared distances; ValueError when they are not finite."
-    try: x = torch.as_tensor(x)
-    except (TypeError, ValueError) as why: raise ValueError(f'features are no table of numbers ({why})') from None
+def _view(x, metric:str, weight:float=1.)->tuple: # features [N, D], the same less their mean, squared norms, weight
+    "Features ready for products: taking their mean off changes no distance and saves digits."
+    x = torch.as_tensor(x).float()
     if x.ndim != 2: raise ValueError(f'features have shape {list(x.shape)}; [N, D] is needed')
     bad = (~torch.isfinite(x)).any(1).nonzero().flatten().tolist()
     if bad: raise ValueError(f'{len(bad):,} of {len(x):,} features are not finite, first row {bad[0]}')
-    return torch.nn.functional.normalize(x.float(), dim=1) if metric == 'cosine' else x.float()
+    if metric == 'cosine': x = torch.nn.functional.normalize(x, dim=1)
+    centered = x - x.mean(0)
+    return x, centered, centered.square().sum(1), weight
 
 # %% ../../nbs/sampling/01_graph.ipynb #fee8b27e
-def _views(features, metric:str, second=None, weight:float=1.)->list[tuple]: # of features [N, D] and their weight
+def _views(features, metric:str, second=None, weight:float=1.)->list[tuple]:
     "One view or two; ValueError when they have not the same identities."
     check_choice('metric', metric, ('euclidean', 'cosine'))
-    views = [(_view(features, metric), 1.)]
+    views = [_view(features, metric)]
     if second is None: return views
-    first, other = views[0][0], _view(second, metric)
-    if len(first) != len(other): raise ValueError(f'the two views have {len(first)} and {len(other)} identities')
     if not np.isfinite(weight) or weight < 0: raise ValueError(f'weight={weight}: give a number, not negative')
-    return [*views, (other.to(first.device), float(weight))]
+    views.append(_view(torch.as_tensor(second).to(views[0][0].device), metric, float(weight)))
+    if len(views[1][0]) != len(views[0][0]):
+        raise ValueError(f'the two views have {len(views[0][0])} and {len(views[1][0])} identities')
+    return views
 
 # %% ../../nbs/sampling/01_graph.ipynb #3e0dbbfe
 def _gap(squared:torch.Tensor, metric:str)->torch.Tensor:
     "The distance that belongs to a squared Euclidean one."
     return squared.clamp_min(0).sqrt() if metric == 'euclidean' else squared/2
-
-# %% ../../nbs/sampling/01_graph.ipynb #5e2b71ac
-def _sides(views, cols)->list[tuple]: # a view: features [N, D], their squared norms, both of `cols` alone, weight
-    "Views ready for products: their mean is taken off, which changes no distance and saves digits."
-    sides = []
-    for x, weight in views:
-        x = x - x.mean(0)
-        norms = x.square().sum(1)
-        sides.append((x, norms, *((x, norms) if len(cols) == len(x) else (x[cols], norms[cols])), weight))
-    return sides
 
 # %% ../../nbs/sampling/01_graph.ipynb #59175d8d
 def _block(sides, rows, metric:str, out:torch.Tensor)->torch.Tensor: # [rows, cols]; overwrites `out`
@@ -142,7 +138,7 @@ def _rerank(views, rows, candidates, count:int, metric:str)->torch.Tensor: # [ro
     "The nearest of each row's own candidates [rows, c], by direct distances in double precision; ties by index."
     candidates = candidates.sort(1).values  # a stable sort of ascending indices breaks ties by index
     exact = torch.zeros((), dtype=torch.float64)
-    for x, weight in views:
+    for x, _, _, weight in views:
         squared = (x[candidates].double() - x[rows].double()[:, None]).square().sum(-1)
         exact = exact + weight*_gap(squared, metric)
     exact[candidates == rows[:, None]] = torch.inf  # never the identity itself
@@ -162,13 +158,14 @@ def _doubt(sides, rows, distance:torch.Tensor, metric:str)->torch.Tensor: # [row
 # %% ../../nbs/sampling/01_graph.ipynb #fb21ba1e
 def _nearest(views, rows, cols, count:int, metric:str, block:int=1024, spare:int=8)->torch.Tensor: # [rows, count]
     "The nearest of `cols` for each of `rows` (ascending index tensors), itself excepted."
-    sides, found = _sides(views, cols), [torch.empty(0, count, dtype=torch.long, device=rows.device)]
+    everyone = len(cols) == len(views[0][0])
+    sides = [(x, norms, *((x, norms) if everyone else (x[cols], norms[cols])), w) for _, x, norms, w in views]
     out = sides[0][0].new_empty(min(block, len(rows)), len(cols))
-    place = torch.full((len(views[0][0]),), -1, device=rows.device)
-    place[cols] = torch.arange(len(cols), device=rows.device)
+    found = [torch.empty(0, count, dtype=torch.long, device=rows.device)]
     for part in rows.split(block):
-        rough, own = _block(sides, part, metric, out[:len(part)]), (place[part] >= 0).nonzero()[:, 0]
-        rough[own, place[part[own]]] = torch.inf
+        rough, place = _block(sides, part, metric, out[:len(part)]), torch.searchsorted(cols, part)
+        own = (cols[place.clamp_max(len(cols) - 1)] == part).nonzero()[:, 0]
+        rough[own, place[own]] = torch.inf
         value, near = smallest(rough, min(count + spare, len(cols)))
         last, near = value[:, count - 1], cols[near]
         doubt = 2*_doubt(sides, part, last, metric)
@@ -180,16 +177,6 @@ def _nearest(views, rows, cols, count:int, metric:str, block:int=1024, spare:int
             best[i] = _rerank(views, part[i:i + 1], cols[rough[i] <= last[i] + doubt[i]][None], count, metric)[0]
         found.append(best)
     return torch.cat(found)
-
-# %% ../../nbs/sampling/01_graph.ipynb #5441c667
-def _sample(n:int, sample:int, seed:int)->torch.Tensor: # row numbers, [min(sample, n)]
-    "Identities on which a recall is measured."
-    return torch.as_tensor(np.random.default_rng(seed).choice(n, min(sample, n), replace=False))
-
-# %% ../../nbs/sampling/01_graph.ipynb #015eccfc
-def _recall(true:torch.Tensor, found:torch.Tensor)->float: # 0..1
-    "Share of true neighbors [n, k] that were found."
-    return float((true[:, :, None] == found[:, None]).any(2).float().mean())
 
 # %% ../../nbs/sampling/01_graph.ipynb #2915547e
 def graph_recall(
@@ -205,57 +192,51 @@ def graph_recall(
     "Recall of an approximate graph, measured on a sample against the exact one."
     views = _views(torch.as_tensor(features).cpu(), metric, second, weight)
     n, k = neighbors.shape
-    rows = _sample(n, sample, seed)
+    rows = torch.as_tensor(np.random.default_rng(seed).choice(n, min(sample, n), replace=False))
     true = _nearest(views, rows, torch.arange(n), k + skip_nearest, metric, block=64)[:, skip_nearest:]
-    return _recall(true, neighbors[rows])
+    return float((true[:, :, None] == neighbors[rows][:, None]).any(2).float().mean())
 
 # %% ../../nbs/sampling/01_graph.ipynb #763ed425
-def _joined(views, metric:str)->np.ndarray: # float32, contiguous, for faiss
-    "One feature whose squared distance is the (bound on the) sum over the views."
-    root = 0.5 if metric == 'cosine' else 1.
-    return torch.cat([x*weight**root for x, weight in views], 1).contiguous().numpy()
+def _nearest_center(x:torch.Tensor, centers:torch.Tensor, block:int=4096)->torch.Tensor: # LongTensor[N]
+    "The cell of each feature."
+    norms = centers.square().sum(1)
+    with full_precision_matmul():
+        return torch.cat([torch.addmm(norms, part, centers.T, alpha=-2).argmin(1) for part in x.split(block)])
 
 # %% ../../nbs/sampling/01_graph.ipynb #87e5a62f
-def _faiss_index(x:np.ndarray, seed:int): # and how many cells it has
-    "An inverted file of features; ImportError that says what to install."
-    try: import faiss
-    except ImportError: raise ImportError("method='faiss' needs faiss; pip install faiss-cpu") from None
-    n, width = x.shape
-    cells = max(1, min(4096, int(2*n**0.5), n//39))
-    index = faiss.index_factory(width, f'IVF{cells},Flat')
-    cells_of = index.cp # type: ignore[attr-defined]
-    cells_of.seed, cells_of.niter, cells_of.max_points_per_centroid = 1234 + seed, 6, 64
-    index.train(x)
-    index.add(x)
-    return index, cells
+def _k_means(x:torch.Tensor, cells:int, seed:int, each:int=20, passes:int=5)->torch.Tensor: # [cells, D]
+    "Centers of cells, from a sample of `each` features a cell."
+    draw = torch.as_tensor(np.random.default_rng(seed).permutation(len(x))[:each*cells], device=x.device)
+    sample, centers = x[draw], x[draw[:cells]]
+    for _ in range(passes):
+        cell = _nearest_center(sample, centers)
+        count = torch.bincount(cell, minlength=cells)[:, None]
+        total = torch.zeros_like(centers).index_add_(0, cell, sample)
+        centers = torch.where(count > 0, total/count.clamp_min(1), centers)
+    return centers
 
 # %% ../../nbs/sampling/01_graph.ipynb #0a2857f7
-def _faiss_nearest(views, count:int, metric:str, recall:float, seed:int=0, sample:int=256)->torch.Tensor: # [N, count]
-    "The nearest of everybody by an inverted file whose recall is measured."
-    x = _joined(views, metric)
-    index, cells = _faiss_index(x, seed)
-    n, everybody = len(x), torch.arange(len(x))
-    rows = _sample(n, sample, seed)
-    true = _nearest(views, rows, everybody, count, metric, block=64)
-    wide = min(n, count + 1 if len(views) == 1 else 4*count + 1)
-    def search(rows):
-        near = torch.as_tensor(index.search(x[rows.numpy()], wide)[1])
-        return _rerank(views, rows, torch.where(near < 0, rows[:, None], near), count, metric)
-    index.nprobe = 2
-    while (got := _recall(true, search(rows))) < recall and index.nprobe < cells:
-        index.nprobe = min(2*index.nprobe, cells)
-    _log.info('faiss graph: %d identities, %d of %d cells visited, recall %.3f on %d identities',
-              n, index.nprobe, cells, got, len(rows))
-    return torch.cat([search(part) for part in everybody.split(20_000)])
-
-# %% ../../nbs/sampling/01_graph.ipynb #9ff17e45
-def _has_faiss()->bool:
-    "Whether faiss is installed; without it a large graph is exact, and slow, and says so."
-    import importlib.util
-    if importlib.util.find_spec('faiss') is not None: return True
-    _log.warning('nearest_identities: more than 50,000 identities without faiss; the exact search takes long '
-                 '(pip install faiss-cpu)')
-    return False
+def _nearest_by_cells(views, count:int, metric:str, recall:float, seed:int=0, sample:int=256)->torch.Tensor:
+    "The nearest of everyone among the cells next to its own."
+    root = 0.5 if metric == 'cosine' else 1.
+    x = torch.cat([x*weight**root for _, x, _, weight in views], 1) if len(views) > 1 else views[0][1]
+    n, everyone = len(x), torch.arange(len(x), device=x.device)
+    centers = _k_means(x, min(8192, int(4*n**.5), -(-n//20)), seed)
+    cell = _nearest_center(x, centers)
+    size = torch.bincount(cell, minlength=len(centers))
+    near = torch.cdist(centers, centers).argsort(1)             # the cells, nearest first
+    rank = torch.empty_like(near).scatter_(1, near, torch.arange(len(near), device=x.device).expand_as(near))
+    rows = torch.as_tensor(np.random.default_rng(seed).choice(n, min(sample, n), replace=False), device=x.device)
+    true = _nearest(views, rows, everyone, count, metric, block=64)
+    needed = rank[cell[rows][:, None], cell[true]].flatten().sort().values
+    wide = int(needed[int(np.ceil(recall*len(needed))) - 1]) + 1
+    members, found = cell.argsort(stable=True).split(size.tolist()), torch.empty(n, count, dtype=torch.long)
+    for c, own in enumerate(members):
+        enough = int((size[near[c]].cumsum(0) <= count).sum()) + 1
+        cols = torch.cat([members[i] for i in near[c, :max(wide, enough)].tolist()]).sort().values
+        if len(own): found[own.cpu()] = _nearest(views, own, cols, count, metric).cpu()
+    _log.info('graph by cells: %d identities, %d of %d cells each', n, wide, len(centers))
+    return found
 
 # %% ../../nbs/sampling/01_graph.ipynb #b17a6a48
 def nearest_identities(
@@ -263,11 +244,11 @@ def nearest_identities(
     k:int,                  # neighbors kept; cut to N-1-skip_nearest
     skip_nearest:int=0,     # how many of the very nearest are left out: m of [DFGS] eq. 12
     metric:str='euclidean', # or 'cosine'
-    method:str='auto',      # 'exact', 'faiss', or 'auto': exact up to 50,000 identities
+    method:str='auto',      # 'exact', 'cells', or 'auto': exact up to 50,000 identities
     block:int=1024,         # identities at a time; memory is block * N * 4 bytes
     second=None,            # features of another kind, [N, D'], for the dual distance d(features) + weight * d(second)
     weight:float=1.,        # lambda of the dual distance
-    recall:float=0.95,      # what faiss has to reach on a sample of 256 identities
+    recall:float=0.95,      # share of the true neighbors that the cells have to hold
 )->torch.Tensor:            # LongTensor [N, k], nearest first, never the identity itself
     """The identities ranked m+1 .. m+k by distance from each identity, m = skip_nearest; ties by index ([DFGS] eq. 12).
 
@@ -282,7 +263,7 @@ def nearest_identities(
     metric : str
         or 'cosine'
     method : str
-        'exact', 'faiss', or 'auto': exact up to 50,000 identities
+        'exact', 'cells', or 'auto': exact up to 50,000 identities
     block : int
         identities at a time; memory is block * N * 4 bytes
     second
@@ -290,7 +271,7 @@ def nearest_identities(
     weight : float
         lambda of the dual distance
     recall : float
-        what faiss has to reach on a sample of 256 identities
+        share of the true neighbors that the cells have to hold
 
     Returns
     -------
@@ -299,15 +280,15 @@ def nearest_identities(
     """
     k, skip_nearest = positive_int('k', k, 0), positive_int('skip_nearest', skip_nearest, 0)
     block = positive_int('block', block)
-    check_choice('method', method, ('auto', 'exact', 'faiss'))
+    check_choice('method', method, ('auto', 'exact', 'cells'))
     with torch.no_grad(): views = _views(features, metric, second, weight)
     device, n = views[0][0].device, len(views[0][0])
     count = min(skip_nearest + k, n - 1)
     if count <= skip_nearest: return torch.empty(n, 0, dtype=torch.long)
-    if method == 'faiss' or (method == 'auto' and n > 50_000 and _has_faiss()):
-        return _faiss_nearest([(x.cpu(), w) for x, w in views], count, metric, recall)[:, skip_nearest:]
-    everybody = torch.arange(n, device=device)
-    return _nearest(views, everybody, everybody, count, metric, block).cpu()[:, skip_nearest:]
+    if method == 'cells' or (method == 'auto' and n > 50_000):
+        return _nearest_by_cells(views, count, metric, recall)[:, skip_nearest:]
+    everyone = torch.arange(n, device=device)
+    return _nearest(views, everyone, everyone, count, metric, block).cpu()[:, skip_nearest:]
 
 # %% ../../nbs/sampling/01_graph.ipynb #22666ddc
 def save_graph(
@@ -342,13 +323,17 @@ def load_graph(
     -------
     tuple[torch.Tensor, dict]
         LongTensor [N, k], parameters
+
+    Raises
+    ------
+    ValueError
+        if it is something else
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             return torch.as_tensor(file['neighbors']).long(), json.loads(str(file['parameters']))
     except FileNotFoundError: raise
-    except (KeyError, ValueError, OSError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as why:
-        raise ValueError(f'{path}: not a graph written by save_graph ({why})') from None
+    except Exception as why: raise ValueError(f'{path}: not a graph written by save_graph ({why})') from None
 
 # %% ../../nbs/sampling/01_graph.ipynb #f2737b3a
 def _pools(domains:torch.Tensor, domain:int, how:str)->list[torch.Tensor]: # bool [N] each
@@ -399,7 +384,7 @@ def nearest_across_domains(
     """
     check_choice('how', how, ('within', 'across', 'balanced'))
     k, skip_nearest = positive_int('k', k, 0), positive_int('skip_nearest', skip_nearest, 0)
-    with torch.no_grad(): views = [(x.cpu(), w) for x, w in _views(features, metric, second, weight)]
+    with torch.no_grad(): views = _views(torch.as_tensor(features).cpu(), metric, second, weight)
     domains = torch.as_tensor(np.unique(as_numbers(domains, 'domains', len(views[0][0])), return_inverse=True)[1])
     found = torch.empty(len(domains), k, dtype=torch.long)
     for domain in range(int(domains.max()) + 1):

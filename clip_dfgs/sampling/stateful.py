@@ -210,6 +210,11 @@ class StatefulBatchSampler(Sampler):
         ----------
         state : dict
             of `state_dict`
+
+        Raises
+        ------
+        ValueError
+            for a state of another sampler
         """
         missing = [key for key in self.describe() if key not in state] if isinstance(state, dict) else ['seed']
         if missing: raise ValueError(f'the state has no {missing[0]!r}; it is not the state of this kind of sampler')

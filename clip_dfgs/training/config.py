@@ -185,6 +185,11 @@ def recipe(
     ----------
     name : str
         small, clip_reid, clip_dfgs, follow_up
+
+    Raises
+    ------
+    ValueError
+        that suggests the nearest one
     """
     return RECIPES[check_choice('recipe', name, RECIPES)]
 

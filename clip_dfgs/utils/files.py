@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import secrets
-import stat
 from collections import Counter
 from pathlib import Path
 
@@ -52,7 +51,8 @@ def fsync(
     path, # of a file or a folder
 ):
     "Have a file, or the names in a folder, on the disk and not only in memory."
-    handle = os.open(path, os.O_RDONLY)
+    if os.name == 'nt' and os.path.isdir(path): return # Windows opens no folders
+    handle = os.open(path, os.O_RDWR if os.name == 'nt' else os.O_RDONLY)
     try: os.fsync(handle)
     finally: os.close(handle)
 
@@ -186,16 +186,6 @@ def write_csv(
     with writing(path): write_text(table.to_csv(index=index, lineterminator='\n'), path)
 
 # %% ../../nbs/utils/02_files.ipynb #8679b2fb
-def file_itself(
-    path, # of a file
-)->str|None: # equal for two paths to one file; None where there is no file
-    "What tells a file from others, however many links lead to it."
-    try: found = os.stat(path)
-    except (OSError, ValueError): return None
-    if not stat.S_ISREG(found.st_mode): return None
-    own = f'{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns}'
-    return own if found.st_ino else os.path.realpath(path)
-
 def in_real_folders(
     paths:pd.Series, # as they are written; the files need not be there
 )->pd.Series: # absolute paths

@@ -70,13 +70,25 @@ def smallest(
     k:int,               # how many of each row, at most n
 )->tuple[torch.Tensor, torch.Tensor]: # the values, ascending, and their columns, shape [b, k]
     "The k smallest of each row; of a long row only the k groups of columns with the least minima are looked into."
-    n, part = values.shape[1], int((values.shape[1]/k)**.5)
-    if part < 3: return values.topk(k, largest=False)
+    n = values.shape[1]
+    part = min(int((n/k)**.5), 256//(k + 1))
+    if n <= 256 or part < 3: return _select(values, torch.arange(n, device=values.device).expand(len(values), -1), k)
     groups = n//part
-    least = values[:, :groups*part].unflatten(1, (part, groups)).amin(1)
-    first = least.topk(k, largest=False, sorted=False).indices
+    first = smallest(values[:, :groups*part].unflatten(1, (part, groups)).amin(1), k)[1]
     columns = (first[:, :, None] + groups*torch.arange(part, device=values.device)).flatten(1)
     rest = torch.arange(groups*part, n, device=values.device).expand(len(values), -1)
     columns = torch.cat([columns, rest], 1)
-    found, place = values.gather(1, columns).topk(k, largest=False)
-    return found, columns.gather(1, place)
+    return _select(values.gather(1, columns), columns, k)
+
+# %% ../../nbs/utils/03_tensors.ipynb #8a51fe30
+def _select(values, columns, k:int)->tuple[torch.Tensor, torch.Tensor]:
+    "The k smallest values [b, c] and their columns; on a CPU both are packed into one number, which sorts faster."
+    if values.shape[1] > 256 or values.device.type != 'cpu' or values.dtype != torch.float32:
+        found, place = values.topk(k, largest=False)
+        return found, columns.gather(1, place)
+    bits = values.view(torch.int32)
+    keys = ((bits ^ ((bits >> 31) & 0x7fffffff)).long() << 32 | columns).numpy()   # ordered as the values are
+    keys.partition(k - 1, axis=1)
+    keys = torch.from_numpy(np.sort(keys[:, :k], axis=1))
+    bits = (keys >> 32).int()
+    return (bits ^ ((bits >> 31) & 0x7fffffff)).view(torch.float32), keys & 0xffffffff

@@ -40,6 +40,11 @@ def plot_history(
         columns stage, step, loss, and optional loss parts, rate, violated_triplets
     smooth : int
         rows in the running mean; None: a twentieth of the stage
+
+    Raises
+    ------
+    ValueError
+        for an empty history
     """
     if not len(history): raise ValueError('history is empty: no step has been logged yet')
     numeric = history.select_dtypes('number').columns
@@ -145,6 +150,11 @@ def plot_distances(
         tick labels of the rows (and of the columns, if square)
     title : str
         above the map
+
+    Raises
+    ------
+    ValueError
+        for groups of a matrix that is not square
     """
     distances = distances.detach().cpu().numpy() if torch.is_tensor(distances) else np.asarray(distances)
     square = distances.shape[0] == distances.shape[1]

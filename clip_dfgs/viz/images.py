@@ -56,6 +56,11 @@ def plot_batches(
         identity 0..N-1 of each, shape [n]
     batches
         lists of rows, or a mapping from sampler names to such lists: a panel each
+
+    Raises
+    ------
+    ValueError
+        for wrong shapes (
     """
     points, labels = np.asarray(points, dtype=float), np.asarray(labels)
     if points.shape != (len(labels), 2):

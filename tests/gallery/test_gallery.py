@@ -11,7 +11,8 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from clip_dfgs.gallery.gallery import Gallery
-from clip_dfgs.inference.extractor import Embedder, FeatureExtractor
+from clip_dfgs.inference.extractor import FeatureExtractor
+from clip_dfgs.models.encoder import Embedder
 from clip_dfgs.data.image_io import crops
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.image_io import ImageError, load_image

@@ -19,6 +19,7 @@ from clip_dfgs.models.encoder import ReIDEncoder
 from clip_dfgs.inference.attention import attention_rollout, attention_maps, patch_features, patch_similarity
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.training.trainer import fit
+from clip_dfgs.models.towers import vit_tokens
 from clip_dfgs.models.weights import new_clip
 
 
@@ -132,9 +133,8 @@ def test_a_place_is_what_the_head_makes_of_it_alone():
     vit = model_of((64, 32), layers=2, width=64, head_width=32, patch_size=16)
     images = vit.normalize(torch.from_numpy(pictures(2, 64, 32)).permute(0, 3, 1, 2))
     with torch.no_grad():
-        tokens = vit.clip.visual.forward_intermediates(images, indices=1, normalize_intermediates=True,
-                                                       intermediates_only=True, output_fmt='NLC')
-    projected = tokens['image_intermediates'][-1] @ vit.clip.visual.proj
+        visual = vit.clip.visual
+        projected = visual.ln_post(visual.transformer(vit_tokens(visual, images, None)))[:, 1:] @ visual.proj
     close(patch_features(vit, pictures(2, 64, 32), mixed=True).flatten(1, 2), projected.detach())
 
 

@@ -1,7 +1,5 @@
 "The command line: help, settings, mistakes, what a run remembers, and what is never written over."
-import contextlib
 import inspect
-import io
 import json
 import re
 import shlex
@@ -17,32 +15,16 @@ from typing import get_args
 import pandas as pd
 import pytest
 
-from clip_dfgs.cli.main import COMMANDS, explained, main, parser_of
+from clip_dfgs.cli.main import COMMANDS, explained, parser_of
 from clip_dfgs.cli.parser import read
 from clip_dfgs.cli.settings import _settings, config_of
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.training.config import RECIPES
+from command import done, said
 from trees import make_tree
 
 SHORT = '--steps 2 --adapt-steps 2 --prompt-steps 2 --batch 16 --precision no'.split()
 ONE = '--steps 1 --adapt-steps 0 --prompt-steps 0 --batch 16 --precision no'.split()
-
-
-def said(*args):
-    "A command line's (exit code, stdout, stderr)."
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try: main(args)
-        except SystemExit as e: code = e.code
-    return code, out.getvalue(), err.getvalue()
-
-
-def done(*args):
-    "What a command that has to work prints, and its notes; progress bars are no lines of their own."
-    code, out, err = said(*args)
-    assert code == 0, err
-    mark = 'clip-dfgs: note: '
-    return out, [line.removeprefix(mark) for line in re.split('[\r\n]', err) if line.startswith(mark)]
 
 
 def settings(*words):
@@ -89,7 +71,7 @@ def test_help_of_every_command():
                                                                      .replace('__', '--').lower(), re.M), p.name
 
 
-def test_help_and_mistakes_of_typing_need_no_torch():
+def test_help_mistakes_of_typing_and_check_data_need_no_torch(world):
     "All in one Python, so that whatever one of them imports is found; in less CPU time than a second each."
     lines = [['--help'], ['--completion', 'bash'], ['tran'], ['train', '--sorce', 'x']]
     lines += [[name, '--help'] for name in COMMANDS]
@@ -101,8 +83,11 @@ for words in {lines}:
     except SystemExit: pass
     assert time.process_time() - begin < 1, words
 heavy = {{'torch', 'open_clip', 'timm', 'pandas', 'matplotlib', 'PIL'}} & set(sys.modules)
+assert not heavy, heavy
+main(['check-data', 'market1501', sys.argv[1], '--decode'])
+heavy = {{'torch', 'open_clip', 'timm', 'matplotlib'}} & set(sys.modules)
 assert not heavy, heavy"""
-    subprocess.run([sys.executable, '-c', code], check=True, capture_output=True)
+    subprocess.run([sys.executable, '-c', code, str(world)], check=True, capture_output=True)
 
 
 def completed(script, *words):
@@ -273,6 +258,8 @@ search EMPTY WORLD/x.jpg | is no gallery
 search RUN --text red | is not there; clip-dfgs embed makes one
 search EMPTY --text red --picture RUN.jpg | name it run.png
 demo --out WORLD --overwrite | not of a demo
+train --source csv:EMPTY/no.csv --out RUN --batch 16 | no camera is known; give --camera EXPRESSION
+test pedestrians --target csv:EMPTY/no.csv | no camera is known
 """.strip().split('\n')]
 
 
@@ -280,6 +267,8 @@ demo --out WORLD --overwrite | not of a demo
 def test_mistakes_on_the_command_line(world, tmp_path, line, words):
     names = dict(WORLD=world, RUN=tmp_path/'run', EMPTY=tmp_path/'empty', OTHERS=tmp_path/'others')
     names['EMPTY'].mkdir()
+    if 'no.csv' in line:
+        (tmp_path/'empty'/'no.csv').write_text(f'path,pid,split\n{next((world/"query").iterdir())},1,query\n')
     if 'json' in line:
         (tmp_path/'empty'/'bad.json').write_text('{"lr": 1}')
         (tmp_path/'empty'/'text.json').write_text('lr: 1')

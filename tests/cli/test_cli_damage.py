@@ -9,7 +9,7 @@ import pytest
 
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.synthetic.domain import render_domain
-from test_cli import said
+from command import said
 
 SHORT = '--steps 1 --adapt-steps 0 --prompt-steps 0 --batch 8 --precision no'.split()
 

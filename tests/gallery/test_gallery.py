@@ -134,7 +134,7 @@ NOT_PICTURES = { # what is passed, and what the message has to name
     'a number': (7, 'not int'),
     'numbers': ([7, 8], 'not int'),
     'nothing': (None, 'not NoneType'),
-    'nothing in a list': ([picture(), None], 'picture 1 of 2.*not NoneType'),
+    'nothing in a list': ([picture(), None], 'image 1 of 2.*not NoneType'),
     'bytes': (b'abc', 'not bytes'),
     'a scalar': (np.float32(1), 'not float32'),
     'integers': (np.zeros((H, W, 3), int), r'array int64 \[128,64,3\].*uint8, or floats between 0 and 1'),
@@ -142,7 +142,7 @@ NOT_PICTURES = { # what is passed, and what the message has to name
     'floats up to 255': (torch.full((3, H, W), 200.), r'tensor float32 \[3,128,64\].*from 200 to 200'),
     'normalized floats': (torch.linspace(-2, 2, 3 * H * W).view(3, H, W), 'between 0 and 1, these are from -2 to 2'),
     'NaN': (np.full((H, W, 3), np.nan), 'from nan to nan'),
-    'a table': (pd.DataFrame(dict(path=['a'])), 'give its column `path`'),
+    'a table': (pd.DataFrame(dict(path=['a'])), 'or a list or column of these; not DataFrame'),
 }
 
 
@@ -166,7 +166,7 @@ EMPTY = {
 @pytest.mark.parametrize('what', EMPTY)
 def test_empty_crops_are_named_or_none(what, extract):
     crops = [picture(1), EMPTY[what], picture(2)]
-    with pytest.raises(ValueError, match='picture 1 of 3, counted from 0: .* is empty'): extract(crops)
+    with pytest.raises(ValueError, match='image 1 of 3, counted from 0: .* is empty'): extract(crops)
     with pytest.raises(ValueError, match='is empty'): extract(EMPTY[what])
     left, none, right = extract(crops, bad='none')
     assert none is None
@@ -182,7 +182,7 @@ def test_broken_files_are_named_or_none(extract, tmp_path):
         with pytest.raises(ImageError, match=name): extract([tmp_path/'good.jpg', tmp_path/name])
         good, none = extract([tmp_path/'good.jpg', tmp_path/name], bad='none')
         assert none is None and good.shape == (320,)
-    with pytest.raises(ImageError, match='picture 1 of 2.*cannot be read'):
+    with pytest.raises(ImageError, match='image 1 of 2.*cannot be read'):
         extract([picture(), Image.open(tmp_path/'half.jpg')])
 
 
@@ -390,8 +390,8 @@ def test_a_gallery_of_another_model_is_refused(extract, tmp_path):
 
 
 @pytest.mark.parametrize('images, words', [
-    (lambda x, file: {file, 'b.jpg'}, 'a set has no order'), (lambda x, file: open(file, 'rb'), 'an open file'),
-    (lambda x, file: x/255/255, 'divided by 255 twice'), (lambda x, file: io.BytesIO(b'x'), 'an open file')])
+    (lambda x, file: {file, 'b.jpg'}, 'these; not set'), (lambda x, file: open(file, 'rb'), 'these; not'),
+    (lambda x, file: x/255/255, 'divided by 255 twice'), (lambda x, file: io.BytesIO(b'x'), 'these; not')])
 def test_what_would_give_features_of_something_else_is_refused(images, words, extract, tmp_path):
     Image.fromarray(picture()).save(tmp_path/'a.png')
     with pytest.raises(ValueError, match=words): extract(images(picture(), str(tmp_path/'a.png')))

@@ -243,6 +243,7 @@ def study(
     config=None, # a `TrainConfig`
 ):
     "Compare variants over seeds: paired differences in mAP with intervals."
+    import re
     import pandas as pd
     from clip_dfgs.data.records import pool
     from clip_dfgs.experiments.studies import compare_variants
@@ -251,9 +252,8 @@ def study(
     sources, targets = read_data(options, source=source, target=target)
     parts = {} # published splits of a data set count as one target
     for domain, part in pd.concat(targets, ignore_index=True).groupby('domain', sort=False):
-        if 'partition' in part and part['partition'].isna().any(): part = part.drop(columns='partition')
-        name = domain.partition('/')[0]
-        parts.setdefault(name, []).append(part.assign(domain=name))
+        name, split = re.fullmatch(r'(.*?)(?:/(\d+)[ab]?)?', domain).groups()  # such as viper/3a and viper/3b
+        parts.setdefault(name, []).append(part.assign(domain=name, partition=int(split or 0)))
     found = compare_variants(pool(sources), parts, config, changes, seeds_of(seeds), out, every)
     table = found.differences(to=variants[0])
     table.insert(0, 'mAP', found.last().mean())

@@ -246,7 +246,7 @@ def _is_main()->bool: return int(os.environ.get('RANK', 0)) == 0
 def _leaks_of(
     jobs:dict, # name of a run folder -> its training rows and its targets
 )->list: # of sentences
-    "Test pictures that a run also trains on."
+    "Test images that a run also trains on."
     said = []
     for name, (rows, targets) in jobs.items():
         tests = pd.concat([part for parts in targets.values() for part in parts])

@@ -54,7 +54,7 @@ class Study:
         """
         out = Path(out)
         if not any(out.glob('seed-*')): raise ValueError(f'{out}: no study is there; `compare_variants` makes one')
-        return cls(out, *(_all_of(out, name) for name in ('ranks', 'queries')), _histories(out))
+        return cls(out, *_tables(out))
 
     def only(
         self,
@@ -339,27 +339,19 @@ def _remember(out:Path, config:TrainConfig, variants:dict, every:int):
     write_text(json.dumps(mine | dict(variants=old['variants'] | plain), indent=1), file)
 
 # %% ../../nbs/experiments/02_studies.ipynb #4cf886b8
-def _files(out:Path, kind:str)->list: # of paths
-    "The ranks or queries of a study, seed by seed, the start first and the variants in the study's order."
-    order = ['start', *map(plain_name, json.loads((out/'study.json').read_text())['variants'])]
-    seeds = sorted(out.glob('seed-*'), key=lambda folder: int(folder.name[5:]))
-    places = [folder/f'{name}.{kind}.csv' for folder in seeds for name in order]
-    return [file for file in places if file.exists()]
-
-def _all_of(out:Path, kind:str)->pd.DataFrame:
-    "One table of all variants of all seeds."
-    files = _files(out, kind)
-    return pd.concat([_read(file) for file in files], ignore_index=True) if files else pd.DataFrame(columns=COLUMNS)
-
-def _histories(out:Path)->pd.DataFrame:
-    "The last stage's history of every run of a study."
-    parts = []
-    for file in _files(out, 'ranks'):
-        history, variant = file.parent/file.name.removesuffix('.ranks.csv')/'history.csv', _read(file)['variant'][0]
-        if variant == 'start' or not history.exists(): continue
-        table = pd.read_csv(history)
-        parts.append(table[table['stage'] == 'finetune'].assign(seed=int(file.parent.name[5:]), variant=variant))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+def _tables(out:Path)->list: # results, queries and histories of a study
+    "What a study has written, seed by seed, the start first and the variants in the study's order."
+    names, found = ['start', *json.loads((out/'study.json').read_text())['variants']], ([], [], [])
+    for folder in sorted(out.glob('seed-*'), key=lambda folder: int(folder.name[5:])):
+        for name in names:
+            for kind, tables in zip(('ranks', 'queries'), found): tables.append(_read(_file(folder, name, kind)))
+            file = folder/plain_name(name)/'history.csv'
+            if name == 'start' or not file.exists() or not len(found[0][-1]): continue
+            history = pd.read_csv(file)
+            history = history[history['stage'] == 'finetune']
+            found[2].append(history.assign(seed=int(folder.name[5:]), variant=name))
+    found = [[table for table in tables if len(table)] for tables in found]
+    return [pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS) for tables in found]
 
 # %% ../../nbs/experiments/02_studies.ipynb #d9095e18
 def plot_study(

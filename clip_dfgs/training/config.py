@@ -96,8 +96,8 @@ class TrainConfig:
     graph_text_weight:float=1.          # lambda of the dual distance
     metric:str='euclidean'        # of the graph: euclidean, cosine
     neighbors_from:str='any'         # of the graph, over source domains: any, within, across, balanced
-    order:str='complete'              # of the walk of dfgs: complete, paper, released (which does not reach everybody)
-    shuffle_neighbors:bool=True  # walk a person's neighbors in another order each epoch
+    order:str='complete'              # of the walk of dfgs: complete, paper, released (reaches not every identity)
+    shuffle_neighbors:bool=True  # walk the neighbors of an identity in another order each epoch
     curriculum:tuple=None         # (k, epochs): k of the k neighbors at a time, from far to near
     pk_ratio:float=0.         # share of random batches mixed into dfgs; 'adaptive' = as long as they are hard
     temperature:float=.05         # image-text similarity is cosine / temperature; None = dot product, as [CLIP-ReID]
@@ -110,8 +110,8 @@ class TrainConfig:
     cache:str=None                # folder of the decoded images; None = the default one; 'off' = decode each time
     checkpoint_steps:int=0        # steps between checkpoints; 0 = at the end of each stage
     log_steps:int=10              # steps between rows of history.csv
-    validate_steps:int=0          # steps between two ranks of held-out people; 0 = at the end of a stage
-    select:str='last'             # the model that is kept: last, or best on held-out people in finetune
+    validate_steps:int=0          # steps between two results on held-out identities; 0 = at the end of a stage
+    select:str='last'             # the model that is kept: last, or best on held-out identities in finetune
     track:str=None                # tensorboard or wandb: send the history there too
     seed:int=0                    # decides everything random
 

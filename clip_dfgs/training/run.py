@@ -137,6 +137,39 @@ def _check_same_config(
         raise ValueError(f'{out} was made with another {name} ({old.get(name)}, not {new.get(name)}); '
                          'resume with the same settings or choose another folder')
 
+# %% ../../nbs/training/05_run.ipynb #db743af1
+def keep_records(
+    out:Path, # the run folder
+    rows:pd.DataFrame, # pooled training rows
+    again:bool, # whether the run is resumed
+    name:str='records.csv', # of the file
+):
+    "Write records.csv; ValueError if a resumed run has other images (wherever they lie now)."
+    file = out/name
+    if again and (file.exists() or checkpoints(out/'checkpoint')):
+        try: old = _bare(file)
+        except (OSError, ValueError, KeyError) as e:
+            raise ValueError(f'{file} cannot be read ({e}); without it nothing says that the images are the same: '
+                             'put it back, or start again with --overwrite') from None
+        if not old.equals(_bare(io.StringIO(_with_bytes(rows).to_csv(index=False)))):
+            raise ValueError(f'{out} was made with other images than these {len(rows):,}; '
+                             'resume with the same sources or choose another folder')
+    write_csv(_with_bytes(rows), file, index=False)
+
+def _with_bytes(
+    rows:pd.DataFrame, # with paths
+)->pd.DataFrame: # with a column more
+    "The rows with absolute paths, sizes of files (-1: none) and the digest of an image of each identity."
+    sizes = [os.path.getsize(path) if os.path.exists(path) else -1 for path in rows['path']]
+    return rows.assign(bytes=sizes, content=one_of_each(rows), path=rows['path'].map(os.path.abspath))
+
+def _bare(
+    file, # of a record table
+)->pd.DataFrame: # of text, since a domain may be called 0012 or NA
+    "A record table with the names of the files, without their folders."
+    table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    return table.assign(path=[os.path.basename(path) for path in table['path']])
+
 # %% ../../nbs/training/05_run.ipynb #7bc109af
 def open_folder(
     out:Path, # the run folder
@@ -176,36 +209,3 @@ def _empty(
         elif p.is_dir(): shutil.rmtree(p)
         else: p.unlink()
     if others: warnings.warn(f'{out} holds what no run writes, and keeps it: {", ".join(others[:4])}', stacklevel=2)
-
-# %% ../../nbs/training/05_run.ipynb #db743af1
-def keep_records(
-    out:Path, # the run folder
-    rows:pd.DataFrame, # pooled training rows
-    again:bool, # whether the run is resumed
-    name:str='records.csv', # of the file
-):
-    "Write records.csv; ValueError if a resumed run has other images (wherever they lie now)."
-    file = out/name
-    if again and (file.exists() or checkpoints(out/'checkpoint')):
-        try: old = _bare(file)
-        except (OSError, ValueError, KeyError) as e:
-            raise ValueError(f'{file} cannot be read ({e}); without it nothing says that the images are the same: '
-                             'put it back, or start again with --overwrite') from None
-        if not old.equals(_bare(io.StringIO(_with_bytes(rows).to_csv(index=False)))):
-            raise ValueError(f'{out} was made with other images than these {len(rows):,}; '
-                             'resume with the same sources or choose another folder')
-    write_csv(_with_bytes(rows), file, index=False)
-
-def _with_bytes(
-    rows:pd.DataFrame, # with paths
-)->pd.DataFrame: # with a column more
-    "The rows with absolute paths, sizes of files (-1: none) and the digest of an image of each identity."
-    sizes = [os.path.getsize(path) if os.path.exists(path) else -1 for path in rows['path']]
-    return rows.assign(bytes=sizes, content=one_of_each(rows), path=rows['path'].map(os.path.abspath))
-
-def _bare(
-    file, # of a record table
-)->pd.DataFrame: # of text, since a domain may be called 0012 or NA
-    "A record table with the names of the files, without their folders."
-    table = pd.read_csv(file, dtype=str, keep_default_na=False)
-    return table.assign(path=[os.path.basename(path) for path in table['path']])

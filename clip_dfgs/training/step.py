@@ -313,6 +313,7 @@ class Batches:
 
     def due(self, step:int)->bool: # whether the rest of an epoch gets a new graph after so many steps
         return bool(self.update and self.every) and step % self.every == 0
+
     def state_dict(self)->dict: # name -> tensor
         "What plans this epoch again: the graph, the pointers of GS, the share of random batches."
         found = {name: getattr(self.sampler, name, None) for name in ('neighbors', 'pointers', 'pk_ratio')}

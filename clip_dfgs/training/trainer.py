@@ -305,12 +305,12 @@ def _saved_model(config:TrainConfig, rows:pd.DataFrame)->ReIDModel:
     if known != identities:
         raise ValueError(f'{folder} was trained on {known} identities, the sources have {identities}{same}')
     source = _source(rows)
-    if 'people' not in model.config:
+    if 'identities_digest' not in model.config:
         warnings.warn(f'{folder} does not say what it was trained on; its classifiers and prompts are taken '
                       'for those of the sources, label by label')
-    elif model.config['people'] != source['people']:
+    elif model.config['identities_digest'] != source['identities_digest']:
         raise ValueError(f'{folder} was trained on other identities than the sources, though as many{same}')
-    elif any(model.config.get(k, source[k]) != source[k] for k in ('pictures', 'looks')):
+    elif any(model.config.get(k, source[k]) != source[k] for k in ('images_digest', 'content_digest')):
         raise ValueError(f'{folder} was trained on other images than those of the sources, though identities '
                          f'have the same numbers{same}')
     return model
@@ -328,8 +328,9 @@ def _source(rows:pd.DataFrame)->dict:
     "Digests of the identities of a table, of their images by name and size, and of the bytes of one image of each."
     identities = rows[['label', 'domain', 'pid']].drop_duplicates().sort_values('label')
     images = sorted((label, os.path.basename(p), os.path.getsize(p)) for label, p in zip(rows['label'], rows['path']))
-    looks = [one for _, one in sorted(zip(rows['label'], one_of_each(rows))) if one]
-    return dict(people=_digest(identities.astype(str).values.tolist()), pictures=_digest(images), looks=_digest(looks))
+    content = [one for _, one in sorted(zip(rows['label'], one_of_each(rows))) if one]
+    return dict(identities_digest=_digest(identities.astype(str).values.tolist()), images_digest=_digest(images),
+                content_digest=_digest(content))
 
 def _digest(values:list)->str: # 32 hexadecimal digits
     "A digest of plain values."

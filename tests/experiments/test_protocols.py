@@ -320,7 +320,7 @@ def test_matrix(data, tmp_path):
 
 @pytest.mark.parametrize('name', [pytest.param('p1', marks=pytest.mark.slow), 'p3'])
 def test_protocol_command(data, tmp_path, capsys, name):
-    quick = ['--data', str(data), '--recipe', 'small', '--quick', '1', '--image-size', '64,32', '--precision', 'no',
+    quick = ['--data', str(data), '--recipe', 'small', '--quick', '1', '--image-size', '[64,32]', '--precision', 'no',
              '--out', str(tmp_path/name)]
     main(['protocol', name, *quick, '--dry-run'])
     assert 'market1501' in capsys.readouterr().out and not (tmp_path/name).exists()
@@ -332,8 +332,8 @@ def test_protocol_command(data, tmp_path, capsys, name):
 def test_matrix_command(tmp_path, capsys):
     for n, seed in (('a', 1), ('b', 2)): render_domain(tmp_path/n, seed, identities=36, cameras=2, progress=False)
     both = [f'market1501:{tmp_path/n}' for n in 'ab']
-    main(['matrix', '--source', *both, '--target', *both, '--quick', '1', '--precision', 'no', '--image-size', '64,32',
-          '--out', str(tmp_path/'runs')])
+    main(['matrix', '--source', *both, '--target', *both, '--quick', '1', '--precision', 'no',
+          '--image-size', '[64,32]', '--out', str(tmp_path/'runs')])
     assert 'mAP' in capsys.readouterr().out and (tmp_path/'runs'/'matrix.png').exists()
 
 
@@ -343,7 +343,7 @@ def test_study_command(tmp_path, capsys):
     prid = make_tree('prid', tmp_path/'prid')
     main(['study', '--source', f'market1501:{tmp_path/"town"}', '--target', f'market1501:{tmp_path/"town"}',
           f'prid:{prid}', '--variants', 'pk', 'dfgs', '--seeds', '0-1', '--quick', '1', '--precision', 'no',
-          '--image-size', '64,32', '--out', str(tmp_path/'study'), '--latex', str(tmp_path/'table.tex')])
+          '--image-size', '[64,32]', '--out', str(tmp_path/'study'), '--latex', str(tmp_path/'table.tex')])
     table = pd.read_csv(tmp_path/'study'/'seed-0'/'pk.ranks.csv')
     assert table['domain'].tolist() == ['market1501', 'prid'] and table['deviation'].notna().tolist() == [False, True]
     lines = (tmp_path/'table.tex').read_text().splitlines()
@@ -353,14 +353,3 @@ def test_study_command(tmp_path, capsys):
     assert low <= mean <= high and score.startswith(r'\textbf') == (low > 0)
 
 
-def test_check_data_command(data, tmp_path, capsys):
-    main(['check-data', 'market1501', str(data), '--decode', '--sheet', str(tmp_path/'sheet.png')])
-    assert '751' in capsys.readouterr().out and (tmp_path/'sheet.png').exists()
-    with pytest.raises(SystemExit) as stopped: main(['check-data', 'viper', str(tmp_path)])
-    assert stopped.value.code == 2
-
-
-@pytest.mark.parametrize('name', protocol_sets('p1') + ['msmt17', 'folder', 'csv'])
-def test_check_data_of_every_set(name, tmp_path, capsys):
-    main(['check-data', name, str(make_tree(name, tmp_path))])
-    assert name in capsys.readouterr().out

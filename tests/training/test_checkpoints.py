@@ -1,10 +1,8 @@
 "Checkpoints: whole, or known to be damaged; where a run goes on."
 import json
 import re
-import shutil
 from types import SimpleNamespace
 
-import pandas as pd
 import pytest
 import torch
 from runs import config, rows_of
@@ -13,7 +11,6 @@ from clip_dfgs.training import trainer
 from clip_dfgs.training.checkpoints import checkpoints, last_good, pack_optimizer, read_checkpoint, restore
 from clip_dfgs.utils.files import TrainError
 from clip_dfgs.training.checkpoints import resume_point, save_point, unpack_optimizer, write_checkpoint
-from clip_dfgs.utils.files import write_csv
 
 
 @pytest.fixture
@@ -144,14 +141,3 @@ def test_weights_that_are_not_finite_are_never_saved(run):
     with pytest.raises(TrainError, match=r'step 2: 1 tensors .*clip.visual.proj.* last good checkpoint: \S+000000'):
         saved(run, 'adapt', 2, 0, 2)
     assert read_checkpoint(run.out/'checkpoint')[1]['step'] == 1 and last_good(run.out).endswith('000000')
-
-
-def test_a_full_disk_is_one_line(tmp_path):
-    (tmp_path/'file').write_text('')
-    with pytest.raises(TrainError, match=r'history.csv could not be written \(.+\); free some space'):
-        write_csv(pd.DataFrame(), tmp_path/'file'/'history.csv')
-
-
-def test_a_folder_can_be_copied_and_read_elsewhere(folder, tmp_path):
-    shutil.copytree(folder, tmp_path/'copy')
-    assert read_checkpoint(tmp_path/'copy')[1] == read_checkpoint(folder)[1]

@@ -194,7 +194,7 @@ def test_boxes_of_a_frame(exported):
     found = OnnxExtractor(file)(crops(frame, boxes), bad='none')
     assert [feature is not None for feature in found] == [True, True, False, False]
     np.testing.assert_allclose(found[1][None], FeatureExtractor(model)(frame[100:, :40]).numpy(), atol=1e-4)
-    with pytest.raises(ValueError, match='picture 2 of 4.*is empty'): OnnxExtractor(file)(crops(frame, boxes))
+    with pytest.raises(ValueError, match='image 2 of 4.*is empty'): OnnxExtractor(file)(crops(frame, boxes))
 
 
 def test_the_reader_does_not_load_torch(exported):

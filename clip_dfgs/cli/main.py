@@ -19,8 +19,8 @@ import warnings
 
 from .. import __version__ as version
 from . import commands, gallery
-from .parser import ArgumentError, command_parser, read
-from .settings import add_config, base_config, config_of, DataOptions, sources_beside
+from .parser import add_config, ArgumentError, base_config, command_parser, config_of, DataOptions, read
+from .parser import sources_beside
 from ..utils.checks import check_choice, suggest
 
 # %% ../../nbs/cli/01_main.ipynb #7ad2ca43

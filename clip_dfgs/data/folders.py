@@ -115,7 +115,7 @@ def from_folder(
     split:str=None, # of a root without split folders; None = train
     distractors:bool=True, # folders `0` and `-1` mean what they mean in Market-1501; False: they are identities
 )->pd.DataFrame: # records without a domain
-    "An identity per subfolder, read by the rule of who is who; cameras are numbered in sorted order."
+    "An identity per subfolder, read by the rule of identities; cameras are numbered in sorted order."
     root = need('folder', root)
     parts = {s: root/s for s in SPLITS if (root/s).is_dir()}
     if parts and split is not None: raise DatasetError(f'folder: {root} has folders for splits; leave {split=} out')

@@ -33,7 +33,6 @@ def cache_key(
     "A digest of what the cache must hold: contents of the files in their order, image size."
     def digest_of(path):
         try: return hashlib.sha256(Path(path).read_bytes()).digest()
-        except FileNotFoundError: raise ImageError(f'image {path} is missing') from None
         except OSError as e: raise ImageError(f'image {path} cannot be read ({e.strerror})') from None
     digest = hashlib.sha256(f'{_FORMAT} {tuple(size)}'.encode())
     with ThreadPoolExecutor(8) as threads:

@@ -59,7 +59,7 @@ def why_unreadable(
     return f'{type(problem).__name__}: {words}' if words else type(problem).__name__
 
 # %% ../../nbs/data/06_image_io.ipynb #fdfa83fa
-def picture_to_rgb(
+def to_rgb(
     image:Image.Image, # in any mode
     name='image', # named in messages
 )->Image.Image: # in mode RGB
@@ -104,7 +104,7 @@ def load_image(
     name = f'image {path}'
     try:
         # the file, not its name: what Pillow opens by name it maps, and maps wrongly if it has to be turned
-        with open(path, 'rb') as file, Image.open(file) as image: image = picture_to_rgb(image, name)
+        with open(path, 'rb') as file, Image.open(file) as image: image = to_rgb(image, name)
     except ImageError: raise
     except FileNotFoundError: raise ImageError(f'{name} is missing') from None
     except Exception as problem: raise ImageError(f'{name} cannot be read ({why_unreadable(problem)})') from None
@@ -125,9 +125,10 @@ def _as_bytes(
     "The numbers of an image as bytes; ValueError for other kinds and for floats outside of 0..1."
     if values.dtype == np.uint8: return values
     if values.dtype == np.uint16: return _as_eight_bits(values, 65535, met)
-    low, high = (values.min(), values.max()) if values.dtype.kind == 'f' else (2, 2)
-    if not (low >= -1e-3 and high <= 1.001):
-        raise ValueError(f'{met}: an image holds uint8, or floats of 0 to 1, not numbers up to {values.max():.3g}')
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind != 'f' or not (low >= -1e-3 and high <= 1.001):
+        numbers = f'these are from {low:.3g} to {high:.3g}'
+        raise ValueError(f'{met}: an image holds uint8, or floats between 0 and 1, {numbers}')
     if 0 < high <= 1/255:
         raise ImageError(f'{met} would be black: its floats go up to {high:.2g}; were they divided by 255 twice?')
     return (values.clip(0, 1) * 255).round().astype(np.uint8)
@@ -162,7 +163,7 @@ def to_pixels(
         if channels == 'bgr' and values.shape[2] > 1: values = np.dstack([values[:, :, 2::-1], values[:, :, 3:]])
         image = Image.fromarray(np.ascontiguousarray(values if values.shape[2] > 1 else values[:, :, 0]))
     if not isinstance(image, Image.Image): raise ValueError(f'{_FORMS}; not {type(image).__name__}')
-    image = picture_to_rgb(image, 'PIL image').resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    image = to_rgb(image, 'PIL image').resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.array(image).transpose(2, 0, 1)
 
 # %% ../../nbs/data/06_image_io.ipynb #8f2b230e
@@ -175,10 +176,9 @@ def listed(
         paths = isinstance(images, np.ndarray) and images.dtype.kind in 'OU'
         several = images.ndim == 4 or images.ndim == 1 and (paths or not len(images))
         return list(images) if several else [images]
-    if hasattr(images, 'columns'): raise ValueError('a table of records: give its column `path`')
-    if isinstance(images, (bytes, dict, set, frozenset)) or hasattr(images, 'read') or not hasattr(images, '__iter__'):
-        raise ValueError(f'{_FORMS}, or a list of these; not {type(images).__name__}')
-    return list(images)
+    other = isinstance(images, (bytes, dict, set, frozenset)) or hasattr(images, 'read') or hasattr(images, 'columns')
+    if not other and hasattr(images, '__iter__'): return list(images)
+    raise ValueError(f'{_FORMS}, or a list or column of these; not {type(images).__name__}')
 
 # %% ../../nbs/data/06_image_io.ipynb #30db3537
 def read_block(

@@ -76,11 +76,6 @@ class ImageDataset(Dataset):
         pixels = state['pixels']
         self.__dict__.update(state, pixels=open_cache(*pixels) if isinstance(pixels, tuple) else pixels)
 
-# %% ../../nbs/data/09_loader.ipynb #ffa51c6b
-def _as_is(batch):
-    "The data set returns whole batches; there is nothing to collate."
-    return batch
-
 # %% ../../nbs/data/09_loader.ipynb #f4c4286c
 def make_loader(
     dataset:ImageDataset,
@@ -109,7 +104,7 @@ def make_loader(
     """
     n, batch = len(dataset), positive_int('batch', batch)
     if batch_sampler is None: batch_sampler = [list(range(i, min(i + batch, n))) for i in range(0, n, batch)]
-    return DataLoader(dataset, batch_sampler=batch_sampler, collate_fn=_as_is, num_workers=workers,
+    return DataLoader(dataset, batch_sampler=batch_sampler, collate_fn=tuple, num_workers=workers,
                       persistent_workers=workers > 0, pin_memory=torch.cuda.is_available() if pin is None else pin)
 
 # %% ../../nbs/data/09_loader.ipynb #fbf4b4cd

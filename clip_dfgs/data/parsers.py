@@ -231,7 +231,7 @@ def prid(
 def grid(
     root, # with `probe`, `gallery` and `features_and_partitions.mat`
 )->pd.DataFrame: # records without a domain
-    "QMUL GRID: names `PPPP_C_....jpeg`; identity 0 are the 775 gallery images of nobody."
+    "QMUL GRID: names `PPPP_C_....jpeg`; identity 0 are the 775 distractors of the gallery."
     folder = find_root('grid', root, ['probe'], ('underground_reid', 'grid'))
     pattern = r'(?P<pid>\d+)_(?P<cam>\d+)_'
     rows = [r for part in ('probe', 'gallery') for r in parse_names('grid', folder/part, pattern)]

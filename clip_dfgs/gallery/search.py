@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..data.image_io import listed, to_pixels
 from ..inference.extractor import FeatureExtractor
-from ..synthetic.captions import whole_captions, words_in
+from ..synthetic.people import whole_captions, words_in
 from ..utils.tensors import full_precision_matmul, smallest
 
 # %% ../../nbs/gallery/01_search.ipynb #bde3f996

@@ -105,7 +105,7 @@ def _ranked(
     features:torch.Tensor, # of all rows, on the CPU, shape [n, D]
     rows:pd.DataFrame, # query and gallery rows of one domain
     device:torch.device, # that ranks
-    exclude, # as in `evaluate_records`
+    exclude=(), # as in `evaluate_records`
     **options, # of `evaluate`
 ): # RetrievalResult
     "Rank one domain."

@@ -21,7 +21,7 @@ from trees import picture
 from clip_dfgs.data import image_cache
 from clip_dfgs.data.datasets import check_dataset, load_dataset, open_images
 from clip_dfgs.data.image_cache import cache_key, cached_images, LazyImages
-from clip_dfgs.data.image_io import ImageError, load_image, picture_to_rgb
+from clip_dfgs.data.image_io import ImageError, load_image, to_rgb
 from clip_dfgs.data.loader import ImageDataset, make_loader
 from clip_dfgs.data.transforms import Augment, crop_and_flip, random_table
 from clip_dfgs.models.encoder import normalize
@@ -135,7 +135,7 @@ def test_what_lies_under_transparent_pixels_does_not_matter(tmp_path, form):
     else:
         image.save(tmp_path/'a.png')
         image = Image.open(tmp_path/'a.png')
-    seen = np.asarray(picture_to_rgb(image))
+    seen = np.asarray(to_rgb(image))
     assert (seen[:, 32:] == 128).all() and (seen[:, :32] != 128).any()
 
 
@@ -193,7 +193,7 @@ def test_a_check_finds_what_loading_refuses(tmp_path, spoil):
 
 def test_no_pixels_and_too_many(tmp_path, monkeypatch):
     with pytest.raises(ImageError, match='crop 7 is empty .5 x 0 pixels.'):
-        picture_to_rgb(Image.new('RGB', (5, 0)), 'crop 7')
+        to_rgb(Image.new('RGB', (5, 0)), 'crop 7')
     person().save(tmp_path/'huge.png')
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
     with pytest.raises(ImageError, match='huge.png cannot be read .DecompressionBomb'): load_image(tmp_path/'huge.png')
@@ -545,6 +545,7 @@ def test_normalize_by_hand():
     torch.testing.assert_close(own.var((2, 3), unbiased=False), torch.ones(2, 3), atol=1e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_real_photographs_load_and_check(real, tmp_path):
     folder, = (place.parent for place in (real/'col780').rglob('query'))
     records = load_dataset('market1501', folder)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import make_tree, picture
@@ -15,7 +14,7 @@ from trees import make_tree, picture
 from clip_dfgs.data.datasets import check_dataset, load_dataset
 from clip_dfgs.data.leakage import find_leakage
 from clip_dfgs.data.parsers import PARSERS
-from clip_dfgs.data.records import check_records, encode_cameras, encode_identities, hold_out, is_pooled, parse_identity
+from clip_dfgs.data.records import check_records, encode_cameras, encode_identities, hold_out, parse_identity
 from clip_dfgs.data.records import pool
 from clip_dfgs.utils.checks import as_cameras, as_labels, DatasetError
 
@@ -88,13 +87,6 @@ def test_what_is_no_label_is_refused_with_its_row(value):
     for read in (encode_identities, encode_cameras):
         with pytest.raises(DatasetError, match='row 2 is') as said: read(['x', value])
         assert len(str(said.value)) < 200
-
-
-@pytest.mark.parametrize('values', [
-    np.array([-1, 0, 5, 5]), np.array([-1., 0, 5, 5], np.float16), [np.array(v) for v in (-1, 0, 5, 5)],
-    [b'-1', b'0', b'5', b'5'], pd.array([-1, 0, 5, 5], dtype='Int64'), pd.Categorical(['-1', '0', '5', '5']),
-    torch.tensor([-1, 0, 5, 5])], ids=lambda v: type(v).__name__)
-def test_numbers_of_any_kind_are_numbers(values): assert encode_identities(values).tolist() == [-1, 0, 5, 5]
 
 
 @pytest.mark.parametrize('written, identities', [
@@ -320,15 +312,6 @@ def test_endings_that_are_not_read_are_counted(tmp_path, name):
     assert len(after) == len(before) - 1 and after['path'].str.endswith('.jfif').sum() == 1
 
 
-@pytest.mark.parametrize('ending', ['.jpg_', '.crdownload', '.1', ''])
-def test_an_image_under_any_ending_is_counted(tmp_path, ending):
-    picture(tmp_path/'ann'/'a.jpg')
-    shutil.copy(tmp_path/'ann'/'a.jpg', tmp_path/'ann'/f'b{ending}')
-    for other in ('notes.txt', 'sound.wav'): (tmp_path/'ann'/other).write_bytes(b'RIFF\0\0\0\0WAVE')
-    words, records = said_by(lambda: load_dataset('folder', tmp_path))
-    assert '1 file is not read' in words and len(records) == 1
-
-
 def test_exports_of_annotation_tools_are_read(tmp_path):
     "CVAT and Datumaro: a folder for tasks without subsets, identities written as decimals."
     for i in range(4): picture(tmp_path/'bounding_box_default'/f'{i//2 + 1}.0_c{i % 2 + 1}s1_00000{i}_00.jpg', i)
@@ -374,13 +357,6 @@ def test_links_and_folders_that_are_gone(tmp_path):
     with pytest.raises(DatasetError, match='query is not there'): load_dataset('market1501', tmp_path/'Market-1501')
 
 
-def test_cameras_counted_from_zero_and_names_with_a_dot(tmp_path):
-    for i in range(3): picture(tmp_path/'own'/'query'/f'0001_c{i}_{i}.jpg')
-    assert load_dataset('market1501', tmp_path/'own')['camid'].tolist() == [0, 1, 2]
-    for name in ('set.a', 'set.b'): picture(tmp_path/name/'anna'/'1.jpg')
-    assert [load_dataset('folder', tmp_path/f'set.{c}')['domain'][0] for c in 'ab'] == ['set.a', 'set.b']
-
-
 def test_a_check_counts_identities_by_domain(tmp_path):
     rows = [(1, 'a'), (1, 'a'), (2, 'a'), (1, 'b'), (1, 'b'), (2, 'b')]
     lines = [f'{i}.jpg,{pid},{i % 2},{domain}' for i, (pid, domain) in enumerate(rows)]
@@ -392,14 +368,6 @@ def test_a_check_counts_identities_by_domain(tmp_path):
 
 
 # ---- pooling, holding out, leakage
-
-def test_a_label_column_of_other_tables_is_not_a_pooled_table():
-    mine = toy().assign(label=[0]*3 + [1]*3, cam_label=[0, 1, 2]*2)
-    pooled = pool(mine)
-    assert not is_pooled(mine) and is_pooled(pooled)
-    for broken in (pooled.drop(columns='cam_label'), pooled.assign(label=1), pooled.assign(label=0.), pooled.iloc[:0]):
-        assert not is_pooled(broken)
-
 
 def test_categories_are_text():
     "pandas.Categorical, also with categories that no row has."
@@ -428,7 +396,7 @@ def test_a_source_too_small_for_the_share_stays_whole():
     assert held[(held['domain'] == 'many') & (held['split'] == 'query')]['pid'].nunique() == 2
     assert 'none in every domain' in str(said_by(lambda: hold_out(few, .1))[1])
     for table, share in ((toy()[3:], .5), (toy(), '.2'), (toy(), float('nan')), (toy(), 1), (toy(), 1j)):
-        with pytest.raises(DatasetError, match='no training image|share must lie'): hold_out(table, share)
+        with pytest.raises(DatasetError, match='none in every domain|share must lie'): hold_out(table, share)
 
 
 @pytest.mark.parametrize('places, said', [

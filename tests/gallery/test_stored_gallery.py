@@ -20,7 +20,7 @@ from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.gallery.gallery import Gallery, find_images, names_in, read_table, write_table
 from clip_dfgs.gallery.search import nearest_rows, printable, row_lengths, search_sheet
 from clip_dfgs.gallery.store import embed_gallery, one_writer
-from clip_dfgs.synthetic.captions import whole_captions, words_in
+from clip_dfgs.synthetic.people import whole_captions, words_in
 from command import said
 
 

@@ -1,4 +1,4 @@
-"Files that are whole or not there, names that are nearly right, and which files of a folder are pictures."
+"Files that are whole or not there, names that are nearly right, and which files of a folder are images."
 import os
 import signal
 import subprocess
@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clip_dfgs.utils.checks import check_choice, suggest
-from clip_dfgs.utils.files import IMAGE_SUFFIXES, atomic_write, cache_folder, hidden, image_files, left_out
+from clip_dfgs.utils.checks import check_choice
+from clip_dfgs.utils.files import IMAGE_SUFFIXES, atomic_write, hidden, image_files, left_out
 from clip_dfgs.utils.files import stable_shuffle
 from clip_dfgs.utils.files import write_text
-from clip_dfgs.utils.tensors import cumcount
 
 
 @pytest.mark.parametrize('error', [OSError, KeyboardInterrupt, SystemExit])
@@ -52,18 +51,6 @@ def test_a_value_that_is_not_known(typed, words):
     assert 'unknown sampler' in str(said.value) and '\n' not in str(said.value)
 
 
-def test_two_suggestions():
-    assert suggest('pk_', ['pk1', 'pk2', 'gs'], most=2).count(' or ') == 1
-
-
-def test_where_the_cache_is(monkeypatch, tmp_path):
-    monkeypatch.delenv('CLIP_DFGS_CACHE', raising=False)
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    assert cache_folder() == tmp_path/'clip_dfgs'
-    monkeypatch.setenv('CLIP_DFGS_CACHE', str(tmp_path/'own'))
-    assert cache_folder() == tmp_path/'own' and cache_folder(tmp_path/'asked') == tmp_path/'asked'
-
-
 @pytest.mark.parametrize('name, is_hidden', [
     ('.ipynb_checkpoints', True), ('._a.jpg', True), ('__MACOSX', True), ('@eaDir', True), ('#recycle', True),
     ('$RECYCLE.BIN', True), ('Thumbs.db', True), ('desktop.ini', True), ('@anna', False), ('anna', False),
@@ -71,27 +58,14 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 def test_what_belongs_to_tools(name, is_hidden): assert hidden(name) == is_hidden
 
 
-@pytest.mark.parametrize('ending', IMAGE_SUFFIXES)
-@pytest.mark.parametrize('spell', [str.lower, str.upper, str.title])
-def test_endings_of_pictures(tmp_path, ending, spell):
-    (tmp_path/f'a.b{spell(ending)}').touch()
-    assert len(image_files(tmp_path)) == 1 and left_out(tmp_path) == ''
+def test_endings_of_images(tmp_path):
+    names = [f'{i}.b{spell(e)}' for i, e in enumerate(IMAGE_SUFFIXES) for spell in (str.lower, str.upper, str.title)]
+    for name in names: (tmp_path/name).touch()
+    assert len(image_files(tmp_path)) == len(names) and left_out(tmp_path) == ''
 
 
-@pytest.mark.parametrize('name, content, words', [
-    ('a.heic', b'', '1 .heic'), ('a.AVIF', b'', '1 .avif'), ('0001_c1', b'\xff\xd8\xff\xe0', '1 without an ending'),
-    ('a.1', b'\x89PNG\r\n\x1a\n', '1 without an ending'), ('readme', b'text', ''), ('notes.txt', b'\xff\xd8\xff', ''),
-    ('.hidden.heic', b'', ''), ('readme', b'', '')])
-def test_what_is_not_read_is_counted(tmp_path, name, content, words):
-    (tmp_path/'deep').mkdir()
-    (tmp_path/'deep'/name).write_bytes(content)
-    assert left_out(tmp_path) == '' and image_files(tmp_path, deep=True) == []
-    assert left_out(tmp_path, deep=True) == (f'1 file is not read: {words}' if words else '')
-
-
-@pytest.mark.parametrize('link', ['a.jpg', 'anna', 'list.txt'])
-def test_links_that_lead_nowhere_are_counted(tmp_path, link):
-    for name in (link, 'other.png'): (tmp_path/name).symlink_to(tmp_path/'nowhere')
+def test_links_that_lead_nowhere_are_counted(tmp_path):
+    for name in ('anna', 'other.png'): (tmp_path/name).symlink_to(tmp_path/'nowhere')
     assert image_files(tmp_path) == [] and left_out(tmp_path) == '2 files are not read: 2 broken links'
 
 
@@ -106,15 +80,10 @@ def test_a_folder_linked_into_itself_is_read_once(tmp_path):
     assert time.monotonic() - begin < 5
 
 
-def test_a_folder_called_like_a_picture_is_no_picture(tmp_path):
+def test_a_folder_called_like_an_image_is_no_image(tmp_path):
     (tmp_path/'album.jpg').mkdir()
     (tmp_path/'album.jpg'/'1.png').touch()
     assert image_files(tmp_path) == [] and [p.name for p in image_files(tmp_path, deep=True)] == ['1.png']
-
-
-@given(st.lists(st.integers(-3, 3)))
-def test_occurrence(values):
-    assert cumcount(values).tolist() == [values[:i].count(v) for i, v in enumerate(values)]
 
 
 @given(st.sets(st.integers(0, 99)), st.integers(0, 5))

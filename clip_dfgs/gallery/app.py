@@ -81,27 +81,28 @@ def answers(
 # %% ../../nbs/gallery/04_app.ipynb #de27b385
 class _Live:
     "A gallery that is opened again when `embed` has replaced it."
-    def __init__(self, gallery:Gallery): self._put(gallery)
-
-    def _put(self, gallery:Gallery):
-        self.gallery, self.stamp = gallery, self._changed(gallery)
-        self.rows = {digest: row for row, digest in reversed(list(enumerate(gallery.digests)))}
+    def __init__(self, gallery:Gallery): self.open = gallery, self._changed(gallery) # replaced together
 
     def _changed(self, gallery:Gallery): return gallery.folder and os.stat(gallery.folder/'gallery.json').st_mtime_ns
 
     def reload(self)->Gallery: # ValueError where it cannot be read
-        if self.gallery.folder: self._put(Gallery.load(self.gallery.folder, self.gallery.extractor))
-        return self.gallery
+        gallery, _ = self.open
+        if gallery.folder:
+            changed = self._changed(gallery) # before it is read: what comes later is seen the next time
+            gallery = Gallery.load(gallery.folder, gallery.extractor)
+            self.open = gallery, changed
+        return gallery
 
     def __call__(self)->Gallery:
-        try: return self.gallery if self._changed(self.gallery) == self.stamp else self.reload()
-        except (OSError, ValueError): return self.gallery # the one that is open answers on
+        gallery, seen = self.open
+        try: return gallery if self._changed(gallery) == seen else self.reload()
+        except (OSError, ValueError): return gallery # the one that is open answers on
 
-    def image(self, digest:str)->bytes: # LookupError where it is unknown, gone or changed
-        "The bytes that were embedded."
-        data = Path(self.gallery.records['path'][self.rows[digest]]).read_bytes()
-        if hashlib.sha256(data).hexdigest() != digest: raise LookupError(digest)
-        return data
+def _embedded_bytes(gallery:Gallery, digest:str)->bytes: # LookupError where it is unknown, OSError where it is gone
+    "The file of an image as it was embedded; LookupError too where it has changed."
+    data = Path(gallery.records['path'][gallery.by_digest[digest]]).read_bytes()
+    if hashlib.sha256(data).hexdigest() != digest: raise LookupError(digest)
+    return data
 
 # %% ../../nbs/gallery/04_app.ipynb #dd6cefd3
 def _add_search(app, live:_Live, waiting:int):
@@ -126,9 +127,9 @@ def _add_search(app, live:_Live, waiting:int):
             asked = _decoded(image.file.read()) if image else None
             with alone:
                 gallery = live()
-                if like and like not in live.rows: raise ValueError('this image is no longer in the gallery')
+                if like and like not in gallery.by_digest: raise ValueError('this image is no longer in the gallery')
                 app.state.counts['searches'] += 1
-                found, note = answers(gallery, asked, text, live.rows.get(like), k, camera, domain)
+                found, note = answers(gallery, asked, text, gallery.by_digest.get(like), k, camera, domain)
         except ValueError as e: raise HTTPException(400, ' '.join(str(e).split())) from None
         finally: free.release()
         return dict(images=len(gallery), note=note, answers=_listed(found, gallery.digests))
@@ -153,7 +154,7 @@ def _add_facts(app, live:_Live):
     @app.get('/image/{digest}', response_class=Response)
     def image(digest:str, original:bool=False):
         "One image of the gallery, as a tile or as it was embedded."
-        try: data = live.image(digest)
+        try: data = _embedded_bytes(live(), digest)
         except (LookupError, OSError): raise HTTPException(404, 'no such image; it may have changed') from None
         kind = Image.MIME.get(Image.open(io.BytesIO(data)).format, 'application/octet-stream')
         if original: return Response(data, media_type=kind, headers=kept)
@@ -174,7 +175,7 @@ def _add_facts(app, live:_Live):
     def reload():
         "Open the gallery again."
         try: live.reload()
-        except ValueError as e: raise HTTPException(409, ' '.join(str(e).split())) from None
+        except (OSError, ValueError) as e: raise HTTPException(409, ' '.join(str(e).split())) from None
         return stats()
 
     @app.get('/healthz')

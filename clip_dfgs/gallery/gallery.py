@@ -351,6 +351,10 @@ class Gallery:
         if 'digest' in self.records: return self.records['digest'].tolist()
         return [file_digest(path) or '' for path in self.records['path']]
 
+    @functools.cached_property
+    def by_digest(self)->dict: # digest -> row, the first of copies
+        return {digest: row for row, digest in reversed(list(enumerate(self.digests)))}
+
     @property
     def extractor(self)->FeatureExtractor:
         "The extractor of the model that the gallery was made with."

@@ -96,7 +96,7 @@ NOT_IMAGES = { # what is passed, and what the message has to name
     'integers': (np.zeros((H, W, 3), int), r'array int64 \[128,64,3\]'),
     'a mask': (np.zeros((H, W), bool), r'array bool \[128,64\]'),
     'floats up to 255': (torch.full((3, H, W), 200.), r'tensor float32 \[3,128,64\].* 200'),
-    'normalized floats': (torch.linspace(-2, 2, 3 * H * W).view(3, H, W), 'floats between 0 and 1'),
+    'normalized floats': (torch.linspace(-2, 2, 3 * H * W).view(3, H, W), 'between 0 and 1'),
     'NaN': (np.full((H, W, 3), np.nan), 'nan'),
     'a table': (pd.DataFrame(dict(path=['a'])), 'not DataFrame'),
     'a set': ({'a.jpg', 'b.jpg'}, 'not set'), 'an open file': (io.BytesIO(b'x'), 'not BytesIO'),
@@ -210,9 +210,9 @@ def in_folder(folder):
 def test_a_gallery_reads_what_data_sets_read(extract, tmp_path):
     "Images of all kinds, and nothing of what tools and systems leave in folders."
     g, data = tmp_path/'g', in_folder(tmp_path/'g')
-    for name in ('.0.jpg', '.thumbs/0.jpg', '@eaDir/0.jpg', '__MACOSX/0.jpg', '._0.jpg', 'album.jpg/notes.txt'):
+    for name in ('.0.jpg', '.thumbs/0.jpg', '@eaDir/0.jpg', '__MACOSX/0.jpg', '._0.jpg', 'album.jpg/.notes'):
         (g/name).parent.mkdir(exist_ok=True)
-        (g/name).write_bytes(b'notes' if name.endswith('.txt') else data)
+        (g/name).write_bytes(data)
     formats, names = {'.jfif': 'JPEG', '.JPG': 'JPEG', '.tif': 'TIFF'}, []
     (g/'deep').mkdir()
     for i, suffix in enumerate(['.tif', '.ppm', '.gif', '.jfif', '.JPG', '.webp', '.bmp']):

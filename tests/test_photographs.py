@@ -1,4 +1,4 @@
-"The study on photographs: who is held out, what is chosen and when, and that its sentences are those of its tables."
+"The study on photographs: held-out identities, what is chosen and when, and sentences that are those of its tables."
 import json
 import re
 import sys
@@ -31,7 +31,7 @@ def finish(plan, job, mAP=1., **more):
     for kind in ('csv', 'history'): pd.DataFrame([row]).to_csv(plan.out/'rows'/f'{job}.{kind}', index=False)
 
 
-def test_held_out_people_are_not_trained_on_and_ask_once_a_camera():
+def test_held_out_identities_are_not_trained_on():
     rng = np.random.default_rng(0)
     people, cameras = np.repeat(np.arange(1, 31), 8), rng.integers(0, 3, 240)
     table = pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(240)], pid=people, camid=cameras, domain='a',
@@ -138,7 +138,7 @@ def test_the_stored_choice_is_the_rules(study):
 
 
 @pytest.mark.parametrize('study', ['tower', 'head'])
-def test_nobody_who_chose_confirms(study):
+def test_confirmation_has_other_seeds_and_targets(study):
     ranks = pd.read_csv(results/study/'photographs.csv')
     seeds = ranks.groupby('phase')['seed'].unique()
     assert not {*seeds['dev']} & {*seeds['confirm']}

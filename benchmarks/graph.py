@@ -30,7 +30,7 @@ def main(sizes, width, k, threads):
         ways = {'nearest_identities': lambda x=x: nearest_identities(x, k, method='exact'),
                 'product': lambda x=x: x @ x.T}
         if faiss: ways['faiss IndexFlatL2'] = flat
-        found = beside(f'graph, {n:,} x {width}', ways, 9 if n < 2000 else 3)
+        found = beside(f'graph, {n:,} x {width}', ways, 9 if n < 8000 else 3)
         if faiss:
             same = (found['nearest_identities'] == found['faiss IndexFlatL2']).float().mean()
             print(f'the same neighbors: {same:.4%}')

@@ -1,11 +1,18 @@
 "What README and guides tell people to type is what is run here."
 import re
 import shlex
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+from clip_dfgs.cli.main import main
+from clip_dfgs.models.reid_model import ReIDModel
+from clip_dfgs.synthetic.domain import render_domain
+from clip_dfgs.training.config import TrainConfig
 
 root = Path(__file__).resolve().parent.parent
 README = (root/'README.md').read_text()
@@ -19,23 +26,18 @@ def snippets(text):
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
     "A folder as the README's reader has it: two sources, a target, some crops."
-    import shutil
-
-    from clip_dfgs.synthetic.domain import render_domain
     folder = tmp_path_factory.mktemp('reader')
     for seed, name in enumerate(('market', 'campus', 'elsewhere')):
-        render_domain(folder/'data'/name, 900 + seed, identities=40, cameras=2, images_per_camera=2, progress=False)
+        render_domain(folder/'data'/name, 900 + seed, identities=24, cameras=2, images_per_camera=2, progress=False)
     (folder/'crops').mkdir()
-    pictures = sorted((folder/'data'/'market'/'query').iterdir())[:6]
-    for name, picture in zip('abcdef', pictures): shutil.copy(picture, folder/'crops'/f'{name}.jpg')
+    images = sorted((folder/'data'/'market'/'query').iterdir())[:6]
+    for name, image in zip('abcdef', images): shutil.copy(image, folder/'crops'/f'{name}.jpg')
+    ReIDModel.create('pedestrians', 'pedestrians').save(folder/'runs'/'trained'/'model')
     return folder
 
 
 def test_training_snippet(place, monkeypatch, capsys):
     "The first block, with stages of two steps."
-    from dataclasses import replace
-
-    from clip_dfgs.training.config import TrainConfig
     monkeypatch.chdir(place)
     code = snippets(README)[0]
     assert "TrainConfig(sampler='dfgs')" in code
@@ -58,17 +60,13 @@ def test_sampler_snippet():
 
 
 def test_search_snippet(place, monkeypatch, capsys):
-    from clip_dfgs.models.reid_model import ReIDModel
     monkeypatch.chdir(place)
-    if not (place/'runs'/'first'/'model').exists():
-        ReIDModel.create('pedestrians', 'pedestrians').save(place/'runs'/'first'/'model')
-    exec(snippets(README)[2], {})
+    exec(snippets(README)[2].replace('runs/first', 'runs/trained'), {})
     assert 'crops' in capsys.readouterr().out
 
 
 def test_command_in_the_readme(place, monkeypatch, capsys):
     "The training command, with two steps a stage."
-    from clip_dfgs.cli.main import main
     monkeypatch.chdir(place)
     command = next(line for line in README.splitlines() if line.startswith('clip-dfgs train'))
     words = command.replace('runs/first', 'runs/second').split()[1:]
@@ -77,19 +75,16 @@ def test_command_in_the_readme(place, monkeypatch, capsys):
 
 
 def test_search_commands_in_the_readme(place, monkeypatch, capsys):
-    from clip_dfgs.cli.main import main
-    from clip_dfgs.models.reid_model import ReIDModel
     monkeypatch.chdir(place)
-    if not (place/'runs'/'first'/'model').exists():
-        ReIDModel.create('pedestrians', 'pedestrians').save(place/'runs'/'first'/'model')
     starts = tuple(f'clip-dfgs {name} ' for name in ('render', 'embed', 'search'))
-    commands = [shlex.split(line)[1:] for line in README.splitlines() if line.startswith(starts)]
+    lines = README.replace('runs/first', 'runs/trained').splitlines()
+    commands = [shlex.split(line)[1:] for line in lines if line.startswith(starts)]
     assert [words[0] for words in commands].count('search') >= 1
     for words in commands: main(words + ['--identities', '12']*(words[0] == 'render'))
     assert 'crops' in capsys.readouterr().out and (place/'found.png').is_file()
 
 
 def test_links_are_absolute():
-    "A relative link works on GitHub and not on PyPI; pictures are the exception, which PyPI leaves out."
+    "A relative link works on GitHub and not on PyPI; images are the exception, which PyPI leaves out."
     links = re.findall(r'(?<!!)\[[^]]*\]\(([^)]*)\)', README)
     assert links and all(link.startswith('https://') for link in links)

@@ -31,10 +31,10 @@ def _pop(stack:deque, left:list, held:list, row:int, put_off:list, later:list)->
 
 # %% ../../nbs/sampling/03_depth_first.ipynb #be51e8b7
 class _Restarts:
-    "Where the walk goes on when its stack is dry: to one who points at the last batches, else at random."
+    "Where the walk goes on when its stack is dry: to one that points at the last batches, else at random."
     def __init__(self,
         left:list, # tuplets left of each identity; the walk changes it
-        fans:list, # those who point at each identity
+        fans:list, # those that point at each identity
         by_chance:list, # all identities in random order, the next on the right
     ):
         self.left, self.fans, self.by_chance = left, fans, by_chance
@@ -66,7 +66,7 @@ def _due(left:list, tuplets):
 
 # %% ../../nbs/sampling/03_depth_first.ipynb #11e42040
 def _onward(lists:list, fans:list, left:list, order:str):
-    "A function that gives whom the walk goes to from an identity."
+    "A function that gives the identities that the walk goes to from one."
     def complete(v): return sorted([u for u in lists[v] + fans[v] if left[u]], key=left.__getitem__, reverse=True)
     return complete if order == 'complete' else lists.__getitem__
 
@@ -96,7 +96,7 @@ def _walk(neighbors, tuplets, ids_per_batch, start, rng, random_batch_mask, orde
             if v < 0:
                 v = restarts.next([] if random_batch_mask[row] else last + batch, held, row)
                 tally['restarts'] += v >= 0
-            if v < 0: break                         # nobody unfinished is left for this batch
+            if v < 0: break                         # no unfinished identity is left for this batch
             take(v)
         if later: stack.appendleft(iter(later))
         tally['topped_up'] += ids_per_batch - len(batch)

@@ -204,7 +204,7 @@ def _nearest_center(x:torch.Tensor, centers:torch.Tensor, block:int=4096)->torch
         return torch.cat([torch.addmm(norms, part, centers.T, alpha=-2).argmin(1) for part in x.split(block)])
 
 # %% ../../nbs/sampling/01_graph.ipynb #87e5a62f
-def _k_means(x:torch.Tensor, cells:int, seed:int, each:int=20, passes:int=5)->torch.Tensor: # [cells, D]
+def _k_means(x:torch.Tensor, cells:int, seed:int, each:int=10, passes:int=4)->torch.Tensor: # [cells, D]
     "Centers of cells, from a sample of `each` features a cell."
     draw = torch.as_tensor(np.random.default_rng(seed).permutation(len(x))[:each*cells], device=x.device)
     sample, centers = x[draw], x[draw[:cells]]
@@ -221,18 +221,17 @@ def _nearest_by_cells(views, count:int, metric:str, recall:float, seed:int=0, sa
     root = 0.5 if metric == 'cosine' else 1.
     x = torch.cat([x*weight**root for _, x, _, weight in views], 1) if len(views) > 1 else views[0][1]
     n, everyone = len(x), torch.arange(len(x), device=x.device)
-    centers = _k_means(x, min(8192, int(4*n**.5), -(-n//20)), seed)
+    centers = _k_means(x, min(8192, int(8*n**.5), -(-n//20)), seed)
     cell = _nearest_center(x, centers)
     size = torch.bincount(cell, minlength=len(centers))
-    near = torch.cdist(centers, centers).argsort(1)             # the cells, nearest first
-    rank = torch.empty_like(near).scatter_(1, near, torch.arange(len(near), device=x.device).expand_as(near))
+    near = torch.cat([torch.cdist(part, centers).argsort(1).int() for part in centers.split(512)]) # nearest first
     rows = torch.as_tensor(np.random.default_rng(seed).choice(n, min(sample, n), replace=False), device=x.device)
     true = _nearest(views, rows, everyone, count, metric, block=64)
-    needed = rank[cell[rows][:, None], cell[true]].flatten().sort().values
+    needed = (near[cell[rows]][:, None] == cell[true][:, :, None]).int().argmax(2).flatten().sort().values
     wide = int(needed[int(np.ceil(recall*len(needed))) - 1]) + 1
     members, found = cell.argsort(stable=True).split(size.tolist()), torch.empty(n, count, dtype=torch.long)
     for c, own in enumerate(members):
-        enough = int((size[near[c]].cumsum(0) <= count).sum()) + 1
+        enough = int((size[near[c].long()].cumsum(0) <= count).sum()) + 1
         cols = torch.cat([members[i] for i in near[c, :max(wide, enough)].tolist()]).sort().values
         if len(own): found[own.cpu()] = _nearest(views, own, cols, count, metric).cpu()
     _log.info('graph by cells: %d identities, %d of %d cells each', n, wide, len(centers))

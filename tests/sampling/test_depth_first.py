@@ -10,7 +10,7 @@ from layouts import layouts
 
 from clip_dfgs.sampling.graph import nearest_identities
 from clip_dfgs.sampling.depth_first import depth_first_batches
-from clip_dfgs.sampling.tuplets import min_batches, camera_tuplets, tuplet_table
+from clip_dfgs.sampling.tuplets import camera_tuplets, tuplet_table
 
 
 @settings(max_examples=60, deadline=None)
@@ -78,7 +78,7 @@ def literal_released(graph, tuplets, p, start):
     return batches
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 30), st.integers(0, 6), st.integers(0, 2**20), st.integers(1, 8))
 def test_released_order_is_the_released_rule(n, k, seed, p):
     rng = np.random.default_rng(seed)
@@ -88,74 +88,11 @@ def test_released_order_is_the_released_rule(n, k, seed, p):
     assert plan == literal_released(graph.tolist(), tuplets, p, start)
 
 
-def literal_walk(graph, tuplets, p, start, rng, complete):
-    "The complete walk in the words of the chapter, one list for the stack."
-    n, left, stack, plan, batch = len(tuplets), list(tuplets), [start], [], []
-    fans = [sorted((u for u in range(n) if v in graph[u]), key=lambda u: graph[u].index(v)) for v in range(n)]
-    by_chance, total = rng.permutation(n).tolist(), min_batches(tuplets, p)
-
-    def take(v):
-        left[v] = max(0, left[v] - 1)
-        batch.append(v)
-        onward = list(graph[v])
-        if complete: onward = sorted([u for u in onward + fans[v] if left[u]], key=lambda u: -left[u])
-        stack.extend(onward[::-1])
-
-    for row in range(total):
-        last, batch, later = batch, [], []
-        for v in sorted(range(n), key=lambda v: (-tuplets[v], -v)):
-            if left[v] == total - row: take(v)                  # due
-        while len(batch) < p:
-            if stack:
-                v = stack.pop()
-                if left[v] and v not in batch: take(v)
-                elif left[v] and v not in later: later.append(v)
-                continue
-            near = [u for v in (last + batch)[::-1] for u in fans[v]] + by_chance[::-1]
-            near = [u for u in near if left[u] and u not in batch]
-            if not near: break
-            take(near[0])                                       # a restart
-        stack[:0] = later[::-1]
-        if len(batch) < p:
-            for u in [u for v in batch for u in graph[v]] + rng.permutation(n).tolist():
-                if len(batch) < p and u not in batch: take(u)   # topping up
-        plan.append(batch)
-    return plan
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.integers(1, 25), st.integers(0, 6), st.integers(1, 9), st.booleans(), st.integers(0, 2**20))
-def test_walk_is_the_plain_walk(n, k, p, complete, seed):
-    "Topped-up plans as well."
-    rng = np.random.default_rng(seed)
-    graph = nearest_identities(torch.as_tensor(rng.normal(size=(n, 2))), k).numpy()
-    tuplets, start, p = rng.integers(0, 6, n), int(rng.integers(n)), min(p, n)
-    tuplets[start] += 1
-    order = 'complete' if complete else 'paper'
-    fast = depth_first_batches(graph, tuplets, p, start, np.random.default_rng(seed), order)
-    slow = literal_walk(graph.tolist(), tuplets.tolist(), p, start, np.random.default_rng(seed), complete)
-    assert fast.tolist() == slow
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(1, 30), st.integers(0, 6),
-       st.sampled_from(['complete', 'paper']), st.floats(0, 1), st.integers(0, 2**20))
-def test_plan_is_complete_distinct_and_as_short_as_can_be(tuplets, p, k, order, share, seed):
-    n, rng = len(tuplets), np.random.default_rng(seed)
-    if sum(tuplets) == 0: tuplets[0] = 1
-    p = min(p, n)
-    graph = rng.integers(0, n, (n, k))                          # any graph, own neighbors and repeated ones too
-    plan = depth_first_batches(graph, tuplets, p, rng=rng, order=order, pk_ratio=share)
-    assert plan.shape == (max(-(-sum(tuplets) // p), max(tuplets)), p)
-    assert all(len(set(row)) == p for row in plan.tolist())
-    assert (np.bincount(plan.ravel(), minlength=n) >= tuplets).all()
-
-
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(2, 40), st.integers(1, 5), st.integers(1, 6), st.sampled_from(['complete', 'paper']),
        st.integers(0, 2**20))
 def test_walk_follows_edges(n, k, p, order, seed):
-    """Whoever is taken is joined by an edge to somebody taken before, but for the start and the restarts.
+    """An identity that is taken is joined by an edge to one taken before, but for the start and the restarts.
     (In the last batch everybody left is due.) Of the complete order no restart is needless: it is to a stranger."""
     rng, tally = np.random.default_rng(seed), {}
     graph = nearest_identities(torch.as_tensor(rng.normal(size=(n, 2))), k).numpy()
@@ -165,17 +102,6 @@ def test_walk_follows_edges(n, k, p, order, seed):
         strangers += bool(taken) and not any(v in graph[u] or u in graph[v] for u in taken)
         taken.append(v)
     assert strangers == tally['restarts'] if order == 'complete' else strangers <= tally['restarts']
-
-
-def test_small_groups_share_and_large_groups_do_not():
-    "Consecutive batches of the complete order have people in common where a group is hardly larger than a batch."
-    def shared(size):
-        group = np.repeat(np.arange(600 // size), size)
-        alike = [np.flatnonzero((group == group[v]) & (np.arange(600) != v)) for v in range(600)]
-        graph = np.array([np.random.default_rng(v).permutation(own)[:10] for v, own in enumerate(alike)])
-        plan = depth_first_batches(graph, np.full(600, 5), 16)
-        return np.mean([len(set(a) & set(b)) for a, b in zip(plan.tolist(), plan[1:].tolist())])
-    assert shared(20) > 6 and shared(200) < 1
 
 
 one, ring = np.ones(7, int), np.stack([np.roll(np.arange(7), -i)[1:4] for i in range(7)])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clip_dfgs.sampling.graph import (choose_images, graph_recall, identity_features, load_graph,
-                                      nearest_across_domains, nearest_identities, neighbor_search, save_graph)
+                                      nearest_across_domains, nearest_identities, save_graph)
 from clip_dfgs.utils.tensors import smallest
 
 
@@ -29,7 +29,7 @@ def definition(x, k, skip_nearest=0, metric='euclidean', second=None, weight=1.)
 def cloud(n, width, seed): return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(0, 5), st.integers(1, 70),
        st.sampled_from(['euclidean', 'cosine']), st.integers(0, 99))
 def test_graph_is_its_definition(n, k, skip_nearest, block, metric, seed):
@@ -38,7 +38,7 @@ def test_graph_is_its_definition(n, k, skip_nearest, block, metric, seed):
     assert found == definition(x, k, skip_nearest, metric)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(2, 50), st.integers(1, 6), st.integers(0, 3), st.integers(1, 60), st.integers(0, 99))
 def test_ties_go_to_the_lower_index(n, k, skip_nearest, block, seed):
     draw = torch.Generator().manual_seed(seed)
@@ -96,13 +96,7 @@ def test_impossible_requests(change, message):
     with pytest.raises(ValueError, match=message): nearest_identities(**dict(features=cloud(5, 2, 0), k=1) | change)
 
 
-@pytest.mark.parametrize('kind', [np.int64, np.uint8, torch.tensor])
-def test_counts_of_any_integer_type(kind):
-    x = cloud(20, 3, 0)
-    assert torch.equal(nearest_identities(x, kind(3), kind(1)), nearest_identities(x, 3, 1))
-
-
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=5, max_size=40), st.integers(0, 99))
 def test_identity_features_are_means(labels, seed):
     labels = np.array(labels + [0, 1, 2, 3, 4])
@@ -177,21 +171,6 @@ def test_rules_about_domains_by_their_definition(how, metric):
         turns = zip(*([j for j in order if domains[j] == domain][1:3] for domain in range(3)))
         want = dict(within=own[1:5], across=other[1:5], balanced=[j for turn in turns for j in turn][:4])[how]
         assert got[i].tolist() == want
-
-
-def test_a_search_follows_its_rule():
-    x, domains = cloud(30, 4, 0), np.arange(30) % 3
-    assert torch.equal(neighbor_search()(x, k=4), nearest_identities(x, 4))
-    found = neighbor_search('within', domains)(x, k=4, skip_nearest=2)
-    assert torch.equal(found, nearest_across_domains(x, domains, 4, 'within', 2))
-
-
-def test_saved_graph_comes_back(tmp_path):
-    graph = nearest_identities(cloud(30, 4, 0), 5)
-    save_graph(tmp_path/'g.npz', graph, k=5, skip_nearest=0, side='text')
-    again, parameters = load_graph(tmp_path/'g.npz')
-    assert torch.equal(again, graph) and parameters == dict(k=5, skip_nearest=0, side='text')
-    assert [p.name for p in tmp_path.iterdir()] == ['g.npz']
 
 
 def test_files_that_are_no_graph_are_named(tmp_path):

@@ -122,17 +122,6 @@ def test_graph_of_another_data_set(kind):
     assert s.neighbors is None and len(list(s)) == len(s)      # nothing half-done
 
 
-@pytest.mark.parametrize('kind', KINDS)
-def test_length_before_and_after(kind):
-    labels, group, features = grouped(4, 5, 7)
-    s = kind(labels, batch=16) if kind is PKSampler else kind(labels, neighbors=nearest_identities(features, 3),
-                                                              batch=16)
-    before = len(s)
-    for epoch in range(4):
-        s.set_epoch(epoch)
-        assert len(list(s)) == len(s) == before
-
-
 def test_global_random_state_is_neither_used_nor_touched():
     labels, group, features = grouped(4, 5, 7)
     graph = nearest_identities(features, 3)
@@ -153,25 +142,6 @@ def test_global_random_state_is_neither_used_nor_touched():
     assert after == draw()
     seed(7)
     assert epoch() == first
-
-
-def test_seeds_and_epochs_differ():
-    labels, group, features = grouped(4, 5, 7)
-    graph, found = nearest_identities(features, 3), set()
-    for seed in range(3):
-        s = DepthFirstGraphSampler(labels, neighbors=graph, batch=16, seed=seed)
-        for epoch in range(3):
-            s.set_epoch(epoch)
-            found.add(str(list(s)))
-    assert len(found) == 9
-
-
-def test_batches_of_gs_have_the_size_asked_for():
-    "Defect of released code: a batch of 128 whatever was asked for."
-    labels, group, features = grouped(4, 10, 6)
-    for p, k in [(2, 2), (5, 3), (16, 4)]:
-        s = GraphSampler(labels, neighbors=nearest_identities(features, p - 1), batch=p * k, instances=k)
-        assert all(sorted(Counter(labels[b]).values()) == [k] * p for b in s)
 
 
 def test_gs_shows_every_image_in_time():
@@ -229,7 +199,6 @@ def test_options_keep_the_promises():
         for epoch in range(4):
             s.set_epoch(epoch)
             assert {i for b in s for i in b} == set(range(len(labels)))
-
 
 
 @pytest.mark.parametrize('world', [1, 3])

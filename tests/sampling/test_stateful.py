@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader
 
 from clip_dfgs.sampling.graph import load_graph, nearest_identities, save_graph
 from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler
-from clip_dfgs.sampling.stateful import StatefulBatchSampler
 
 kinds = pytest.mark.parametrize('kind', KINDS, ids=lambda kind: kind.__name__)
 
@@ -192,18 +191,6 @@ def test_a_repeated_epoch_is_said_once(kind):
 @pytest.mark.parametrize('epoch', [None, -1, 1.5, '1', True], ids=str)
 def test_wrong_epochs_are_named(kind, epoch):
     with pytest.raises(ValueError, match='epoch='): small(kind).set_epoch(epoch)
-
-
-def test_a_sampler_of_your_own():
-    class Pairs(StatefulBatchSampler):
-        def plan(self, epoch): return np.random.default_rng([self.seed, epoch]).permutation(10).reshape(5, 2)
-    whole = list(Pairs())
-    assert len(Pairs()) == 5 and sorted(i for rows in whole for i in rows) == list(range(10))
-    assert [list(Pairs(rank=r, world=5)) for r in range(5)] == [[rows] for rows in whole]
-    assert [b for step in zip(*(Pairs(rank=r, world=3) for r in range(3))) for b in step] == whole + whole[:1]
-    s = Pairs()
-    s.load_state_dict(Pairs().state_dict(position=2))
-    assert list(s) == whole[2:]
 
 
 @kinds

@@ -139,7 +139,7 @@ def rank_partitions(
     pixels = cached_images([*row_of], model.config['image_size'], cache)
     features = embed_together(model, pixels, accelerator, progress='embed targets')
     device = next(model.parameters()).device
-    def rank(): return [_ranked(features[[row_of[path] for path in t['path']]], t, device) for t in tests]
+    def rank(): return [_ranked(features[[row_of[path] for path in t['path']]], t, device, ()) for t in tests]
     return [*zip(places, from_main(rank, accelerator), tests)]
 
 # %% ../../nbs/experiments/01_protocols.ipynb #2cada0e4

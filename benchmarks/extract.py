@@ -22,7 +22,7 @@ from PIL import Image
 from clip_dfgs.inference.onnx import PRECISIONS, OnnxExtractor, export_onnx
 from clip_dfgs.inference.extractor import FeatureExtractor
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.synthetic.domain import everyday_pictures
+from clip_dfgs.synthetic.domain import captioned_images
 
 MEAN, STD = (np.array(values, np.float32)[:, None, None] for values in ((.485, .456, .406), (.229, .224, .225)))
 
@@ -78,7 +78,7 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     model = ReIDModel.load(a.model).eval() if a.model else ReIDModel.create('pedestrians', 'pedestrians').eval()
-    people = list(everyday_pictures(min(a.images, 32), seed=1, workers=1, progress=False)[0])
+    people = list(captioned_images(min(a.images, 32), seed=1, workers=1, progress=False)[0])
     people = [people[i % len(people)] for i in range(a.images)]
     print(f'{a.images} people in batches of {a.batch}, {a.threads} of {os.cpu_count()} cores, {model.config["clip"]}, '
           f'torch {torch.__version__}, onnxruntime {onnxruntime.__version__}')

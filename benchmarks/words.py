@@ -29,7 +29,7 @@ from clip_dfgs.inference.extractor import FeatureExtractor
 from clip_dfgs.synthetic.domain import domain_cast, render_domain
 from clip_dfgs.gallery.search import text_features
 from clip_dfgs.inference.extractor import load_model
-from clip_dfgs.synthetic.captions import whole_captions
+from clip_dfgs.synthetic.people import whole_captions
 
 DOMAINS = (88101, 88102, 88103)
 PHRASES = dict( # attribute -> what is said of a word

@@ -223,8 +223,8 @@ def pictures():
     from clip_dfgs.data.loader import ImageDataset
     from clip_dfgs.data.transforms import Augment
     from clip_dfgs.models.encoder import normalize
-    from clip_dfgs.synthetic.domain import everyday_pictures
-    people, captions = everyday_pictures(4, seed=3, workers=1, progress=False)
+    from clip_dfgs.synthetic.domain import captioned_images
+    people, captions = captioned_images(4, seed=3, workers=1, progress=False)
     out = {'rendered': digest(people), 'captions': hashlib.sha256('\n'.join(captions).encode()).hexdigest()[:16]}
     augments = dict(plain=None, usual=Augment(), jitter=Augment(erase=.5, jitter=.5),
                     augmix=Augment(augmix=.9, gray=.5))

@@ -24,7 +24,7 @@ from clip_dfgs.data.loader import ImageDataset, make_loader
 from clip_dfgs.data.transforms import Augment
 from clip_dfgs.training.losses import batch_hard_triplet, id_loss, image_text_contrastive
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.synthetic.domain import everyday_pictures
+from clip_dfgs.synthetic.domain import captioned_images
 from clip_dfgs.training.step import StageLoop
 from clip_dfgs.training.trainer import fit
 
@@ -121,7 +121,7 @@ def test_a_batch_without_an_answer_is_not_a_number():
 
 @needs_gpu
 def test_workers_and_pinned_memory_give_equal_bytes():
-    people, _ = everyday_pictures(8, seed=3, workers=1, progress=False)
+    people, _ = captioned_images(8, seed=3, workers=1, progress=False)
     batches = [[0, 1, 5], [7, 7, 2], [3, 4, 6]]
     data = ImageDataset(people, np.arange(8), augment=Augment(jitter=.5, gray=.3), seed=4)
     plain = list(make_loader(data, batches, pin=False))

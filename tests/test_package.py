@@ -2,6 +2,7 @@
 import ast
 import json
 import re
+import runpy
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -12,10 +13,9 @@ import pytest
 root = Path(__file__).resolve().parent.parent
 
 
-def loaded(code):
-    "Top-level modules that a fresh Python has after `code`."
-    code += '\nimport sys\nprint(*{m.split(".")[0] for m in sys.modules})'
-    return set(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout.split())
+SETTINGS = ConfigParser(delimiters=['='])
+SETTINGS.read(root/'settings.ini')
+SETTINGS = SETTINGS['DEFAULT']
 
 
 def tracked():
@@ -34,11 +34,12 @@ def test_every_name_at_the_top_is_there():
     assert pool is home
 
 
-def test_installing_does_not_bring_the_notebook_tools():
-    settings = ConfigParser(delimiters=['='])
-    settings.read(root/'settings.ini')
-    words = set(re.findall(r'[a-z_]+', settings['DEFAULT']['requirements']))
+def test_what_installing_brings():
+    "None of the notebook tools; extras are declared."
+    words = set(re.findall(r'[a-z_]+', SETTINGS['requirements']))
     assert words and not {'nbdev', 'execnb', 'fastcore', 'ghapi'} & words
+    extras = {key.removesuffix('_requirements') for key in SETTINGS if key.endswith('_requirements')}
+    assert {'scale', 'export', 'app', 'report', 'docs', 'dev', 'photos'} <= extras
 
 
 @pytest.mark.slow
@@ -48,24 +49,11 @@ def test_works_from_its_wheel():
     assert done.returncode == 0 and done.stdout.endswith('works from its wheel\n'), done.stdout + done.stderr
 
 
-def test_extras_are_declared():
-    settings = ConfigParser(delimiters=['='])
-    settings.read(root/'settings.ini')
-    extras = {key.removesuffix('_requirements') for key in settings['DEFAULT'] if key.endswith('_requirements')}
-    assert {'scale', 'export', 'app', 'report', 'docs', 'dev', 'photos'} <= extras
-
-
 def test_files_are_written_for_the_oldest_python():
     "A parser of Python 3.10 reads every module, test and benchmark."
-    settings = ConfigParser(delimiters=['='])
-    settings.read(root/'settings.ini')
-    oldest = tuple(map(int, settings['DEFAULT']['min_python'].split('.')))
+    oldest = tuple(map(int, SETTINGS['min_python'].split('.')))
     for file in tracked():
         if file.suffix == '.py': ast.parse(file.read_text(), str(file), feature_version=oldest)
-
-
-def test_small_clip_is_small():
-    assert (root/'clip_dfgs'/'weights'/'pedestrians.safetensors').stat().st_size < 16e6
 
 
 def test_notebooks_are_small_and_without_errors():
@@ -77,6 +65,20 @@ def test_notebooks_are_small_and_without_errors():
 
 
 def test_no_pickles_and_no_photographs():
-    "The one JPEG is the README's picture, which is rendered."
+    "The one JPEG is the README's image, which is rendered; the small CLIP is small."
     bad = {'.pkl', '.pickle', '.pt', '.pth', '.jpg', '.jpeg'}
     assert not [f for f in tracked() if f.suffix.lower() in bad and f.parent != root/'nbs'/'images']
+    assert (root/'clip_dfgs'/'weights'/'pedestrians.safetensors').stat().st_size < 16e6
+
+
+def test_pages_of_the_site(tmp_path):
+    "Empty cells are empty; raw tables, scripts from elsewhere and formulas as text are found."
+    build = runpy.run_path(str(root/'nbs'/'_sphinx'/'build.py'))
+    table = dict(data={'text/html': ['<td>NaN</td>', '<td class="a">1</td><td> None </td>']})
+    cell = build['site_cell'](dict(cell_type='code', source='x', metadata={}, outputs=[table]))
+    assert cell['outputs'][0]['data']['text/html'] == '<td></td><td class="a">1</td><td></td>'
+    pages = dict(good='<table><td>1</td></table><math><mi>x</mi></math>', table='<p>| a | b |\n|---|---|</p>',
+                 script='<script async src="https://cdn.example/mathjax.js">', formula='<span class="math">\\(x</span>')
+    for name, text in pages.items(): (tmp_path/f'{name}.html').write_text(text)
+    assert [Path(p).stem for p in build['raw_tables'](tmp_path)] == ['table']
+    assert {Path(p).stem for p in build['not_found'](tmp_path)} == {'script', 'formula'}

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from clip_dfgs.synthetic import domain as pedestrians
-from clip_dfgs.synthetic.camera import street_camera
-from clip_dfgs.synthetic.domain import domain_cast, render_domain, render
+from clip_dfgs.synthetic.camera import render, street_camera
+from clip_dfgs.synthetic.domain import domain_cast, render_domain
 from clip_dfgs.synthetic.people import caption, random_person
 
 
@@ -41,7 +41,7 @@ def test_look_alikes_share_their_words_and_nothing_else():
     assert len(set(colors)) == 12
 
 
-def test_a_picture_is_decided_by_person_camera_and_seed():
+def test_a_image_is_decided_by_person_camera_and_seed():
     draw = np.random.default_rng(1)
     people, _ = domain_cast(seed=6, identities=1, cameras=1)
     camera = street_camera(draw)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.synthetic.domain import everyday_pictures
+from clip_dfgs.synthetic.domain import captioned_images
 from clip_dfgs.models.small_clip import EYES, PEDESTRIANS, WEIGHTS, load_small_clip, new_small_clip, save_small_clip
 
 
@@ -66,7 +66,7 @@ def test_the_weights_that_ship_are_small_and_match_captions_to_pictures():
     file = WEIGHTS.with_suffix('.safetensors')
     assert file.stat().st_size < 16e6 and len(load_file(file)['token_rows']) < 1000
     model = ReIDModel.create('pedestrians', 'pedestrians', num_ids=2).eval()
-    people, captions = everyday_pictures(200, seed=77, workers=1, progress=False)
+    people, captions = captioned_images(200, seed=77, workers=1, progress=False)
     with torch.inference_mode():
         images = F.normalize(model.image_features(torch.from_numpy(people).permute(0, 3, 1, 2)).projected, dim=1)
         cosines = F.normalize(model.encode_captions(captions), dim=1) @ images.T
@@ -96,7 +96,7 @@ def test_eyes_see_what_their_words_say(tmp_path):
     model = ReIDModel.create('pedestrians', 'imagenet_eyes', num_ids=3).eval()
     theirs = fill_imagenet(load_timm('tf_efficientnet_lite0')[0].visual.trunk).state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in model.clip.visual.trunk.state_dict().items())
-    people, captions = everyday_pictures(100, seed=78, workers=1, progress=False)
+    people, captions = captioned_images(100, seed=78, workers=1, progress=False)
     pictures = torch.from_numpy(people).permute(0, 3, 1, 2)
     with torch.inference_mode():
         images = F.normalize(model.image_features(pictures).projected, dim=1)

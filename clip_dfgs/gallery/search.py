@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..data.image_io import listed, to_pixels
 from ..inference.extractor import FeatureExtractor
-from ..synthetic.captions import whole_captions, words_in
+from ..synthetic.people import whole_captions, words_in
 
 # %% ../../nbs/gallery/02_search.ipynb #bde3f996
 def text_features(

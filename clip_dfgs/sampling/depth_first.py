@@ -17,14 +17,7 @@ from .tuplets import min_batches
 from ..utils.checks import check_choice, positive_int, _array
 
 # %% ../../nbs/sampling/03_depth_first.ipynb #4d1daf7c
-def _pop(
-    stack:deque, # of iterators over identities, the top on the right
-    left:list, # tuplets left of each identity
-    held:list, # the last row that each identity was taken for
-    row:int, # the batch that is being filled
-    put_off:list, # the last row that each identity was put off in
-    later:list, # gets those who are in the batch already
-)->int: # -1 when the stack is dry
+def _pop(stack:deque, left:list, held:list, row:int, put_off:list, later:list)->int:
     "The next identity on the stack that can go into this row's batch."
     while stack:
         for v in stack[-1]:
@@ -62,10 +55,7 @@ class _Restarts:
         return found
 
 # %% ../../nbs/sampling/03_depth_first.ipynb #043d41bf
-def _due(
-    left:list, # tuplets left of each identity; the walk changes it
-    tuplets, # tuplets of each identity at the outset, shape [N]
-): # function: batches still to come -> list of identities
+def _due(left:list, tuplets):
     "A function that finds the identities that have to be in every batch still to come."
     waiting, watched = np.argsort(tuplets, kind='stable').tolist(), []
     def due(to_come):
@@ -75,12 +65,7 @@ def _due(
     return due
 
 # %% ../../nbs/sampling/03_depth_first.ipynb #11e42040
-def _onward(
-    lists:list, # the neighbors of each identity, nearest first
-    fans:list, # those who point at each identity
-    left:list, # tuplets left of each identity; the walk changes it
-    order:str, # paper or complete
-): # function: identity -> list of identities, the first to be popped in front
+def _onward(lists:list, fans:list, left:list, order:str):
     "A function that gives whom the walk goes to from an identity."
     def complete(v): return sorted([u for u in lists[v] + fans[v] if left[u]], key=left.__getitem__, reverse=True)
     return complete if order == 'complete' else lists.__getitem__
@@ -159,9 +144,7 @@ def check_neighbors(
     return graph.astype(np.int64, copy=False)
 
 # %% ../../nbs/sampling/03_depth_first.ipynb #774cc789
-def _tuplet_counts(
-    tuplets, # tuplets of each identity [N]: their number, or the tuplets themselves
-)->np.ndarray: # int64, shape [N]
+def _tuplet_counts(tuplets)->np.ndarray:
     "How many tuplets each identity has, or ValueError."
     if isinstance(tuplets, (list, tuple)): tuplets = [len(own) if np.ndim(own) else own for own in tuplets]
     counts = _array('tuplets', tuplets)

@@ -20,10 +20,7 @@ def as_numbers(
     "Labels of any kind as numbers 0..N-1, in their own order."
     return np.unique(as_labels(labels), return_inverse=True)[1]
 
-def _batch_arrays(
-    batches, # lists, arrays or tensors of image rows; also a sampler
-    n:int, # number of images
-)->list: # of IntArray
+def _batch_arrays(batches, n:int)->list:
     "The batches as arrays, or ValueError if they are not rows of these images."
     found = [_array('batches', rows) for rows in batches]
     for b, rows in enumerate(found):
@@ -34,13 +31,7 @@ def _batch_arrays(
     return [rows.astype(np.int64, copy=False) for rows in found]
 
 # %% ../../nbs/sampling/06_diagnostics.ipynb #f327f508
-def _one_anchor(
-    anchor:int, # image row
-    rows, # LongTensor of its batch
-    labels, # LongTensor[n]
-    vectors, # callable: image rows -> features
-    margin:float, # of the triplets that count as active
-)->tuple: # (distance to the nearest negative, share of active triplets); inf and NaN where there are none
+def _one_anchor(anchor:int, rows, labels, vectors, margin:float)->tuple:
     "What an anchor meets in its batch."
     gap = (vectors(rows) - vectors(anchor)).norm(dim=1)
     same = labels[rows] == labels[anchor]

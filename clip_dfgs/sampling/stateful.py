@@ -50,18 +50,8 @@ class BatchIterator:
         self.__init__(self.sampler) # type: ignore[misc]
 
 # %% ../../nbs/sampling/05_stateful.ipynb #7953cd47
-class StatefulBatchSampler(Sampler):
-    """A batch sampler that plans an epoch at a time; a subclass implements `plan(epoch)`, rows [batches, B].
-
-    Parameters
-    ----------
-    seed : int
-        together with the epoch it decides everything
-    rank : int
-        which of the ranks this is
-    world : int
-        number of ranks; batch b of the epoch goes to rank b mod world
-    """
+class PlannedBatches(Sampler):
+    "Epochs that are planned as a whole; a subclass implements `plan(epoch)`."
     _plan:np.ndarray
     _last:BatchIterator
     _loaded:dict
@@ -90,25 +80,13 @@ class StatefulBatchSampler(Sampler):
     def set_epoch(self,
         epoch:int, # 0, 1, ...
     ):
-        """The epoch that the next pass plans.
-
-        Parameters
-        ----------
-        epoch : int
-            0, 1, ...
-        """
+        "The epoch that the next pass plans."
         epoch = positive_int('epoch', epoch, 0)
         self._told, self._passes = True, 0
         if epoch != self.epoch: self.epoch, self._plan, self._last, self._loaded = epoch, None, None, None
 
     def planned(self)->np.ndarray: # rows, shape [batches of all ranks, B]
-        """The plan of this epoch, computed once.
-
-        Returns
-        -------
-        np.ndarray
-            rows, shape [batches of all ranks, B]
-        """
+        "The plan of this epoch, computed once."
         if self._plan is None:
             plan = np.asarray(self.plan(self.epoch))
             whole = -(-len(plan) // self.world) * self.world
@@ -117,6 +95,10 @@ class StatefulBatchSampler(Sampler):
 
     def plan(self, epoch:int)->np.ndarray: raise NotImplementedError
     def batch_count(self)->int: return len(self.planned())
+
+# %% ../../nbs/sampling/05_stateful.ipynb #02805e4d
+class StatefulBatchSampler(PlannedBatches):
+    "A batch sampler that plans an epoch at a time; a subclass implements `plan(epoch)`, rows [batches, B]."
     def graph_digest(self): return None
     def after(self, plan)->dict: return {}
 
@@ -134,7 +116,7 @@ class StatefulBatchSampler(Sampler):
     def begin(self,
         one:BatchIterator, # the pass that begins
     )->int: # its first batch
-        """Note that a pass begins; warn where its batches would be those of another pass or process.
+        """Note that a pass begins.
 
         Parameters
         ----------
@@ -146,26 +128,13 @@ class StatefulBatchSampler(Sampler):
         int
             its first batch
         """
-        if not len(one.rows): self.warn('empty', f'{self!r}: epoch {self.epoch} has no batch')
         state, self._last, before = self._loaded, one, self._last
-        if state is not None:
-            _check_loaded(state, one.begun, len(one.rows))
-            if state['position'] == len(one.rows): self.finish(one)
-            return state['position']
-        self._passes += before is not None and before.position > 0
-        if self._passes > self._told: # after `set_epoch` one look is free
-            done = f'{before.position} of {len(before.rows)} batches'
-            self.warn('again', f'{type(self).__name__}: epoch {self.epoch} begins again with its first batch, after '
-                      f'{done}; call set_epoch(epoch) before each epoch')
-        if self.world == 1 and not self.shared and processes() > 1:
-            self.warn('world', f'{type(self).__name__}: {processes()} processes, and each takes all batches; '
-                      'pass rank and world to the sampler, or let accelerate prepare its loader')
-        return 0
-
-    def warn(self, what, sentence):
-        "Say a thing once."
-        if what not in self._said: warnings.warn(sentence, stacklevel=5)
-        self._said.add(what)
+        if state is None:
+            _warn_of_repetition(self, one, before)
+            return 0
+        _check_loaded(state, one.begun, len(one.rows))
+        if state['position'] == len(one.rows): self.finish(one)
+        return state['position']
 
     def finish(self,
         one:BatchIterator, # that has given its last batch
@@ -231,12 +200,24 @@ def processes()->int:
         return torch.distributed.get_world_size()
     return int(os.environ.get('WORLD_SIZE') or 1)
 
-def _check_loaded(
-    state:dict, # that was loaded
-    here:dict, # `describe` of the epoch as it is planned now
-    length:int, # batches of this epoch
-):
-    "ValueError if a loaded state is not of this epoch; there is nothing to compare at an epoch's beginning and end."
+def _warn_of_repetition(sampler, one:BatchIterator, before:BatchIterator):
+    "Warn, once each, of a pass without batches or with those of another pass or process."
+    name, found = type(sampler).__name__, {}
+    sampler._passes += before is not None and before.position > 0
+    if not len(one.rows): found['empty'] = f'{sampler!r}: epoch {sampler.epoch} has no batch'
+    if sampler._passes > sampler._told: # after `set_epoch` one look is free
+        done = f'{before.position} of {len(before.rows)} batches'
+        found['again'] = (f'{name}: epoch {sampler.epoch} begins again with its first batch, after {done}; '
+                          'call set_epoch(epoch) before each epoch')
+    if sampler.world == 1 and not sampler.shared and processes() > 1:
+        found['world'] = (f'{name}: {processes()} processes, and each takes all batches; pass rank and world to the '
+                          'sampler, or let accelerate prepare its loader')
+    for what in found.keys() - sampler._said: warnings.warn(found[what], stacklevel=5)
+    sampler._said |= found.keys()
+
+# %% ../../nbs/sampling/05_stateful.ipynb #359cec4d
+def _check_loaded(state:dict, here:dict, length:int):
+    "ValueError if a state is not of this epoch (`describe`); at its beginning and end there is nothing to compare."
     if state['position'] > length:
         raise ValueError(f'the saved state stands at batch {state["position"]}; this epoch has {length} batches')
     if state['position'] in (0, length): return

@@ -12,20 +12,13 @@ from ..utils.checks import as_cameras, positive_int, rows_of_graph
 from ..utils.tensors import cumcount
 
 # %% ../../nbs/sampling/02_tuplets.ipynb #fc04518c
-def _count_up(
-    sizes, # of blocks that stand one after another, shape [m]
-)->np.ndarray: # shape [sum of sizes]
+def _count_up(sizes)->np.ndarray:
     "The place of each row in its block: sizes [2, 3] give [0, 1, 0, 1, 2]."
     begins = np.cumsum(sizes) - sizes
     return np.arange(sizes.sum()) - np.repeat(begins, sizes)
 
 # %% ../../nbs/sampling/02_tuplets.ipynb #0fbee7e7
-def _showings(
-    label, # identity of each image, shape [n]
-    group, # number of its identity and camera together, shape [n]
-    tuplets, # tuplets of each identity, shape [N]
-    instances:int, # K
-)->np.ndarray: # how often each image is dealt, shape [n]
+def _showings(label, group, tuplets, instances:int)->np.ndarray:
     "All images of an identity equally often, some once more: first of cameras not in every tuplet."
     images = np.bincount(label, minlength=len(tuplets))
     often, rest = np.divmod(tuplets * instances, np.maximum(images, 1))

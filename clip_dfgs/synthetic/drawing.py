@@ -20,11 +20,7 @@ class _Parts(list):
     def add(self, a, b, radius_a, radius_b, material): self.append((*a, *b, radius_a, radius_b, _M[material]))
 
 # %% ../../nbs/synthetic/02_drawing.ipynb #b5993b5e
-def _legs(
-    parts:_Parts, # capsules are added here
-    person:Person, # who walks
-    phase:float, # of the walk, radians
-)->float: # height of the hips, meters
+def _legs(parts:_Parts, person:Person, phase:float)->float:
     "Thighs, shins, feet and what is worn on them."
     look, detail = person.look, person.detail
     build, hip = detail['build'], .84*detail['legs']
@@ -46,11 +42,7 @@ def _legs(
     return hip
 
 # %% ../../nbs/synthetic/02_drawing.ipynb #7d29c97a
-def _torso(
-    parts:_Parts, # capsules are added here
-    person:Person, # who walks
-    hip:float, # height of the hips, meters
-)->tuple: # height and half width of the shoulders, thickness of the garment, meters
+def _torso(parts:_Parts, person:Person, hip:float)->tuple:
     "Chest and belly in the upper garment."
     look, detail = person.look, person.detail
     build, man = detail['build'], look['sex'] == 'man'
@@ -65,13 +57,7 @@ def _torso(
     parts.add((0, low, .01), (0, top - .05, .01), .1*build + flare, .085*build**.5 + thick, 'upper')
     return top, wide, thick
 
-def _arm(
-    parts:_Parts, # capsules are added here
-    person:Person, # who walks
-    side:int, # -1 or 1
-    swing:float, # of the arm, radians
-    top:float, wide:float, thick:float, # from `_torso`
-):
+def _arm(parts:_Parts, person:Person, side:int, swing:float, top:float, wide:float, thick:float):
     "One arm with its sleeve, its hand, and a handbag where one is carried on this side."
     look, detail = person.look, person.detail
     short = look['upper'] == 't-shirt'
@@ -90,12 +76,7 @@ def _arm(
         parts.add(hand + (0, -.16, -.07), hand + (0, -.16, .07), size, size, 'bag')
 
 # %% ../../nbs/synthetic/02_drawing.ipynb #5f38b311
-def _trunk(
-    parts:_Parts, # capsules are added here
-    person:Person, # who walks
-    phase:float, # of the walk, radians
-    hip:float, # height of the hips, meters
-)->float: # height of the shoulders, meters
+def _trunk(parts:_Parts, person:Person, phase:float, hip:float)->float:
     "Torso, arms, and what is worn on them."
     look, detail = person.look, person.detail
     top, wide, thick = _torso(parts, person, hip)
@@ -143,13 +124,13 @@ def rasterize(
 )->dict: # arrays [H, W]: z, material, along, normal [H, W, 3], cover (0..1); and the map from pixels back to meters
     "Draw capsules by depth."
     H, W = size
-    # 1. turn the body, and find the scale at which it fills its share of the picture
+    # 1. turn the body, and find the scale at which it fills its share of the image
     a, b, radius = parts[:, :3] @ turn.T, parts[:, 3:6] @ turn.T, parts[:, 6:8].max(1)
     top = max((a[:, 1] + radius).max(), (b[:, 1] + radius).max())
     low = min((a[:, 1] - radius).min(), (b[:, 1] - radius).min())
     scale = box[2]*H/(top - low)
     x0, y0 = W*(.5 + box[0]), H*(.5 + box[1]) + scale*(top + low)/2
-    # 2. from meters to pixels; y runs down in a picture
+    # 2. from meters to pixels; y runs down in a image
     a, b = (ends*(scale, -scale, scale) + (x0, y0, 0) for ends in (a, b))
     # 3. capsule by capsule, the nearest surface wins
     drawn = dict(z=np.full(size, -9., np.float32), material=np.full(size, -1, np.int8),
@@ -159,12 +140,7 @@ def rasterize(
     return drawn | dict(scale=scale, origin=(x0, y0))
 
 # %% ../../nbs/synthetic/02_drawing.ipynb #6e67b11b
-def _draw_capsule(
-    drawn:dict, # arrays of `rasterize`, changed in place
-    a:np.ndarray, b:np.ndarray, # ends of the segment: x, y in pixels, depth
-    radii:np.ndarray, # at either end, pixels
-    material:float, # its number
-):
+def _draw_capsule(drawn:dict, a:np.ndarray, b:np.ndarray, radii:np.ndarray, material:float):
     "One capsule, on the pixels of its bounding box."
     (ax, ay, az), (bx, by, bz), (ra, rb) = a, b, radii
     H, W = drawn['z'].shape
@@ -263,7 +239,7 @@ def draw_street(
     rng:np.random.Generator, # decides everything
     tint:np.ndarray=None, # the domain's stone and paving colors [2, 3], 0..255
     size:int=176, # side of the square, pixels
-)->Image.Image: # an RGB picture without people
+)->Image.Image: # an RGB image without people
     "The place that one camera looks at: what stands behind, the ground, perhaps a car, weather."
     wall, ground = (tint_image(rng) if tint is None else tint) + rng.uniform(-22, 22, (2, 1))
     horizon = int(size*rng.uniform(.3, .62))
@@ -272,11 +248,11 @@ def draw_street(
     _draw_walls(rng, draw, wall, horizon, size)
     _draw_ground(rng, draw, wall, ground, horizon, size)
     if rng.random() < .35: _draw_car(rng, draw, horizon, size)
-    picture = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(.6, 2))), float)
+    image = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(.6, 2))), float)
     coarse = Image.fromarray(rng.normal(128, 22, (44, 44)).clip(0, 255).astype(np.uint8))
     grain = np.asarray(coarse.resize((size, size), Image.BICUBIC), float) - 128
-    picture = picture + grain[..., None]*.28 + rng.normal(0, 2, picture.shape)
-    return Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+    image = image + grain[..., None]*.28 + rng.normal(0, 2, image.shape)
+    return Image.fromarray(image.clip(0, 255).astype(np.uint8))
 
 def tint_image(rng)->np.ndarray:
     "Colors of stone and paving, [2, 3]."

@@ -42,6 +42,10 @@ def site_cell(cell):
     tags = ['hide-input'] if 'code-fold' in directives else []
     if re.search(r'^#\|\s*echo:\s*false', source, re.M): tags = ['remove-input']
     bare = re.sub(r'^#\|.*\n?', '', source, flags=re.M).strip('\n')
+    for output in cell['outputs']:                            # what a table does not know is an empty cell
+        data = output.get('data', {})
+        html = ''.join(data.get('text/html', ''))
+        if html: data['text/html'] = re.sub(r'<td([^>]*)>\s*(NaN|nan|None|NaT|&lt;NA&gt;)\s*<', r'<td\1><', html)
     return cell | dict(source=bare, metadata=cell['metadata'] | dict(tags=tags))
 
 
@@ -97,6 +101,12 @@ def table_of_contents():
     return '\n'.join(toc) + '\n'
 
 
+def not_found(html):
+    "Built pages that load something from elsewhere, or show a formula as text."
+    return [str(p) for p in Path(html).rglob('*.html')
+            if re.search(r'<script[^>]*src="https?:|MathJax|class="math[^>]*>\s*\\', p.read_text('utf-8'))]
+
+
 def raw_tables(html):
     "Built pages on which a Markdown table stands as text."
     return [str(p) for p in Path(html).rglob('*.html') if re.search(r'<p>\s*\|[^<]*\|\s*-{3}', p.read_text('utf-8'))]
@@ -121,6 +131,7 @@ def build(out):
     command = [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html', str(source), f'{out}/html']
     code = subprocess.run(command).returncode
     if raw := raw_tables(f'{out}/html'): sys.exit(f'tables stand as text on {raw}')
+    if lost := not_found(f'{out}/html'): sys.exit(f'formulas or scripts need a network on {lost}')
     return code
 
 

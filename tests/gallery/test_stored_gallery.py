@@ -22,7 +22,7 @@ from clip_dfgs.gallery.gallery import Gallery, find_images, names_in, read_table
 from clip_dfgs.gallery.index import nearest_rows, row_lengths
 from clip_dfgs.gallery.search import printable, search_sheet
 from clip_dfgs.gallery.store import embed_gallery, one_writer
-from clip_dfgs.synthetic.captions import whole_captions, words_in
+from clip_dfgs.synthetic.people import whole_captions, words_in
 from command import said
 
 

@@ -92,7 +92,7 @@ def test_other_kinds_of_arguments_give_the_same_epoch(kind, options):
 
 
 @pytest.mark.parametrize('options, words', [
-    (dict(curriculum=5), 'a pair'), (dict(curriculum=(5,)), 'a pair'), (dict(curriculum=(0, 3)), 'curriculum: k=0'),
+    (dict(curriculum=(0, 3)), 'curriculum: k=0'),
     (dict(curriculum=(2, 0)), 'curriculum: epochs=0'), (dict(curriculum=(2.5, 3)), 'curriculum: k=2.5'),
     (dict(curriculum=(9, 3)), 'curriculum of 9 neighbors over 3 epochs: the graph has 4'),
     (dict(order='pk'), 'unknown order'),

@@ -1,4 +1,4 @@
-"The study on photographs: held-out identities, what is chosen and when, and sentences that are those of its tables."
+"The study on photographs: who is held out, what is chosen and when, and that its sentences are those of its tables."
 import json
 import re
 import sys
@@ -20,25 +20,7 @@ import study_photographs as script  # noqa: E402
 paper, results = root/'nbs'/'paper', root/'results'
 
 
-<<<<<<< HEAD
 def test_held_out_identities_are_not_trained_on_and_ask_once_a_camera():
-=======
-@pytest.fixture
-def plan(tmp_path):
-    "A plan with two seeds of everything and nothing done."
-    for name in ('rows', 'failed'): (tmp_path/name).mkdir()
-    return script.Plan(tmp_path, tmp_path, False, dev=2, confirm=2, more=1, start_steps=2, steps=2,
-                       choose_at=float('inf'), loaders=0, wanted=())
-
-
-def finish(plan, job, mAP=1., **more):
-    "Write a job's rows as if it had been trained."
-    row = dict(phase=job.phase, seed=job.seed, variant=job.name, form=job.name, target='held out', mAP=mAP) | more
-    for kind in ('csv', 'history'): pd.DataFrame([row]).to_csv(plan.out/'rows'/f'{job}.{kind}', index=False)
-
-
-def test_held_out_identities_are_not_trained_on():
->>>>>>> w_sampling
     rng = np.random.default_rng(0)
     people, cameras = np.repeat(np.arange(1, 31), 8), rng.integers(0, 3, 240)
     table = pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(240)], pid=people, camid=cameras, domain='a',
@@ -124,7 +106,7 @@ def test_the_stored_choice_is_the_rules(study):
 
 
 @pytest.mark.parametrize('study', ['tower', 'head'])
-def test_confirmation_has_other_seeds_and_targets(study):
+def test_nobody_who_chose_confirms(study):
     ranks = pd.read_csv(results/study/'photographs.csv')
     seeds = ranks.groupby('phase')['seed'].unique()
     assert not {*seeds['dev']} & {*seeds['confirm']}

@@ -20,14 +20,15 @@ demo: setup
 check: setup
 	.venv/bin/ruff check nbs clip_dfgs tests benchmarks setup.py
 	$(PY) tests/check_export.py
+	.venv/bin/mypy
 
 test: check
 	$(ALONE) && .venv/bin/nbdev_test --n_workers 2 --timing --path nbs && \
 	$(PY) -m pytest -q -n 2 --dist worksteal -m 'not slow and not cuda' --durations 20 tests
 
 fast: setup
-	$(ALONE) && $(PY) -m pytest -q -n 2 -m 'not slow and not cuda' tests/sampling tests/test_evaluation.py \
-	tests/test_losses.py tests/test_structure.py --deselect tests/sampling/test_sampler_processes.py
+	$(ALONE) && $(PY) -m pytest -q -n 2 -m 'not slow and not cuda' tests/sampling tests/evaluation/test_evaluation.py \
+	tests/training/test_losses.py tests/test_structure.py --deselect tests/sampling/test_sampler_processes.py
 
 test-all: test docs
 	$(ALONE) && $(PY) -m pytest -q -n 2 --dist worksteal -m 'slow and not cuda' --durations 20 tests

@@ -27,7 +27,8 @@ PLACES = {'the four targets': ('confirm', FOUR), 'COL780': ('confirm', CAMPUS),
           'two sources, the four targets': ('two', FOUR), 'two sources, COL780': ('two', CAMPUS),
           'CUHK03 to Market-1501': ('to_market', ('market',)), 'Market-1501 to CUHK03': ('to_cuhk03', ('cuhk03',)),
           'CLIP, the four targets': ('eyes', FOUR), 'CLIP, COL780': ('eyes', CAMPUS)}
-SHORT = {'DFGS image complete': 'DFGS', 'DFGS, random adaptive': 'adaptive', 'k=10 m=0': 'DFGS'}
+SHORT = {'DFGS image complete': 'DFGS', 'DFGS, random adaptive': 'adaptive', 'k=10 m=0': 'DFGS',
+         'DFGS text complete': 'DFGS text', 'DFGS image released': 'DFGS released order', 'DFGS, half random': 'DFGS'}
 RENDERED = 'python benchmarks/study_rendered.py '
 MADE = {'short': (RENDERED + 'samplers orders tables --scale short', '0.5 to 1.5 h, two cores'),
         'long': (RENDERED + 'samplers --scale long', '0.5 to 1.5 h, two cores'),

@@ -20,7 +20,7 @@ from torchvision.transforms import v2
 from clip_dfgs.data.image_cache import cached_images
 from clip_dfgs.data.loader import ImageDataset, make_loader
 from clip_dfgs.data.transforms import Augment
-from clip_dfgs.models.encoder import normalize
+from clip_dfgs.models.reid_model import normalize
 
 
 class Plain(Dataset):

@@ -9,7 +9,7 @@ import argparse
 import numpy as np
 import torch
 from beside import beside, installed
-from clip_dfgs.gallery.index import nearest_rows, row_lengths
+from clip_dfgs.gallery.search import nearest_rows, row_lengths
 
 
 def main(n, width, k, threads):

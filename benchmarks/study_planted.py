@@ -1,14 +1,15 @@
-"""Study A: does batch composition by the walk help where no look-alikes are planted? Declared before it was run.
+"""Studies A and E, declared before they were run: worlds without planted groups; batches of one source domain.
 
     python benchmarks/study_planted.py --work FOLDER --share 0/2 &    # the even worlds
     python benchmarks/study_planted.py --work FOLDER --share 1/2 &    # the odd ones
     python benchmarks/study_planted.py --report                       # the declared comparisons, from rows.csv
+    python benchmarks/study_planted.py --study E ...                  # the same for study E
     python benchmarks/study_planted.py --work FOLDER --out FOLDER --tiny # the same code in a minute
 
-results/declared/A_planted_groups.md says what is compared and how. A world is rendered, its start trained, then each
-variant from that start, all ranked on twelve unseen domains and on held-out identities of the sources. A call that is
-repeated goes on. Small tables go to --out as soon as they are known; worlds, starts, runs and average precisions of
-single queries stay in --work, so that a control can be added later.
+results/declared says what is compared and how. A world is rendered, its start trained, then each variant from that
+start, all ranked on twelve unseen domains and on held-out identities of the sources. A call that is repeated goes on.
+Small tables go to --out as soon as they are known; worlds, starts, runs and average precisions of single queries stay
+in --work, so that a control can be added later.
 """
 import argparse
 import contextlib
@@ -27,43 +28,91 @@ from study_rendered import SCALES, TINY_SETTING, Size, config_of, dfgs, domains,
 from clip_dfgs.evaluation.bootstrap import t_interval
 from clip_dfgs.experiments.studies import Study, compare_variants
 from clip_dfgs.sampling.depth_first import depth_first_batches, random_batch_mask
-from clip_dfgs.sampling.samplers import PKSampler
+from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, PKSampler
+from clip_dfgs.sampling.tuplets import min_batches
 from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.utils.files import write_text
 
-RESULTS = Path(__file__).parent.parent/'results'/'planted'
-WORLDS = {1: range(300, 308), 4: range(310, 318)}                              # identities that share a caption: seeds
+RESULTS = Path(__file__).parent.parent/'results'
 TARGETS, EVERY = 12, 300                                                       # steps between two ranks
-COMPARISONS = (('primary', 1, 'adaptive', 'PK'), ('second', 4, 'adaptive', 'PK'),
-               ('third', 1, 'DFGS', 'PK one domain'), ('third', 4, 'DFGS', 'PK one domain'),
-               ('other', 1, 'DFGS', 'PK'), ('other', 4, 'DFGS', 'PK'),
-               ('other', 1, 'PK one domain', 'PK'), ('other', 4, 'PK one domain', 'PK'),
-               ('other', 1, 'adaptive', 'PK one domain'), ('other', 4, 'adaptive', 'PK one domain'),
-               ('other', 1, 'PK', 'start'), ('other', 4, 'PK', 'start'))
+# study: folder of its tables; identities that share a caption -> seeds of worlds; (comparison, identities, pair)
+STUDIES = {
+    'A': ('planted', {1: range(300, 308), 4: range(310, 318)}, (
+        ('primary', 1, 'adaptive', 'PK'), ('second', 4, 'adaptive', 'PK'),
+        ('third', 1, 'DFGS', 'PK one domain'), ('third', 4, 'DFGS', 'PK one domain'),
+        ('other', 1, 'DFGS', 'PK'), ('other', 4, 'DFGS', 'PK'),
+        ('other', 1, 'PK one domain', 'PK'), ('other', 4, 'PK one domain', 'PK'),
+        ('other', 1, 'adaptive', 'PK one domain'), ('other', 4, 'adaptive', 'PK one domain'),
+        ('other', 1, 'PK', 'start'), ('other', 4, 'PK', 'start'))),
+    'E': ('one_domain', {1: range(320, 328), 4: range(310, 318)}, (
+        ('primary', 1, 'PK one domain', 'PK'), ('second', 1, 'DFGS one domain', 'PK one domain'),
+        ('third', 4, 'PK one domain', 'PK'), ('fourth', 4, 'DFGS one domain', 'PK one domain'),
+        ('other', 1, 'adaptive one domain', 'PK one domain'), ('other', 1, 'DFGS across', 'PK'),
+        ('other', 1, 'PK', 'start')))}
+
+
+def domains_of(sampler):
+    "A number for the source domain of each identity: domains have cameras of their own."
+    first = np.full(len(sampler.tuplets), np.iinfo(int).max)
+    np.minimum.at(first, sampler.labels, sampler.cameras)                      # all cameras of a domain see all of it
+    return first
 
 
 class OneDomainPK(PKSampler):
     "PK whose batches are each of one source domain; every tuplet once an epoch, batches in random order."
+    def parts(self):
+        "The identities of each domain."
+        domains = domains_of(self)
+        return [np.flatnonzero(domains == domain) for domain in np.unique(domains)]
+
+    def batch_count(self): return sum(min_batches(self.tuplets[ids], self.ids_per_batch) for ids in self.parts())
+
     def _identities(self, rng, epoch):
-        first = np.full(len(self.tuplets), self.cameras.max())                 # domains have cameras of their own, and
-        np.minimum.at(first, self.labels, self.cameras)                        # all of a domain see all its identities
-        parts = [np.flatnonzero(first == camera) for camera in np.unique(first)]
-        batches = [ids[depth_first_batches(None, self.tuplets[ids], self.ids_per_batch, rng=rng)] for ids in parts]
-        return rng.permutation(np.concatenate(batches))
+        batches = [self.batches_of(ids, rng) for ids in self.parts()]
+        self.order_of_batches = rng.permutation(sum(map(len, batches)))
+        return np.concatenate(batches)[self.order_of_batches]
+
+    def batches_of(self, ids, rng):
+        "Batches of some identities, shape [batches, P]."
+        return ids[depth_first_batches(None, self.tuplets[ids], self.ids_per_batch, rng=rng)]
 
 
-def variants():
+class OneDomainDFGS(OneDomainPK, DepthFirstGraphSampler):
+    "The walk inside each source domain by itself, over a graph whose edges stay inside; the rest as `OneDomainPK`."
+    def batches_of(self, ids, rng):
+        if self.neighbors is None: return super().batches_of(ids, rng)
+        place = np.full(len(self.tuplets), -1)
+        place[ids] = np.arange(len(ids))
+        graph = rng.permuted(place[self.neighbors.numpy()[ids]], axis=1)
+        if (graph < 0).any(): raise ValueError('the graph leaves the domain; neighbors_from="within" keeps it inside')
+        return ids[depth_first_batches(graph, self.tuplets[ids], self.ids_per_batch, rng=rng, pk_ratio=self.pk_ratio)]
+
+    @property
+    def random_batches(self):
+        "Which batches of the epoch are random; the walk's own marks, in the order of the epoch."
+        self.planned()
+        share = 1. if self.neighbors is None else self.pk_ratio
+        counts = [min_batches(self.tuplets[ids], self.ids_per_batch) for ids in self.parts()]
+        return np.concatenate([random_batch_mask(n, share) for n in counts])[self.order_of_batches]
+
+
+def variants(study):
     "What is compared, in the order of work."
-    one = dict(sampler='study_planted:OneDomainPK', graph_every_steps=10**6) # the graph that it is given is not used
-    return {'PK': dict(sampler='pk'), 'adaptive': dfgs(pk_ratio='adaptive'), 'DFGS': dfgs(), 'PK one domain': one}
+    one = dict(sampler='study_planted:OneDomainPK', graph_every_steps=10**6)   # the graph that it is given is not used
+    walk = dfgs(neighbors_from='within') | dict(sampler='study_planted:OneDomainDFGS')
+    of = {'A': {'PK': dict(sampler='pk'), 'adaptive': dfgs(pk_ratio='adaptive'), 'DFGS': dfgs(), 'PK one domain': one},
+          'E': {'PK': dict(sampler='pk'), 'PK one domain': one, 'DFGS one domain': walk,
+                'adaptive one domain': walk | dict(pk_ratio='adaptive'), 'DFGS across': dfgs(neighbors_from='across')}}
+    return of[study]
 
 
-def plan(tiny, work):
+def plan(study, tiny, work):
     "Size of a world, config and seeds."
     scale, size = 'tiny' if tiny else 'wide', SCALES['tiny' if tiny else 'wide'].size
-    setting = TINY_SETTING if tiny else json.loads((RESULTS.parent/'setting_wide.json').read_text())
+    setting = TINY_SETTING if tiny else json.loads((RESULTS/'setting_wide.json').read_text())
     size = replace(size, identities=setting['identities'], targets=2 if tiny else TARGETS)
-    return size, config_of(setting, work, scale), {n: seeds[:2] if tiny else seeds for n, seeds in WORLDS.items()}
+    worlds = STUDIES[study][1]
+    return size, config_of(setting, work, scale), {n: seeds[:2] if tiny else seeds for n, seeds in worlds.items()}
 
 
 def render(work, seed, size:Size, look_alikes):
@@ -76,9 +125,9 @@ def render(work, seed, size:Size, look_alikes):
                       workers=1, progress=False)
 
 
-def work_on(work, out, share, tiny):
+def work_on(study, work, out, share, tiny):
     "The worlds of one process, in the declared order."
-    size, config, worlds = plan(tiny, work)
+    size, config, worlds = plan(study, tiny, work)
     mine, of = map(int, share.split('/'))
     every = 2 if tiny else EVERY
     for look_alikes, seeds in worlds.items():
@@ -88,7 +137,7 @@ def work_on(work, out, share, tiny):
             said(f'world {seed}, {look_alikes} share a caption: rendered', began)
             rows, targets = read_world(work, size, size.identities, seed)
             folder = Path(work)/f'look_alikes-{look_alikes}'
-            for name, changes in variants().items():
+            for name, changes in variants(study).items():
                 began = time.time()
                 with open(os.devnull, 'w') as silent, contextlib.redirect_stderr(silent):
                     compare_variants(rows, targets, config, {name: changes}, [seed], folder, every)
@@ -148,7 +197,7 @@ def history(file, look_alikes, parts=20):
     return mean
 
 
-def report(out):
+def report(study, out):
     "The declared comparisons: paired differences over worlds at the last step, in points, with 95 % t intervals."
     rows = pd.read_csv(out/'rows.csv')
     last = rows[(rows['step'] == rows['step'].max()) | (rows['variant'] == 'start')]
@@ -157,7 +206,7 @@ def report(out):
     for sort, part in (('unseen', last[unseen]), ('held-out', last[~unseen])):
         for measure in ('mAP', 'rank1'):
             mean = 100*part.groupby(['look_alikes', 'world', 'variant'])[measure].mean().unstack('variant')
-            for rank, n, name, to in COMPARISONS:
+            for rank, n, name, to in STUDIES[study][2]:
                 if n not in mean.index.levels[0] or not {name, to} <= set(mean): continue
                 gain = (mean.loc[n][name] - mean.loc[n][to]).dropna()
                 if len(gain) < 2: continue
@@ -173,19 +222,21 @@ def report(out):
 def main(given=None):
     "Work or report."
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--study', choices=STUDIES, default='A')
     p.add_argument('--work', type=Path, help='folder of worlds, starts and runs')
-    p.add_argument('--out', type=Path, default=RESULTS, help='folder of the small tables')
+    p.add_argument('--out', type=Path, help="folder of the small tables; default: the study's, in results")
     p.add_argument('--share', default='0/1', help='which of the worlds: 0/2 every second one, 1/2 the others')
     p.add_argument('--tiny', action='store_true', help='a few steps in small worlds')
     p.add_argument('--report', action='store_true', help='print and write what rows.csv says')
     p.add_argument('--collect', action='store_true', help='only write the small tables of what is in --work')
     a = p.parse_args(given)
-    if a.report: return print(report(a.out).round(2).to_string(index=False))
+    a.out = a.out or RESULTS/STUDIES[a.study][0]
+    if a.report: return print(report(a.study, a.out).round(2).to_string(index=False))
     if not a.work: p.error('--work is needed')
     if a.collect: return save(str(a.work), a.out)
     a.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    work_on(str(a.work), a.out, a.share, a.tiny)
+    work_on(a.study, str(a.work), a.out, a.share, a.tiny)
 
 
 if __name__ == '__main__': main()

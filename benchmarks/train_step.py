@@ -44,11 +44,11 @@ from torch.utils.data import DataLoader
 
 from clip_dfgs.training.config import Stage, TrainConfig
 from clip_dfgs.data.datasets import load_dataset
-from clip_dfgs.inference.embed import embed_images, make_accelerator
+from clip_dfgs.inference.embed import make_accelerator
 from clip_dfgs.data.image_cache import cached_images
-from clip_dfgs.data.loader import FeatureDataset, ImageDataset, make_loader
+from clip_dfgs.data.loader import ImageDataset, make_loader
 from clip_dfgs.data.transforms import Augment
-from clip_dfgs.models.encoder import normalize
+from clip_dfgs.models.reid_model import normalize
 from clip_dfgs.training.losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.loader import workers_for
@@ -56,9 +56,8 @@ from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.models.prompts import PROMPT, all_text_features
 from clip_dfgs.data.records import pool
 from clip_dfgs.training.run import Run
-from clip_dfgs.models.towers import ImageFeatures, tower_features
-from clip_dfgs.training.step import Batches, ImageLosses, PromptLosses, StageLoop
-from clip_dfgs.training.trainer import fit, make_sampler, new_model
+from clip_dfgs.models.towers import ImageFeatures, tower_features, vit_tokens
+from clip_dfgs.training.trainer import fit, new_model, stage_loop
 from clip_dfgs.models.weights import tokenizer_of
 
 MODELS = {'small': dict(clip='pedestrians', pretrained=None), 'ViT-B-16': dict(clip='ViT-B-16', pretrained=None)}
@@ -68,24 +67,14 @@ TARGET = 5                                                                 # of 
 
 def one_step(run, name):
     "The step of `fit`'s stage on one of its batches, which is loaded already; ready to be repeated."
-    config, a, rows = run.config, run.accelerator, run.records
-    labels, cameras = (rows[column].to_numpy(copy=True) for column in ('label', 'camera'))
-    if name == 'prompts':
-        some = list(range(min(config.prompts.batch, len(rows))))
-        seen = embed_images(run.model, run.pixels, some, part='projected', accelerator=a)
-        data, losses = FeatureDataset(seen, labels[some], a.device), PromptLosses(config, a)
-    else:
-        some = next(iter(make_sampler('pk', config, name, rows, a)))
-        data = ImageDataset(run.pixels, labels, cameras, config.augment, config.seed)
-        learned = name == 'finetune' and (config.prompts or config.init) and run.model.has_text
-        text = all_text_features(run.model).float() if learned else None
-        losses = ImageLosses(run.model, config, name, a, text)
-    loop, batch = StageLoop(name, config, run.model, data, Batches(None), losses, a), data.__getitems__(some)
-    return lambda: loop.take(some, batch).loss
+    loop = stage_loop(name, run.model, run.records, run.pixels, run.config, run.accelerator)
+    rows = loop.batches.epoch(0, 0, 0)[0]
+    batch = loop.data.__getitems__(rows)
+    return lambda: loop.take(rows, batch).loss
 
 
 def padded_text(model, labels):
-    "Text features of one prompt a row, all 77 positions, through open_clip's blocks."
+    "Text features of one prompt a row, all 77 positions, through its plain blocks, which are open_clip's."
     clip, ids = model.clip, tokenizer_of(model.config['clip'])([PROMPT]).to(labels.device)
     x = clip.token_embedding(ids).expand(len(labels), -1, -1)
     x = torch.cat([x[:, :5], model.prompts.context[labels], x[:, 9:]], 1) + clip.positional_embedding
@@ -94,8 +83,8 @@ def padded_text(model, labels):
 
 
 def plain_image(visual, images):
-    "last, pooled and projected features through open_clip's blocks, every token to the end."
-    x = visual._embeds(images)
+    "last, pooled and projected features through its plain blocks, which are open_clip's, every token to the end."
+    x = vit_tokens(visual, images, None)
     *first, final = visual.transformer.resblocks
     for block in first: x = block(x)
     pooled = visual.ln_post(final(x)[:, 0])

@@ -53,7 +53,7 @@ def child(folder, busy):
     from clip_dfgs.training.run import Run
     from clip_dfgs.training.trainer import new_model
     from train_step import one_step
-    config = TrainConfig(precision='no', prompts=None, finetune=Stage(steps=1, batch=64))
+    config = TrainConfig(precision='no', prompts=None, sampler='pk', finetune=Stage(steps=1, batch=64))
     rows, accelerator = pool([load_dataset('market1501', folder)]), make_accelerator('no')
     model = new_model(rows, config).to(accelerator.device)
     images = LazyImages(rows['path'].tolist(), model.config['image_size'])

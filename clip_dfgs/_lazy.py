@@ -13,3 +13,10 @@ def lazy(package, **modules):
         setattr(sys.modules[package], name, value) # also where a module has the name of what it holds
         return value
     return fetch, lambda: sorted(homes), list(homes)
+
+
+class later:
+    "A module that is imported when something of it is first used."
+    def __init__(self, name): self.__name__ = name
+
+    def __getattr__(self, name): return getattr(import_module(self.__name__), name)

@@ -44,14 +44,14 @@ def _run(tmp_path_factory, name, train):
 @pytest.fixture(scope='session')
 def whole(world, tmp_path_factory):
     "An uninterrupted run of seventeen steps."
-    from running import config, fit, rows_of
+    from runs import config, fit, rows_of
     return _run(tmp_path_factory, 'whole', lambda out: fit(rows_of(world), config(), out))
 
 
 @pytest.fixture(scope='session')
 def resumed(world, tmp_path_factory):
     "The same run, killed in the last stage and resumed."
-    from running import config, fit, killed_at, rows_of
+    from runs import config, fit, killed_at, rows_of
     def train(out):
         killed_at(world, out, config(), 'finetune', 5)
         fit(rows_of(world), config(), out, resume=True)
@@ -61,14 +61,6 @@ def resumed(world, tmp_path_factory):
 @pytest.fixture(scope='session')
 def pair(world, tmp_path_factory):
     "The same run of two processes, which evaluate it too."
-    from running import config, said_by_two, two
+    from runs import config, said_by_two, two
     def train(out): assert two(world, out, config(), test=True) == [0, 0], said_by_two(out)
     return _run(tmp_path_factory, 'pair', train)
-
-
-@pytest.fixture(scope='session')
-def held_run(world, tmp_path_factory):
-    "A run with held-out identities that keeps the best model."
-    from running import fit, held, watched
-    rows, validate = held(world)
-    return _run(tmp_path_factory, 'held', lambda out: fit(rows, watched(select='best'), out, validate=validate))

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import running
+import runs
 import torch
 from accelerate.state import AcceleratorState
-from running import config, only, rows_of, weights
+from runs import config, only, rows_of, weights
 from safetensors.torch import load_file
 
 from clip_dfgs.utils.files import TrainError
@@ -237,9 +237,9 @@ def test_compiled_prompts_give_the_same_losses(world, tmp_path):
 @pytest.fixture
 def two_gpus(monkeypatch):
     "What starts two processes leaves each its GPU."
-    there = running.addresses
+    there = runs.addresses
     def addresses(): return [{k: v for k, v in one.items() if k != 'ACCELERATE_USE_CPU'} for one in there()]
-    monkeypatch.setattr(running, 'addresses', addresses)
+    monkeypatch.setattr(runs, 'addresses', addresses)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='fewer than two GPUs')
@@ -247,23 +247,23 @@ def two_gpus(monkeypatch):
 def test_two_gpus_end_in_one_model(world, tmp_path, two_gpus, change):
     "Weights, batch norm, graph: both processes have the same, and all three stages ran."
     out = tmp_path/'two'
-    assert running.two(world, out, config(**SMALL | change), test=True) == [0, 0], running.said_by_two(out)
+    assert runs.two(world, out, config(**SMALL | change), test=True) == [0, 0], runs.said_by_two(out)
     ends = [load_file(tmp_path/f'two.{rank}.safetensors') for rank in range(2)]
-    assert running.same(*ends) and all(torch.isfinite(v).all() for v in ends[0].values())
+    assert runs.same(*ends) and all(torch.isfinite(v).all() for v in ends[0].values())
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='fewer than two GPUs')
 def test_two_gpus_and_a_feature_that_no_loss_reads(world, tmp_path, two_gpus):
     c = only(config(**SMALL), adapt=3)
     c = replace(c, adapt=replace(c.adapt, id_weight=0., triplet_on=('pooled',)))
-    assert running.two(world, tmp_path/'run', c) == [0, 0], running.said_by_two(tmp_path/'run')
+    assert runs.two(world, tmp_path/'run', c) == [0, 0], runs.said_by_two(tmp_path/'run')
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason='fewer than two GPUs')
 def test_a_lost_loss_on_one_of_two_gpus_stops_both(world, tmp_path, two_gpus):
     out = tmp_path/'run'
-    assert running.two(world, out, only(config(**SMALL), adapt=5), poison='1') == [2, 2]
-    said = [text.strip().splitlines()[-1] for text in running.said_by_two(out)]
+    assert runs.two(world, out, only(config(**SMALL), adapt=5), poison='1') == [2, 2]
+    said = [text.strip().splitlines()[-1] for text in runs.said_by_two(out)]
     assert 'the loss of process 1 is not a number' in said[0] and 'the loss is nan' in said[1]
 
 

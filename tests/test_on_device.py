@@ -5,20 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from running import one_thread_one_cache # noqa: F401, a fixture for the whole file
-from running import config, only, rows_of, same, weights
+from runs import one_thread_one_cache # noqa: F401, a fixture for the whole file
+from runs import config, only, rows_of, same, weights
 
 from clip_dfgs.training import step as stages
 from clip_dfgs.training.config import Stage
 from clip_dfgs.inference.embed import make_accelerator, autocast
-from clip_dfgs.data.loader import ImageDataset
 
 from clip_dfgs.training.losses import batch_hard_triplet, image_text_contrastive
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.data.loader import FeatureDataset, workers_for
 from clip_dfgs.models.prompts import rows_of as table_rows
 from clip_dfgs.training.step import ImageLosses, PromptLosses, Trainee
-from clip_dfgs.models.towers import encode_front, text_tower
 from clip_dfgs.training.trainer import fit
 
 
@@ -110,15 +108,9 @@ def test_the_beginning_of_prompts_computed_once_changes_nothing(precision):
     assert all(torch.equal(a, b) for a, b in zip(*found))
 
 
-def test_a_tower_that_looks_both_ways_shares_no_beginning():
-    tower = text_tower(ReIDModel.create('pedestrians', None, num_ids=2).clip)
-    assert encode_front(tower, torch.zeros(5, 128)) is not None
-    tower.attn_mask = None
-    assert encode_front(tower, torch.zeros(5, 128)) is None
-
-
 # One loader a stage
 
+@pytest.mark.slow
 def test_the_processes_that_load_stay_for_the_stage(world, tmp_path, monkeypatch):
     made = []
     def counted(*args, **options):
@@ -142,6 +134,7 @@ def test_workers_follow_the_cores(monkeypatch):
     assert workers_for('cuda') == 1
 
 
+@pytest.mark.slow
 def test_a_stopped_run_of_convolutions_ends_in_the_same_weights(world, tmp_path):
     "An optimizer's moments come back in the order of their parameters, which fused kernels take for granted."
     c = only(config(clip='timm:resnet10t', image_size=(64, 32), checkpoint_steps=2), adapt=5)
@@ -151,11 +144,3 @@ def test_a_stopped_run_of_convolutions_ends_in_the_same_weights(world, tmp_path)
     with pytest.raises(KeyboardInterrupt): fit(rows_of(world), c, tmp_path/'run', on_step=stop)
     fit(rows_of(world), c, tmp_path/'run', resume=True)
     assert same(weights(tmp_path/'run'), weights(tmp_path/'straight'))
-
-
-def test_a_batch_of_features_is_a_gather():
-    data = FeatureDataset(torch.eye(5), np.arange(5)//2)
-    features, labels = data.__getitems__([4, 0])
-    assert torch.equal(features, torch.eye(5)[[4, 0]]) and labels.tolist() == [2, 0]
-    images = ImageDataset(np.zeros((5, 4, 2, 3), np.uint8), np.arange(5)//2)
-    assert len(images) == len(data)

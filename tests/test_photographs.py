@@ -1,4 +1,4 @@
-"The study on photographs: held-out identities, what is chosen and when, and sentences that are those of its tables."
+"The study on photographs: who is held out, what is chosen and when, and that its sentences are those of its tables."
 import json
 import re
 import sys
@@ -10,6 +10,9 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_rel
 
+from clip_dfgs.experiments.studies import Study
+from clip_dfgs.training.config import check_config
+
 root = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root/'benchmarks'))
 import study_photographs as script  # noqa: E402
@@ -17,21 +20,7 @@ import study_photographs as script  # noqa: E402
 paper, results = root/'nbs'/'paper', root/'results'
 
 
-@pytest.fixture
-def plan(tmp_path):
-    "A plan with two seeds of everything and nothing done."
-    for name in ('rows', 'failed'): (tmp_path/name).mkdir()
-    return script.Plan(tmp_path, tmp_path, False, dev=2, confirm=2, more=1, start_steps=2, steps=2,
-                       choose_at=float('inf'), loaders=0, wanted=())
-
-
-def finish(plan, job, mAP=1., **more):
-    "Write a job's rows as if it had been trained."
-    row = dict(phase=job.phase, seed=job.seed, variant=job.name, form=job.name, target='held out', mAP=mAP) | more
-    for kind in ('csv', 'history'): pd.DataFrame([row]).to_csv(plan.out/'rows'/f'{job}.{kind}', index=False)
-
-
-def test_held_out_identities_are_not_trained_on():
+def test_held_out_identities_are_not_trained_on_and_ask_once_a_camera():
     rng = np.random.default_rng(0)
     people, cameras = np.repeat(np.arange(1, 31), 8), rng.integers(0, 3, 240)
     table = pd.DataFrame(dict(path=[f'{i}.jpg' for i in range(240)], pid=people, camid=cameras, domain='a',
@@ -44,56 +33,35 @@ def test_held_out_identities_are_not_trained_on():
     assert len(query) == len(test.drop_duplicates(['pid', 'camid']))
 
 
-def test_nothing_is_confirmed_before_the_choice_is_made(plan):
-    start = script.Job('confirm', 100, 'start')
-    finish(plan, start)
-    assert not script.ready(plan, script.Job('confirm', 100, 'DFGS'))
-    assert not script.ready(plan, script.Job('dev', 0, 'PK live'))                # its start is not there
-    finish(plan, script.Job('dev', 0, 'start'))
-    assert script.ready(plan, script.Job('dev', 0, 'PK live'))
-
-
-def test_the_best_mean_over_all_seeds_is_chosen_once(plan):
+def test_the_best_mean_over_all_seeds_is_chosen():
+    "Of PK and of DFGS, among the forms that all seeds have trained."
+    rows = [dict(seed=seed, variant=name, step=9, domain='held out', mAP=.1 + .01*i, last=True)
+            for seed in (0, 1) for i, name in enumerate(['start', *script.FORMS])]
+    late = dict(seed=0, variant='DFGS late', step=9, domain='held out', mAP=.99, last=True)
+    best, means = script.choose(Study(None, pd.DataFrame([*rows, late])))
     names = [*script.FORMS]
-    for seed in (0, 1):
-        finish(plan, script.Job('dev', seed, 'start'), 90.)
-        for i, name in enumerate(names): finish(plan, script.Job('dev', seed, name), 10. + i)
-        if not seed: assert script.choice(plan) is None
-    best = {kind: [name for name in names if name.startswith(kind)][-1] for kind in ('PK', 'DFGS')}
-    chosen = script.choice(plan)
-    assert {kind: chosen[kind] for kind in best} == best
-    finish(plan, script.Job('dev', 0, names[0]), 1000.)
-    assert script.choice(plan) == chosen                                          # made once
-    name, (run, stage) = script.form_of(plan, script.Job('confirm', 100, 'DFGS'))
-    assert (run, stage) == script.FORMS[best['DFGS']]
+    assert best == {kind: [name for name in names if name.startswith(kind)][-1] for kind in ('PK', 'DFGS')}
+    assert 'DFGS late' not in means and 'start' not in means
 
 
-def test_a_form_that_one_seed_lacks_is_not_chosen(plan):
-    late = replace(plan, choose_at=0.)
-    for seed in (0, 1):
-        for name in ('PK live', 'DFGS live'): finish(late, script.Job('dev', seed, name), 10.)
-    finish(late, script.Job('dev', 0, 'DFGS frozen'), 99.)
-    assert script.choice(late)['DFGS'] == 'DFGS live'
-
-
-def test_every_form_is_a_config_that_can_be_trained(plan, monkeypatch):
-    from clip_dfgs.training.config import check_config
+@pytest.mark.parametrize('part', script.SEEDS)
+def test_every_form_is_a_config_that_can_be_trained(tmp_path, monkeypatch, part):
     monkeypatch.setattr(script, 'imagenet_file', lambda: 'weights.pth')
-    (plan.out/'choice.json').write_text(json.dumps(dict(PK='PK live', DFGS='DFGS frozen half')))
-    for job in plan.jobs():
-        config = script.config_of(plan, job, script.form_of(plan, job)[1])
-        check_config(config, 651)
-        stage = config.adapt if job.name == 'start' else config.finetune
-        assert stage.batch == 64 and stage.instances == 4
-        if job.name.startswith('DFGS') and job.phase != 'dev':
-            assert config.sampler == 'dfgs' and stage.norm == 'frozen'
-            assert config.pk_ratio == (0 if 'released' in job.name else .5)
+    a = script.arguments(['--out', str(tmp_path)])
+    config, chosen = script.config_of(part, a), dict(PK='PK live', DFGS='DFGS frozen half')
+    check_config(config, 651)
+    assert (config.prompts is None) == (part != 'eyes') and config.adapt.batch == 64
+    for name, changes in script.variants_of(part, config, chosen).items():
+        told = replace(config, **changes)
+        check_config(told, 651)
+        assert told.finetune.batch == 64 and told.finetune.instances == 4
+        if part == 'dev' or not name.startswith('DFGS'): continue
+        assert told.sampler == 'dfgs' and told.finetune.norm == 'frozen'
+        assert told.pk_ratio == (0 if 'released' in name else .5)
 
 
-def test_development_confirmation_and_others_have_seeds_of_their_own(plan):
-    seeds = {}
-    for job in replace(plan, confirm=8, more=3).jobs(): seeds.setdefault(job.phase, set()).add(job.seed)
-    assert len(set.union(*seeds.values())) == sum(map(len, seeds.values()))
+def test_parts_have_seeds_of_their_own():
+    assert len(set.union(*map(set, script.SEEDS.values()))) == sum(map(len, script.SEEDS.values()))
 
 
 # ---------------------------------------------------------------- the tables and what is said of them
@@ -138,7 +106,7 @@ def test_the_stored_choice_is_the_rules(study):
 
 
 @pytest.mark.parametrize('study', ['tower', 'head'])
-def test_confirmation_has_other_seeds_and_targets(study):
+def test_nobody_who_chose_confirms(study):
     ranks = pd.read_csv(results/study/'photographs.csv')
     seeds = ranks.groupby('phase')['seed'].unique()
     assert not {*seeds['dev']} & {*seeds['confirm']}

@@ -3,6 +3,7 @@
 `make_tree(name, root, ids=8)` writes one under `root` and returns its folder. Each has what real copies have:
 strays, hidden files, upper-case endings, gaps in the numbering, and the traps of its layout.
 """
+import json
 from pathlib import Path
 
 import numpy as np
@@ -215,8 +216,45 @@ def csv(root, ids=8):
     return table
 
 
+def frames(folder, ids, ending):
+    "Three frames in which everybody stands; (frame, identity, left, top) of each 16x32 box."
+    folder.mkdir(parents=True)
+    boxes = [(i, who, 20*who, 5 + i) for i in (1, 2, 3) for who in range(1, ids + 1)]
+    for i in (1, 2, 3):
+        pixels = np.full((64, 20*ids + 60, 3), 90, np.uint8)
+        for _, who, left, top in boxes[(i - 1)*ids:i*ids]: pixels[top:top + 32, left:left + 16] = (25*who, 200, 40)
+        Image.fromarray(pixels).save(folder/f'{i:06d}{ending}')
+    return boxes
+
+
+def mot(root, ids=8):
+    "Two MOTChallenge sequences with the same numbers, boxes of another class and boxes that do not count."
+    home = Path(root)/'mot'
+    for name, ending in (('street', '.png'), ('square', '.jpg')):
+        boxes = frames(home/name/'img1', ids, ending)
+        lines = [f'{i},{who},{left},{top},16,32,1,1,1' for i, who, left, top in boxes]
+        (home/name/'gt').mkdir()
+        (home/name/'gt'/'gt.txt').write_text('\n'.join([*lines, '1,90,5,5,9,9,0,1,1', '1,91,5,5,9,9,1,3,1']))
+        (home/name/'seqinfo.ini').write_text(f'[Sequence]\nname={name}\nimDir=img1\nimExt={ending}\n')
+    return home
+
+
+def coco(root, ids=8):
+    "A COCO file with tracks as CVAT exports it, of two videos."
+    home, told = Path(root)/'coco', dict(categories=[dict(id=1, name='person')], images=[], annotations=[], videos=[])
+    for v, name in enumerate(('door', 'gate')):
+        told['videos'].append(dict(id=v, name=name))
+        for i, who, left, top in frames(home/'images'/name, ids, '.png'):
+            image = 10*v + i
+            if who == 1: told['images'].append(dict(id=image, video_id=v, file_name=f'{name}/{i:06d}.png'))
+            told['annotations'].append(dict(image_id=image, category_id=1, bbox=[left, top, 16, 32],
+                                            attributes=dict(track_id=who)))
+    (home/'tracks.json').write_text(json.dumps(told))
+    return home/'tracks.json'
+
+
 MAKERS = dict(market1501=market1501, msmt17=msmt17, cuhk02=cuhk02, cuhk03=cuhk03, cuhk_sysu=cuhk_sysu, prid=prid,
-              grid=grid, viper=viper, ilids=ilids, folder=folder, csv=csv)
+              grid=grid, viper=viper, ilids=ilids, folder=folder, csv=csv, mot=mot, coco=coco)
 
 
 def make_tree(name, root, ids=8, **options):

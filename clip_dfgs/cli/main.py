@@ -19,8 +19,8 @@ import warnings
 
 from .. import __version__ as version
 from . import commands, gallery
-from .parser import ArgumentError, command_parser, read
-from .settings import add_config, base_config, config_of, DataOptions, sources_beside
+from .parser import add_config, ArgumentError, base_config, command_parser, config_of, DataOptions, read
+from .parser import sources_beside
 from ..utils.checks import check_choice, suggest
 
 # %% ../../nbs/cli/01_main.ipynb #7ad2ca43
@@ -38,7 +38,8 @@ COMMANDS = dict( # name -> heading of the overview, function, a line that runs
     export=('using a model', commands.export, 'runs/first --to features.onnx --precision float16'),
     embed=('using a model', gallery.embed, 'market1501:town --model pedestrians --out gallery'),
     search=('using a model', gallery.search, 'gallery --text "a woman in a red coat with a backpack"'),
-    serve=('using a model', gallery.serve, 'gallery'))
+    serve=('using a model', gallery.serve, 'gallery'),
+    features=('using a model', gallery.features, 'gallery --to features.parquet'))
 COMMANDS = {name.replace('_', '-'): command for name, command in COMMANDS.items()}
 
 # %% ../../nbs/cli/01_main.ipynb #23823221

@@ -11,13 +11,13 @@ import hashlib
 import os
 import re
 import shutil
-import socket
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from tqdm import tqdm
 
 from .image_io import ImageError, load_image, nearly_one_color
@@ -33,7 +33,6 @@ def cache_key(
     "A digest of what the cache must hold: contents of the files in their order, image size."
     def digest_of(path):
         try: return hashlib.sha256(Path(path).read_bytes()).digest()
-        except FileNotFoundError: raise ImageError(f'image {path} is missing') from None
         except OSError as e: raise ImageError(f'image {path} cannot be read ({e.strerror})') from None
     digest = hashlib.sha256(f'{_FORMAT} {tuple(size)}'.encode())
     with ThreadPoolExecutor(8) as threads:
@@ -55,25 +54,6 @@ def _noted(note:Path)->str|None:
     with contextlib.suppress(OSError, ValueError):
         key = note.read_text()
         if re.fullmatch('[0-9a-f]{24}', key): return key
-    return None
-
-def _note(note:Path, key:str):
-    "Note a key, where that is allowed."
-    with contextlib.suppress(OSError): write_text(key, note)
-
-# %% ../../nbs/data/07_image_cache.ipynb #453b0544
-@contextlib.contextmanager
-def _locked(path): # a context that gives whether the lock is held
-    "Hold an exclusive lock on `path` while the block runs; where there are no such locks, go on without."
-    try: import fcntl
-    except ImportError: fcntl = None
-    with open(path, 'w') as f:
-        held = False
-        if fcntl:
-            with contextlib.suppress(OSError):
-                fcntl.flock(f, fcntl.LOCK_EX)
-                held = True
-        yield held
 
 # %% ../../nbs/data/07_image_cache.ipynb #28e46d39
 def _decode_all(
@@ -99,17 +79,14 @@ def _decode_all(
                             f'first: {paths[min(empty)]}', stacklevel=2)
 
 # %% ../../nbs/data/07_image_cache.ipynb #e8ee5beb
-def _write_cache(file, paths, size, workers, progress, locked):
-    "Write the cache file whole or not at all."
+def _write_cache(file, paths, size, workers, progress):
+    "Write the cache file whole or not at all, under its lock: other parts were left by writers that were killed."
     shape = (len(paths), *size, 3)
     need, free = int(np.prod(shape)), shutil.disk_usage(file.parent).free
     if need > free: raise OSError(f'it needs {need/1e9:.2f} GB and the disk has {free/1e9:.2f} GB free')
-    if need > 1e8:
-        what = f'{len(paths):,} images at {size[0]}x{size[1]}'
-        print(f'caching {what}: {need/1e9:.2f} GB in {file.parent}', file=sys.stderr)
-    if locked:                                     # then what lies here was left by a writer that was killed
-        for old in file.parent.glob(f'{file.stem}.*.part'): old.unlink(missing_ok=True)
-    part = file.with_suffix(f'.{socket.gethostname()}.{os.getpid()}.part')
+    if need > 1e8: print(f'caching {len(paths):,} images: {need/1e9:.2f} GB in {file.parent}', file=sys.stderr)
+    for old in file.parent.glob(f'{file.stem}.*.part'): old.unlink(missing_ok=True)
+    part = file.with_suffix(f'.{os.getpid()}.part')
     try:
         out = np.lib.format.open_memmap(part, mode='w+', dtype=np.uint8, shape=shape)
         # writing to a mapped file on a full disk kills the process; claiming its blocks is an ordinary error
@@ -160,12 +137,13 @@ def cached_images(
     try:
         if open_cache(file, shape) is None:
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(file.with_suffix('.lock')) as locked:
-                if open_cache(file, shape) is None: _write_cache(file, paths, size, workers, progress, locked)
+            with FileLock(file.with_suffix('.lock')):
+                if open_cache(file, shape) is None: _write_cache(file, paths, size, workers, progress)
     except OSError as e:
         way_out = 'choose another folder (CLIP_DFGS_CACHE) or cache="off"'
         raise ImageError(f'image cache {folder} cannot be written ({e.strerror or e}); {way_out}') from None
-    if not known: _note(note, key)
+    if not known:
+        with contextlib.suppress(OSError): write_text(key, note)
     return open_cache(file, shape)
 
 # %% ../../nbs/data/07_image_cache.ipynb #b49b2264

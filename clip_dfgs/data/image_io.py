@@ -21,27 +21,23 @@ class ImageError(ValueError):
 def _as_eight_bits(
     values:np.ndarray, # whole numbers from 0
     full:int, # the number that stands for white
-    name:str, # of the picture, for the message
+    name:str, # of the image, for the message
 )->np.ndarray: # uint8
     "Deep gray levels as bytes; `ImageError` if no more than two of them would be left."
     top = int(values.max())
-    if 0 < top <= full//255:
-        raise ImageError(f'{name} would be black: its numbers go up to {top} where {full:,} is white; '
-                         'scale them, or save 8 bits')
-    return np.round(values/(full/255)).clip(0, 255).astype(np.uint8)
+    if not 0 < top <= full//255: return np.round(values/(full/255)).clip(0, 255).astype(np.uint8)
+    raise ImageError(f'{name} would be black: its numbers go up to {top} where {full:,} is white; scale them')
 
-# %% ../../nbs/data/06_image_io.ipynb #50a019ac
 def _gray(
     image:Image.Image, # of 16 bits, upright
-    name:str, # of the picture, for the message
+    name:str, # of the image, for the message
     tags:dict, # of a TIFF file
     clear:int|None, # the number that means "transparent"
 )->Image.Image: # in mode L
     "Gray of 8 bits; TIFF files say whether they hold 12 or 16 bits, and whether 0 is white."
     values = np.asarray(image).astype(np.int64)
     full = 4095 if tags.get(258) == (12,) else 65535
-    seen = full - values if tags.get(262) == 0 else values
-    gray = _as_eight_bits(seen, full, name)
+    gray = _as_eight_bits(full - values if tags.get(262) == 0 else values, full, name)
     if clear is not None: gray[values == clear] = 128
     return Image.fromarray(gray)
 
@@ -49,36 +45,32 @@ def _gray(
 def _on_gray(
     image:Image.Image, # in any mode that has transparency
 )->Image.Image: # in mode RGBA, opaque
-    "A transparent picture as it looks on a gray wall."
-    if image.mode == 'La': image = image.convert('LA')
-    seen = image.convert('RGBA')
-    wall = Image.new('RGBA', seen.size, (128, 128, 128, 255))
-    wall.alpha_composite(seen)
-    return wall
+    "A transparent image on gray."
+    seen = (image.convert('LA') if image.mode == 'La' else image).convert('RGBA')
+    return Image.alpha_composite(Image.new('RGBA', seen.size, (128, 128, 128, 255)), seen)
 
 # %% ../../nbs/data/06_image_io.ipynb #cc3c8237
 def why_unreadable(
     problem:Exception, # that a decoder raised
 )->str: # on one line
     "What went wrong, without the name of the file."
-    if isinstance(problem, UnidentifiedImageError): return 'not a picture of a known format'
+    if isinstance(problem, UnidentifiedImageError): return 'not an image of a known format'
     words = ' '.join(str(getattr(problem, 'strerror', None) or problem).split())
     return f'{type(problem).__name__}: {words}' if words else type(problem).__name__
 
 # %% ../../nbs/data/06_image_io.ipynb #fdfa83fa
-def picture_to_rgb(
+def to_rgb(
     image:Image.Image, # in any mode
-    name='picture', # named in messages
+    name='image', # named in messages
 )->Image.Image: # in mode RGB
-    "The red, green and blue of a picture by the rules of this chapter; `ImageError` for what has no pixels or range."
+    "The red, green and blue of an image by the rules of this chapter; `ImageError` for what has no pixels or range."
     if min(image.size) < 1: raise ImageError(f'{name} is empty ({image.width} x {image.height} pixels)')
     try: upright = ImageOps.exif_transpose(image)
     except Exception as problem: raise ImageError(f'{name} cannot be read ({why_unreadable(problem)})') from None
     # Pillow gives gray of 16 bits as I from PPM files, and older ones do so from PNG files
     deep = image.mode.startswith('I;16') or image.mode == 'I' and image.format in ('PNG', 'PPM')
     if image.mode in ('I', 'F') and not deep:
-        numbers = 'fractions' if image.mode == 'F' else '32-bit numbers'
-        raise ImageError(f'{name} holds {numbers}, whose range is not known; scale it to 8 or 16 bits')
+        raise ImageError(f'{name} holds numbers of 32 bits, whose range is not known; scale it to 8 or 16 bits')
     if deep: upright = _gray(upright, name, getattr(image, 'tag_v2', {}), image.info.get('transparency'))
     elif upright.has_transparency_data: upright = _on_gray(upright)
     return upright.convert('RGB')
@@ -87,7 +79,7 @@ def picture_to_rgb(
 def nearly_one_color(
     pixels:np.ndarray, # uint8, shape [H,W,3]
 )->bool:
-    "Whether a picture shows nothing: its numbers lie within 16 of each other."
+    "Whether an image shows nothing: its numbers lie within 16 of each other."
     return int(pixels.max()) - int(pixels.min()) <= 16
 
 # %% ../../nbs/data/06_image_io.ipynb #725337e0
@@ -112,7 +104,7 @@ def load_image(
     name = f'image {path}'
     try:
         # the file, not its name: what Pillow opens by name it maps, and maps wrongly if it has to be turned
-        with open(path, 'rb') as file, Image.open(file) as image: image = picture_to_rgb(image, name)
+        with open(path, 'rb') as file, Image.open(file) as image: image = to_rgb(image, name)
     except ImageError: raise
     except FileNotFoundError: raise ImageError(f'{name} is missing') from None
     except Exception as problem: raise ImageError(f'{name} cannot be read ({why_unreadable(problem)})') from None
@@ -120,31 +112,23 @@ def load_image(
     return np.array(image)
 
 # %% ../../nbs/data/06_image_io.ipynb #5385673e
-_FORMS = ('a picture is a path, a PIL image, an array [H,W], [H,W,1], [H,W,3] or [H,W,4], or a tensor '
+_FORMS = ('an image is a path, a PIL image, an array [H,W], [H,W,1], [H,W,3] or [H,W,4], or a tensor '
           '[H,W], [1,H,W], [3,H,W] or [4,H,W]')
 
 def _is_tensor(image): return hasattr(image, 'detach') and hasattr(image, 'dtype') # torch is not needed to know
-
-# %% ../../nbs/data/06_image_io.ipynb #52656a62
-def _met(
-    image, # array or tensor
-)->str: # like "tensor float32 [3,128,64]"
-    "What was passed, in words."
-    kind = 'tensor' if _is_tensor(image) else 'array'
-    return f'{kind} {str(image.dtype).removeprefix("torch.")} {list(image.shape)}'.replace(', ', ',')
 
 # %% ../../nbs/data/06_image_io.ipynb #9044e05f
 def _as_bytes(
     values:np.ndarray, # uint8, uint16, or floats between 0 and 1
     met:str, # what was passed, for the message
 )->np.ndarray: # uint8
-    "The numbers of a picture as bytes; ValueError for other kinds and for floats outside of 0..1."
+    "The numbers of an image as bytes; ValueError for other kinds and for floats outside of 0..1."
     if values.dtype == np.uint8: return values
     if values.dtype == np.uint16: return _as_eight_bits(values, 65535, met)
-    if values.dtype.kind != 'f': raise ValueError(f'{met}: a picture holds uint8, or floats between 0 and 1')
-    low, high = values.min(), values.max()
-    if not (low >= -1e-3 and high <= 1.001):
-        raise ValueError(f'{met}: floats of a picture are between 0 and 1, these are from {low:.3g} to {high:.3g}')
+    low, high = float(values.min()), float(values.max())
+    if values.dtype.kind != 'f' or not (low >= -1e-3 and high <= 1.001):
+        numbers = f'these are from {low:.3g} to {high:.3g}'
+        raise ValueError(f'{met}: an image holds uint8, or floats between 0 and 1, {numbers}')
     if 0 < high <= 1/255:
         raise ImageError(f'{met} would be black: its floats go up to {high:.2g}; were they divided by 255 twice?')
     return (values.clip(0, 1) * 255).round().astype(np.uint8)
@@ -154,8 +138,10 @@ def _channels_last(
     image, # array [H,W] or [H,W,C], or tensor [H,W] or [C,H,W]
 )->np.ndarray: # uint8 [H,W,C]
     "An array with channels last; ValueError for other shapes, `ImageError` without pixels."
-    met, values = _met(image), image
-    if _is_tensor(image):
+    kind = 'tensor' if _is_tensor(image) else 'array'
+    met = f'{kind} {str(image.dtype).removeprefix("torch.")} {list(image.shape)}'.replace(', ', ',')
+    values = image
+    if kind == 'tensor':
         image = image.detach().cpu()
         values = (image.float() if image.is_floating_point() else image).numpy()
         if values.ndim == 3: values = values.transpose(1, 2, 0)
@@ -164,57 +150,46 @@ def _channels_last(
     if not values.size: raise ImageError(f'{met} is empty')
     return _as_bytes(values, met)
 
-# %% ../../nbs/data/06_image_io.ipynb #aa199d07
-def _pil(
-    image, # array or tensor
-    channels:str, # "rgb" or "bgr"
-)->Image.Image:
-    "An array or tensor as a PIL image."
-    values = _channels_last(image)
-    if values.shape[2] == 1: return Image.fromarray(np.ascontiguousarray(values[:, :, 0]))
-    if channels == 'bgr': values = np.concatenate([values[:, :, 2::-1], values[:, :, 3:]], 2)
-    return Image.fromarray(np.ascontiguousarray(values))
-
 # %% ../../nbs/data/06_image_io.ipynb #1396d25e
 def to_pixels(
     image, # path, PIL image, array or tensor
     size:tuple, # (height, width)
     channels:str='rgb', # of arrays and tensors, or "bgr"
 )->np.ndarray: # uint8 [3,height,width]
-    "One picture at a size; ValueError says what was met, `ImageError` what is empty or cannot be read."
+    "One image at a size; ValueError says what was met, `ImageError` what is empty or cannot be read."
     if isinstance(image, (str, os.PathLike)): return load_image(image, size).transpose(2, 0, 1)
-    if isinstance(image, np.ndarray) or _is_tensor(image): image = _pil(image, channels)
+    if isinstance(image, np.ndarray) or _is_tensor(image):
+        values = _channels_last(image)
+        if channels == 'bgr' and values.shape[2] > 1: values = np.dstack([values[:, :, 2::-1], values[:, :, 3:]])
+        image = Image.fromarray(np.ascontiguousarray(values if values.shape[2] > 1 else values[:, :, 0]))
     if not isinstance(image, Image.Image): raise ValueError(f'{_FORMS}; not {type(image).__name__}')
-    image = picture_to_rgb(image, 'PIL image').resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    image = to_rgb(image, 'PIL image').resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.array(image).transpose(2, 0, 1)
 
 # %% ../../nbs/data/06_image_io.ipynb #8f2b230e
 def listed(
-    images, # one picture or several, in any form
-)->list: # of pictures
-    "The pictures one by one; ValueError for what is neither a picture nor several."
+    images, # one image or several, in any form
+)->list: # of images
+    "The images one by one; ValueError for what is neither an image nor several."
     if isinstance(images, (str, os.PathLike, Image.Image)): return [images]
     if isinstance(images, np.ndarray) or _is_tensor(images):
         paths = isinstance(images, np.ndarray) and images.dtype.kind in 'OU'
         several = images.ndim == 4 or images.ndim == 1 and (paths or not len(images))
         return list(images) if several else [images]
-    if hasattr(images, 'columns'): raise ValueError('a table of records: give its column `path`')
-    if hasattr(images, 'read'): raise ValueError('an open file: give its path, or what PIL.Image.open makes of it')
-    if isinstance(images, (set, frozenset)): raise ValueError('a set has no order; give a list of pictures')
-    if isinstance(images, (bytes, dict)) or not hasattr(images, '__iter__'):
-        raise ValueError(f'{_FORMS}, or a list of these; not {type(images).__name__}')
-    return list(images)
+    other = isinstance(images, (bytes, dict, set, frozenset)) or hasattr(images, 'read') or hasattr(images, 'columns')
+    if not other and hasattr(images, '__iter__'): return list(images)
+    raise ValueError(f'{_FORMS}, or a list or column of these; not {type(images).__name__}')
 
 # %% ../../nbs/data/06_image_io.ipynb #30db3537
 def read_block(
-    images:list, # all pictures
+    images:list, # all images
     start:int, # the first of the block
-    batch:int, # pictures in a block
+    batch:int, # images in a block
     size:tuple, # (height, width)
     channels:str='rgb', # of arrays and tensors, or "bgr"
-    leave_out:bool=False, # go on without pictures that are empty or cannot be read
+    leave_out:bool=False, # go on without images that are empty or cannot be read
 )->tuple: # uint8 [b,3,height,width], {position: what is wrong}
-    "The pixels of a block, and what was left out of it; ValueError or `ImageError` names the picture."
+    "The pixels of a block, and what was left out of it; ValueError or `ImageError` names the image."
     pixels, problems = [], {}
     for i, image in enumerate(images[start:start + batch], start):
         try: pixels.append(to_pixels(image, size, channels))
@@ -222,35 +197,34 @@ def read_block(
             problems[i] = problem
             if leave_out and isinstance(problem, ImageError): continue
             if len(images) == 1 or isinstance(image, (str, os.PathLike)): raise # a path names itself
-            raise type(problem)(f'picture {i} of {len(images)}, counted from 0: {problem}') from None
+            raise type(problem)(f'image {i} of {len(images)}, counted from 0: {problem}') from None
     return np.stack(pixels) if pixels else np.zeros((0, 3, *size), np.uint8), problems
 
 # %% ../../nbs/data/06_image_io.ipynb #0201b5d1
 def in_their_places(
-    features, # of the pictures that were not left out
+    features, # of the images that were not left out
     problems:dict, # position -> what is wrong
-    n:int, # pictures in all
+    n:int, # images in all
 )->list: # of a feature or None, length n
-    "A feature for each picture, and None where there is none."
+    "A feature for each image, and None where there is none."
     found = iter(features)
     return [None if i in problems else next(found) for i in range(n)]
 
 # %% ../../nbs/data/06_image_io.ipynb #06306a0c
 def crops(
-    frame:np.ndarray, # a picture as an array [H,W] or [H,W,C]
+    frame:np.ndarray, # an array [H,W] or [H,W,C]
     boxes, # left, top, right, bottom in pixels, shape [n,4]
 )->list: # of n arrays, views of the frame
     "The part of a frame in each box, cut at the edge; ValueError for boxes of another shape or not numbers."
     boxes = np.asarray(boxes.detach().cpu() if _is_tensor(boxes) else boxes, dtype=float)
     if not boxes.size: return []
-    if boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise ValueError(f'boxes have shape {list(boxes.shape)}: give [n,4], left, top, right, bottom')
-    if not np.isfinite(boxes).all(): raise ValueError('a box holds something that is not a number')
-    if 0 <= boxes.min() and boxes.max() <= 1 and min(np.shape(frame)[:2]) > 2:
-        raise ValueError('boxes end at 1: they are shares of the frame; multiply them by its width and height')
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
+        raise ValueError(f'boxes have shape {list(boxes.shape)}: give numbers [n,4], left, top, right, bottom')
     if not isinstance(frame, np.ndarray) or frame.ndim not in (2, 3):
         raise ValueError('a frame is an array [H,W] or [H,W,C]')
     height, width = frame.shape[:2]
+    if 0 <= boxes.min() and boxes.max() <= 1 and min(height, width) > 2:
+        raise ValueError('boxes end at 1: they are shares of the frame; multiply them by its width and height')
     ends = boxes.round().clip(0, [width, height, width, height]).astype(int)
     return [frame[top:bottom, left:right] for left, top, right, bottom in ends]
 

@@ -57,11 +57,10 @@ def find_leakage(
     content:bool=True, # compare the bytes of files; False: only which files they are
 )->pd.DataFrame: # kind, domain, rows (how many), sentence
     "What makes the scores of a test better, or a training set worse, than it seems; a row a finding."
-    found = [] if targets is None else _in_test(targets[targets['split'] != 'train'], content)
-    if targets is not None and content: found += _two_identities(targets)
-    if train is not None and targets is None and 'pid' in train: found += _two_identities(train)
-    if train is not None and targets is not None:
-        found += _trained(train, targets[targets['split'] != 'train'], content)
+    found, tests = [], None if targets is None else targets[targets['split'] != 'train']
+    if targets is not None: found += _in_test(tests, content) + (_two_identities(targets) if content else [])
+    elif 'pid' in train: found += _two_identities(train)
+    if train is not None and targets is not None: found += _trained(train, tests, content)
     if train is not None and 'domain' in train and content: found += copied_domains(train)
     return pd.DataFrame(found, columns=['kind', 'domain', 'rows', 'sentence'])
 
@@ -84,12 +83,7 @@ def _in_test(tests:pd.DataFrame, content:bool)->list:
             what = 'an image is no answer to itself' if one else 'they find themselves, and no camera leaves them out'
             found.append(('own image', domain, len(own), f'{domain}: {len(own):,} of {len(query):,} queries are in the '
                           f'gallery too: {what}, first {min(own)}'))
-        places = rows[in_two_places(rows)]
-        if len(places):
-            found.append(('two places', domain, len(places),
-                          f'{domain}: the identities of {len(places):,} images lie in '
-                          f'two places, first {places["path"].iloc[0]}; if these are two data sets, '
-                          'give each a domain'))
+        found += two_places(rows)
     return found
 
 # %% ../../nbs/data/10_leakage.ipynb #b4feb698
@@ -105,11 +99,11 @@ def _trained(train:pd.DataFrame, tests:pd.DataFrame, content:bool)->list:
                           f'test images are trained on too, first {both[0]}; its scores do not show how the model does '
                           'on new identities'))
         if not {'domain', 'pid'} <= {*train}: continue
-        others, people = train[train['domain'] == domain], set(rows['pid']) - {0}
-        same = people & set(others['pid'])
+        others, own = train[train['domain'] == domain], set(rows['pid']) - {0}
+        same = own & set(others['pid'])
         if same and _one_data_set(rows, others):
             found.append(('trained identity', domain, len(same),
-                          f'{domain}: {len(same):,} of its {len(people):,} identities are trained on'))
+                          f'{domain}: {len(same):,} of its {len(own):,} identities are trained on'))
     gone = [path for path in paths if not os.path.exists(path)]
     if gone and content:
         found.append(('missing', '', len(gone), f'{len(gone):,} of {len(paths):,} images that were trained on are not '
@@ -134,12 +128,9 @@ def _two_identities(records:pd.DataFrame)->list:
         some = some.assign(content=[_digest(path) for path in some['path']])
         some = some[some.groupby('content')['pid'].transform('nunique') > 1]
         if not len(some): continue
-        same = some[some['content'] == some['content'].iloc[0]]
-        first, other = same.iloc[0], same[same['pid'] != same['pid'].iloc[0]].iloc[0]
-        found.append(('two identities', domain, len(some),
-                      f'{domain}: {len(some):,} images are copies of one another and '
-                      f'stand under several identities, first: {first["path"]} ({first["pid"]}, {first["split"]}) and '
-                      f'{other["path"]} ({other["pid"]}, {other["split"]})'))
+        same = some[some['content'] == some['content'].iloc[0]].drop_duplicates('pid')['path']
+        found.append(('two identities', domain, len(some), f'{domain}: {len(some):,} images are copies of one another '
+                      f'and stand under several identities, first: {same.iloc[0]} and {same.iloc[1]}'))
     return found
 
 # %% ../../nbs/data/10_leakage.ipynb #644d4b1d
@@ -164,6 +155,13 @@ def copied_domains(
 
 # %% ../../nbs/data/10_leakage.ipynb #d627841f
 _SPLIT_FOLDER = r'^(.*)/(train|test|query|gallery|bounding_box_train|bounding_box_test)/(?:[^/]+/)?[^/]+$'
+
+def two_places(records:pd.DataFrame)->list: # of findings, one or none
+    rows = records[in_two_places(records)]
+    if not len(rows): return []
+    domain = rows['domain'].iloc[0]
+    return [('two places', domain, len(rows), f'{domain}: the identities of {len(rows):,} images lie in two places, '
+             f'first {rows["path"].iloc[0]}; if these are two data sets, give each a domain')]
 
 def in_two_places(records:pd.DataFrame)->np.ndarray: # bool [n]
     "Rows that look as if two data sets had one domain name."

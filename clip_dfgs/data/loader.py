@@ -14,27 +14,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from .image_cache import open_cache
 from .transforms import Augment
+from ..utils.checks import positive_int, rows_of_graph
 
 # %% ../../nbs/data/09_loader.ipynb #f53784ba
 def check_pixels(pixels):
-    "The same array-like of pictures; ValueError for another kind of numbers or another shape, where it tells them."
+    "The same array-like of images; ValueError for another kind of numbers or another shape, where it tells them."
     silent = hasattr(pixels, '__getitem__') and not hasattr(pixels, 'dtype')
     if silent and not isinstance(pixels, (list, tuple)): return pixels
     kind, shape = str(getattr(pixels, 'dtype', type(pixels).__name__)), tuple(getattr(pixels, 'shape', ()))
     if kind in ('uint8', 'torch.uint8') and len(shape) == 4 and shape[3] == 3: return pixels
     raise ValueError(f'pixels are {kind} {list(shape)}; give uint8 [n,H,W,3]')
-
-def _whole_numbers(name:str, values)->torch.Tensor: # int64 [n]
-    "Labels or cameras; ValueError with the first that is no whole number."
-    values = values.detach().cpu().numpy() if torch.is_tensor(values) else np.array(values)
-    if values.ndim != 1: raise ValueError(f'{name} have shape {list(values.shape)}; give one number an image')
-    try:
-        with np.errstate(invalid='ignore'): whole = values.astype(np.int64 if values.dtype.kind in 'iufO' else object)
-    except (TypeError, ValueError, OverflowError): whole = np.zeros(len(values), np.int64)
-    wrong = values.dtype.kind not in 'iufO' or whole != values
-    if not np.any(wrong): return torch.from_numpy(whole)
-    first = int(np.broadcast_to(wrong, values.shape).argmax())
-    raise ValueError(f'{name} are whole numbers; number {first} is {values[first]!r}')
 
 # %% ../../nbs/data/09_loader.ipynb #9e517072
 class ImageDataset(Dataset):
@@ -67,9 +56,7 @@ class ImageDataset(Dataset):
 
     def _column(self, name, values):
         if values is None: return torch.zeros(len(self), dtype=torch.long)
-        values = _whole_numbers(f'ImageDataset: {name}', values)
-        if len(values) != len(self): raise ValueError(f'ImageDataset: {len(values):,} {name} for {len(self):,} images')
-        return values
+        return torch.from_numpy(rows_of_graph(values, f'ImageDataset: {name}', len(self)))
 
     def set_epoch(self, epoch:int): self._epoch.fill_(epoch)
     def __len__(self): return len(self.pixels)
@@ -88,11 +75,6 @@ class ImageDataset(Dataset):
     def __setstate__(self, state):
         pixels = state['pixels']
         self.__dict__.update(state, pixels=open_cache(*pixels) if isinstance(pixels, tuple) else pixels)
-
-# %% ../../nbs/data/09_loader.ipynb #ffa51c6b
-def _as_is(batch):
-    "The data set returns whole batches; there is nothing to collate."
-    return batch
 
 # %% ../../nbs/data/09_loader.ipynb #f4c4286c
 def make_loader(
@@ -120,10 +102,9 @@ def make_loader(
     DataLoader
         of (uint8 [B,3,H,W], labels [B], cameras [B], indices [B])
     """
-    n, batch = len(dataset), int(_whole_numbers('batch', [batch])[0])
-    if batch < 1: raise ValueError(f'batch is {batch}; it takes a whole number, 1 or more')
+    n, batch = len(dataset), positive_int('batch', batch)
     if batch_sampler is None: batch_sampler = [list(range(i, min(i + batch, n))) for i in range(0, n, batch)]
-    return DataLoader(dataset, batch_sampler=batch_sampler, collate_fn=_as_is, num_workers=workers,
+    return DataLoader(dataset, batch_sampler=batch_sampler, collate_fn=tuple, num_workers=workers,
                       persistent_workers=workers > 0, pin_memory=torch.cuda.is_available() if pin is None else pin)
 
 # %% ../../nbs/data/09_loader.ipynb #fbf4b4cd

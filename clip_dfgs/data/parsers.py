@@ -9,7 +9,6 @@ __all__ = ['PARSERS', 'market1501', 'msmt17', 'cuhk02', 'cuhk03', 'cuhk_sysu', '
 import hashlib
 import os
 import re
-import shutil
 import warnings
 from pathlib import Path
 
@@ -17,7 +16,8 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from .folders import as_table, find_root, from_csv, from_folder, need, parse_names, wrong_layout
+from .folders import as_table, find_root, from_folder, need, parse_names, wrong_layout
+from .tables import coco, from_csv, made_once, mot
 from .records import encode_names, SPLITS, without_junk
 from ..utils.checks import DatasetError
 from ..utils.files import cache_folder, hidden, image_files
@@ -38,23 +38,15 @@ def _market_rows(
     pattern, rows = r'(?P<pid>-?\d+)(\.0+)?_(?P<camera>c(?P<cam>\d+))', []
     for split, sub in (*MARKET_FOLDERS.items(), ('train', _EXPORTED)):
         if os.path.lexists(folder/sub): rows += parse_names(name, need(name, folder/sub), pattern, split)
-    _say_exported(name, folder, rows)
+    if (folder/_EXPORTED).is_dir():
+        warnings.warn(f'{name}: {folder/_EXPORTED} is read as {MARKET_FOLDERS["train"]}', stacklevel=3)
     _say_beside(name, folder)
     if any(row['camid'] < 0 for row in rows): # cameras are counted from 0
         for row in rows: row['camid'] += 1
     return without_junk(name, rows, distractors)
 
-def _say_exported(name:str, folder:Path, rows:list):
-    "Warn of what annotation tools write otherwise: another folder, and numbers such as 3.0."
-    if (folder/_EXPORTED).is_dir():
-        warnings.warn(f'{name}: {folder/_EXPORTED} is read as {MARKET_FOLDERS["train"]}', stacklevel=3)
-    decimal = [row['path'] for row in rows if '.0' in os.path.basename(row['path']).split('_')[0]]
-    if decimal:
-        warnings.warn(f'{name}: {len(decimal):,} images have identities such as 3.0, read as whole numbers, first: '
-                              f'{decimal[0]}', stacklevel=3)
-
 def _say_beside(name:str, folder:Path):
-    "Warn of pictures in folders beside the three that are read."
+    "Warn of images in folders beside the three that are read."
     for sub in sorted(folder.iterdir()):
         if sub.name in (*MARKET_MARKERS, *_NOT_USED) or hidden(sub.name) or not sub.is_dir(): continue
         many = len(image_files(sub, deep=True))
@@ -64,7 +56,7 @@ def _say_beside(name:str, folder:Path):
 # %% ../../nbs/data/03_parsers.ipynb #8d663680
 def market1501(
     root, # with `bounding_box_train`, `query`, `bounding_box_test`, or some of them
-    distractors:bool=True, # identity 0 is nobody and numbers below are junk; False: every number is a person
+    distractors:bool=True, # 0 marks distractors and numbers below junk; False: every number is an identity
 )->pd.DataFrame: # records without a domain
     "Market-1501 and every set in its layout: names `PPPP_cC...`."
     folder = find_root('market1501', root, MARKET_MARKERS, MARKET_NAMES)
@@ -84,24 +76,23 @@ def _read_list(name, file, images, split):
     rows = []
     try: lines = file.read_text(encoding='utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError) as e: raise DatasetError(f'{name}: {file} cannot be read ({e})') from None
+    part = 'train' if split == 'train' else 'test'
     for number, line in enumerate(lines, 1):
         if not line.strip(): continue
-        match = re.fullmatch(r'\s*(?P<path>.*?(?P<base>[^/\\]*))\s+(?P<pid>\d+)\s*', line)
-        camera = match and re.match(r'\d+_\d+_(\d+)_', match['base'])
-        if not camera:
+        match = re.fullmatch(r'\s*((?:.*[/\\])?\d+_\d+_(\d+)_.*?)\s+(\d+)\s*', line)
+        if not match:
             raise DatasetError(f'{name}: {file} line {number} is not "PPPP/PPPP_NNN_CC_....jpg pid" '
                                f'but {line.strip()[:80]!r}')
-        path = str(images/match['path'].replace('\\', '/'))
-        part = 'train' if split == 'train' else 'test'
-        rows.append(dict(path=path, pid=(part != 'train', int(match['pid'])), camid=int(camera[1]) - 1, split=split,
-                         identity=f'{part}/{match["pid"]}', camera=camera[1]))
+        path, camera, pid = match.groups()
+        rows.append(dict(path=str(images/path.replace('\\', '/')), pid=(part, int(pid)), camid=int(camera) - 1,
+                         split=split, identity=f'{part}/{pid}', camera=camera))
     return rows
 
 # %% ../../nbs/data/03_parsers.ipynb #b819c710
 def msmt17(
     root, # `MSMT17_V1` (train, test) or `MSMT17_V2` (mask_train_v2, mask_test_v2) with its four lists
 )->pd.DataFrame: # records without a domain
-    "MSMT17, V1 or V2: train + val train; identities of train and test are different people."
+    "MSMT17, V1 or V2: train + val train; the numbers of train and test are different identities."
     lists = dict(list_train='train', list_val='train', list_query='query', list_gallery='gallery')
     folder = find_root('msmt17', root, [f'{f}.txt' for f in lists], ('MSMT17_V1', 'MSMT17_V2', 'MSMT17'))
     rows = []
@@ -110,9 +101,9 @@ def msmt17(
             part = 'train' if split == 'train' else 'test'
             images = _one_of('msmt17', folder, part, f'mask_{part}_v2')
             rows += _read_list('msmt17', folder/f'{f}.txt', images, split)
-        else: warnings.warn(f'msmt17: {folder}/{f}.txt is not there: its pictures are lost', stacklevel=2)
+        else: warnings.warn(f'msmt17: {folder}/{f}.txt is not there: its images are lost', stacklevel=2)
     records = as_table('msmt17', rows, folder)
-    return records.assign(pid=encode_names(records['pid']))
+    return records.assign(pid=encode_names(records['pid'].map(lambda pid: (pid[0] != 'train', pid[1]))))
 
 # %% ../../nbs/data/03_parsers.ipynb #6085559f
 def cuhk02(
@@ -135,19 +126,18 @@ def cuhk02(
 def read_mat(name, file):
     "The variables of a MATLAB file (before version 7.3) as a dict of arrays; `DatasetError` if it cannot be read."
     from scipy.io import loadmat
-    try: return loadmat(str(file))
-    except FileNotFoundError: raise DatasetError(f'{name}: {file} is not there') from None
-    except Exception as e: # scipy raises what it stumbles over
-        why = ' '.join(str(e).split())[:120]
-        raise DatasetError(f'{name}: {file} cannot be read ({type(e).__name__}: {why})') from None
+    try: return loadmat(str(need(name, file, 'file')))
+    except DatasetError: raise
+    except Exception as e: raise _damaged(name, file, e) from None # scipy raises what it stumbles over
+
+def _damaged(name, file, e:Exception)->DatasetError:
+    return DatasetError(f'{name}: {file} cannot be read ({type(e).__name__}: {" ".join(str(e).split())[:120]})')
 
 # %% ../../nbs/data/03_parsers.ipynb #6c15c90d
 def _cuhk03_config(folder, kind):
     "Rows of the new protocol, with bare file names for paths, from its `.mat` configuration."
     file = folder/f'cuhk03_new_protocol_config_{kind}.mat'
     config, rows = read_mat('cuhk03', file), []
-    lost = [k for k in ('filelist', 'labels', 'train_idx', 'query_idx', 'gallery_idx') if k not in config]
-    if lost: raise DatasetError(f'cuhk03: {file.name} lacks {", ".join(lost)}')
     try:
         files, labels = [str(f[0]) for f in config['filelist'].ravel()], config['labels'].ravel().astype(int)
         for split in SPLITS:
@@ -156,8 +146,7 @@ def _cuhk03_config(folder, kind):
                 pair, person, view = files[i].split('_')[:3]
                 rows.append(dict(path=files[i], pid=int(labels[i]), camid=int(view) - 1, split=split,
                                  identity=f'{pair}_{person}', camera=view))
-    except (IndexError, ValueError, TypeError) as e:
-        raise DatasetError(f'cuhk03: {file} is damaged ({type(e).__name__}: {e})') from None
+    except (KeyError, IndexError, ValueError, TypeError) as e: raise _damaged('cuhk03', file, e) from None
     return rows
 
 # %% ../../nbs/data/03_parsers.ipynb #2a363b31
@@ -168,18 +157,10 @@ def _cuhk03_extract(mat, kind, cache):
     facts = mat.stat()
     key = f'{mat.resolve()} {facts.st_size} {facts.st_mtime_ns} {facts.st_ctime_ns} {facts.st_ino}'
     out = cache_folder(cache)/f'cuhk03-{hashlib.sha256(key.encode()).hexdigest()[:16]}'/f'images_{kind}'
-    if out.is_dir(): return out
-    part = out.with_name(f'part-{os.getpid()}-{kind}')
-    try:
-        part.mkdir(parents=True, exist_ok=True)
+    def make(part):
         with h5py.File(mat, 'r') as f: _cuhk03_images(f, kind, part)
-        if not out.is_dir(): os.rename(part, out)
-    except Exception as e: # whatever h5py and Pillow stumble over in a damaged file
-        if not out.is_dir():  # another process may have been faster
-            why = ' '.join(str(e).split())[:120]
-            raise DatasetError(f'cuhk03: {mat} cannot be extracted to {out} ({type(e).__name__}: {why})') from None
-    finally: shutil.rmtree(part, ignore_errors=True)
-    return out
+    try: return made_once(out, make)
+    except Exception as e: raise _damaged('cuhk03', mat, e) from None # whatever h5py and Pillow stumble over
 
 # %% ../../nbs/data/03_parsers.ipynb #8aa64767
 def _cuhk03_images(
@@ -187,7 +168,7 @@ def _cuhk03_images(
     kind:str, # `labeled` or `detected`
     out, # folder to write to
 ):
-    "Five camera pairs, each [10 images, people]; an absent image is an empty cell; arrays are stored [3,W,H]."
+    "Five camera pairs, each [10 images, identities]; an absent image is an empty cell; arrays are stored [3,W,H]."
     from PIL import Image
     for pair, ref in enumerate(f[kind][0], 1):
         people = f[ref][:].T
@@ -250,7 +231,7 @@ def prid(
 def grid(
     root, # with `probe`, `gallery` and `features_and_partitions.mat`
 )->pd.DataFrame: # records without a domain
-    "QMUL GRID: names `PPPP_C_....jpeg`; identity 0 are the 775 gallery images of nobody."
+    "QMUL GRID: names `PPPP_C_....jpeg`; identity 0 are the 775 distractors of the gallery."
     folder = find_root('grid', root, ['probe'], ('underground_reid', 'grid'))
     pattern = r'(?P<pid>\d+)_(?P<cam>\d+)_'
     rows = [r for part in ('probe', 'gallery') for r in parse_names('grid', folder/part, pattern)]
@@ -278,4 +259,4 @@ def ilids(
 
 # %% ../../nbs/data/03_parsers.ipynb #064b0ab5
 PARSERS = dict(market1501=market1501, msmt17=msmt17, cuhk02=cuhk02, cuhk03=cuhk03, cuhk_sysu=cuhk_sysu,
-               prid=prid, grid=grid, viper=viper, ilids=ilids, folder=from_folder, csv=from_csv)
+               prid=prid, grid=grid, viper=viper, ilids=ilids, folder=from_folder, csv=from_csv, mot=mot, coco=coco)

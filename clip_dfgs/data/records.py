@@ -15,9 +15,9 @@ import warnings
 import numpy as np
 import pandas as pd
 
-from .leakage import copied_domains, in_two_places
+from .leakage import copied_domains, in_two_places, two_places
 from ..utils.checks import DatasetError, plain_label
-from ..utils.files import file_itself, in_real_folders, stable_shuffle
+from ..utils.files import in_real_folders, stable_shuffle
 
 # %% ../../nbs/data/01_records.ipynb #d4ba0528
 COLUMNS = ['path', 'pid', 'camid', 'domain', 'split']
@@ -28,16 +28,15 @@ SPLITS = ['train', 'query', 'gallery']
 def parse_identity(
     value, # as it is written
 ): # int for a number, text for a name, None where it is unknown
-    "What is written, by the table of `utils.checks`; ValueError, with the end of a sentence, for what is no label."
-    try: value = plain_label(value)
-    except (TypeError, UnicodeDecodeError): raise ValueError(f'is {value}, neither a whole number nor a name') from None
-    if isinstance(value, int) and abs(value) >= 2**62: raise ValueError(f'is {str(value)[:40]}, too large')
+    "What is written, by the table of `utils.checks`; TypeError for what is no label."
+    value = plain_label(value)
+    if isinstance(value, int) and abs(value) >= 2**62: raise TypeError
     if not isinstance(value, str): return value
     text = unicodedata.normalize('NFC', value.strip())
     whole = re.fullmatch(r'([+-]?\d+)(\.0*)?', text)
     if whole and len(whole[1]) < 19 and (not whole[2] or len(whole[1]) < 16): return int(whole[1])
-    if re.fullmatch(r'[+-]?\d*\.?\d+([eE][+-]\d+)?|[+-]?\d+\.\d*[eE][+-]\d+', text):
-        raise ValueError(f'is {text[:40]}, no whole number or too large; write all digits, or a name')
+    # a number that lost its digits
+    if re.fullmatch(r'[+-]?\d*\.?\d+([eE][+-]\d+)?|[+-]?\d+\.\d*[eE][+-]\d+', text): raise TypeError
     return text
 
 # %% ../../nbs/data/01_records.ipynb #7be2314a
@@ -67,7 +66,7 @@ def encode_cameras(
         raise DatasetError(f'{where}: {len(unknown):,} of {len(read):,} cameras are unknown, first: row {unknown[0]}')
     numbers = [v for v in read if isinstance(v, int)]
     if numbers and min(numbers) < 0: raise DatasetError(f'{where}: {min(numbers)} is no camera; count them from 0')
-    if not numbers or len(numbers) == len(read): _warn_of_spellings(values, read, where)
+    if len(set(map(type, read))) == 1: _warn_of_spellings(values, read, where)
     else: warnings.warn(f'{where}: numbers and names stand together and are different cameras', stacklevel=3)
     return np.array(read if len(numbers) == len(read) else encode_names(map(_sort_key, read), 0), np.int64)
 
@@ -77,7 +76,8 @@ def _parse_all(values, where:str)->list: # of int, text or None
     found = []
     for row, value in enumerate(values, 1):
         try: found.append(parse_identity(value))
-        except ValueError as e: raise DatasetError(f'{where}: row {row} {e}') from None
+        except (TypeError, UnicodeDecodeError):
+            raise DatasetError(f'{where}: row {row} is {str(value)[:40]}, neither a whole number nor a name') from None
     return found
 
 def _sort_key(value)->tuple: # numbers before names
@@ -115,7 +115,7 @@ def without_junk(
     distractors:bool=True, # see `encode_identities`
 )->pd.DataFrame: # `identity` as it is written, `pid` as numbers
     "Rows with numbered identities; `DatasetError` for what is no label, and where 0 is in train or query."
-    rows = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    rows = pd.DataFrame(rows)
     if not len(rows): return rows
     pids = encode_identities(rows['pid'].tolist(), f'{name}: pid', distractors)
     if 'identity' not in rows: rows = rows.assign(identity=written_names(rows['pid']))
@@ -137,11 +137,8 @@ def written_names(
     values, # identities or cameras, as a table or a parser has them
 )->list: # of text, '' where there is none
     "Labels as text: without spaces around them, and 7 for 7.0."
-    def text(value):
-        if isinstance(value, float):
-            return '' if value != value else str(int(value)) if value.is_integer() else str(value)
-        return '' if value is None or value is pd.NA else str(value).strip()
-    return [text(v) for v in values]
+    values = ['' if pd.isna(v) else v for v in values]
+    return [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip() for v in values]
 
 # %% ../../nbs/data/01_records.ipynb #01c656bf
 def check_records(
@@ -168,29 +165,20 @@ def check_records(
     _refuse(records, records['camid'] < 0, 'have a negative camera number')
     _refuse(records, pid < 0, 'have a negative identity (junk must be dropped)')
     _refuse(records, (pid == 0) & (split != 'gallery'), 'have identity 0, which is for distractors in the gallery only '
-            f'(if 0 is a person, {_NO_DISTRACTORS})')
+            f'(if 0 is an identity, {_NO_DISTRACTORS})')
     _check_identities(records)
-    if files: _check_files(records)
-    _warn_of_near_domains(records)
+    if files: _refuse(records, ~records['path'].map(os.path.isfile).astype(bool), 'are missing on the disk')
     _warn_of_many_cameras(records)
-    _warn_of_two_places(records)
+    for *_, sentence in two_places(records): warnings.warn(sentence, stacklevel=2)
     return same
 
 def _warn_of_many_cameras(records:pd.DataFrame):
-    "Warn where nearly every picture has a camera of its own: a rule found something else in the names."
+    "Warn where nearly every image has a camera of its own: a rule found something else in the names."
     for domain, cameras in records.groupby('domain', sort=False)['camid']:
         many, images = cameras.nunique(), len(cameras)
         if many <= max(20, images/2): continue
         warnings.warn(f'{domain}: {many:,} cameras in {images:,} images: are these cameras? The rule of the camera '
                       'leaves hardly anything out', stacklevel=3)
-
-def _warn_of_near_domains(records:pd.DataFrame):
-    "Warn where two names of domains differ in spaces or capitals only."
-    names = {}
-    for name in pd.unique(records['domain']): names.setdefault(name.strip().casefold(), []).append(name)
-    for near in names.values():
-        if len(near) > 1: warnings.warn(f'the domains {near[0]!r} and {near[1]!r} are two: the same number is another '
-                                        'person in each; if they are one, spell them alike', stacklevel=3)
 
 # %% ../../nbs/data/01_records.ipynb #e51198ac
 def _refuse(
@@ -211,20 +199,14 @@ def _check_columns(
     records, # anything
 )->pd.DataFrame: # categories as text
     "`DatasetError` unless it is a table with rows, all five columns, and values of the right types."
-    if not isinstance(records, pd.DataFrame):
-        raise DatasetError(f'records must be a pandas DataFrame, not {type(records).__name__}')
-    lost = [c for c in COLUMNS if c not in records]
-    found = ', '.join(map(str, records.columns)) or 'none'
-    if lost: raise DatasetError(f'records lack the column(s) {", ".join(lost)}; found: {found}')
-    if records.columns.duplicated().any():
-        raise DatasetError(f'records have two columns {records.columns[records.columns.duplicated()][0]!r}')
+    lost = [c for c in COLUMNS if list(records.columns).count(c) != 1]
+    if lost: raise DatasetError(f'records need one column {", ".join(lost)}; found: {", ".join(map(str, records))}')
     if not len(records): raise DatasetError('records are empty: no image was found')
     records = _as_text(records)
     for c in ('path', 'domain', 'split'):
         _refuse(records, ~records[c].map(lambda v: isinstance(v, str) and v != ''), f'have no text in the column {c}')
     for c in ('pid', 'camid'):
-        missing = records[c].isna()
-        _refuse(records, missing, f'have no number in the column {c}')
+        _refuse(records, records[c].isna(), f'have no number in the column {c}')
         if not pd.api.types.is_integer_dtype(records[c]):
             raise DatasetError(f'records: column {c} must hold integers, not {records[c].dtype}')
     return records
@@ -242,35 +224,10 @@ def _check_identities(
     files = records['path'].map(os.path.abspath)
     twice = records.assign(path=files).duplicated(['path', 'domain', 'split'], keep=False)
     _refuse(records, twice, 'stand more than once in their split')
-    people = records.groupby(files.to_numpy(), sort=False)['pid'].transform('nunique')
-    _refuse(records, people > 1, 'stand under two identities')
+    identities = records.groupby(files.to_numpy(), sort=False)['pid'].transform('nunique')
+    _refuse(records, identities > 1, 'stand under two identities')
     key, train = records['domain'] + '\0' + records['pid'].astype(str), records['split'] == 'train'
     _refuse(records, ~train & key.isin(set(key[train])), 'show an identity that is in train and in a test split')
-
-# %% ../../nbs/data/01_records.ipynb #4d026959
-def _check_files(records:pd.DataFrame):
-    "`DatasetError` for pictures that are not there, a warning for one file under two identities by links."
-    files = records['path'].map(file_itself)
-    _refuse(records, files.isna(), 'are missing on the disk')
-    people = records.groupby([records['domain'].to_numpy(), files.to_numpy()], sort=False)['pid'].transform('nunique')
-    some = records[(people > 1).to_numpy()]
-    if not len(some): return
-    one = some[(files[some.index] == files[some.index[0]]).to_numpy()] if records.index.is_unique else some
-    first = ', '.join(f'{row.path} (pid {row.pid})' for row in one.head(2).itertuples())
-    warnings.warn(f'{some["domain"].iloc[0]}: {len(some):,} images are links to files that stand under two identities, '
-                  f'first: {first}', stacklevel=3)
-
-# %% ../../nbs/data/01_records.ipynb #d0de0f4a
-def _warn_of_two_places(records:pd.DataFrame):
-    "Warn where two data sets seem to have one domain name."
-    rows = records[in_two_places(records)]
-    if not len(rows): return
-    folder = rows['path'].map(os.path.dirname)
-    person = (rows[['domain', 'split', 'pid']] == rows[['domain', 'split', 'pid']].iloc[0]).all(axis=1)
-    other = rows['path'][person & (folder != folder.iloc[0])].iloc[0]
-    warnings.warn(f'domain {rows["domain"].iloc[0]!r}: the identities of {len(rows):,} images lie in two places, '
-                  f'first: {rows["path"].iloc[0]} and {other}; if these are two data sets, '
-                  'give each a domain of its own', stacklevel=3)
 
 # %% ../../nbs/data/01_records.ipynb #99acc573
 def pool(
@@ -292,18 +249,16 @@ def pool(
         training rows with the columns of the records, `label` 0..N-1 and `cam_label` 0..C-1
     """
     tables = [tables] if isinstance(tables, pd.DataFrame) else list(tables)
-    if not tables: raise DatasetError('pool: no table was given')
     for table in tables: check_records(table, files=False)
     _check_domains(tables)
-    rows = pd.concat([_as_text(t) for t in tables], ignore_index=True)
-    rows = rows[(rows['pid'] > 0) if include_test else (rows['split'] == 'train')]
+    everything = pd.concat([_as_text(t) for t in tables], ignore_index=True)
+    rows = everything[(everything['pid'] > 0) if include_test else (everything['split'] == 'train')]
     if not len(rows):
-        names = ', '.join(name for table in tables for name in pd.unique(table['domain']))
-        raise DatasetError(f'pool: no training image in {names}, '
-                           'only query and gallery (include_test=True takes them)')
+        names = ', '.join(everything['domain'].unique())
+        raise DatasetError(f'pool: no training image in {names}; include_test=True takes query and gallery images')
     files = pd.DataFrame(dict(domain=rows['domain'], file=in_real_folders(rows['path'])))
     rows, files = rows[~files.duplicated()], files.drop_duplicates()
-    _refuse(rows, files.duplicated('file', keep=False), 'stand in two domains, where they would be two people')
+    _refuse(rows, files.duplicated('file', keep=False), 'stand in two domains, where they would be two identities')
     rows = rows.assign(split='train').reset_index(drop=True)
     for *_, sentence in copied_domains(rows): warnings.warn(sentence, stacklevel=2)
     if 'identity' not in rows: rows = rows.assign(identity=rows['pid'].astype(str))
@@ -321,9 +276,8 @@ def _number(
 def _check_domains(tables):
     "`DatasetError` where two tables are of one domain."
     names = [name for table in tables for name in pd.unique(table['domain'])]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice: raise DatasetError(f'two tables are of the domain {twice[0]!r}; '
-                                 'give each a name: load_dataset(..., domain="...")')
+    twice = [name for name in names if names.count(name) > 1]
+    if twice: raise DatasetError(f'two tables are of the domain {twice[0]!r}; name them by load_dataset(domain="...")')
 
 # %% ../../nbs/data/01_records.ipynb #3cd0f075
 def is_pooled(
@@ -333,10 +287,9 @@ def is_pooled(
     if not {'label', 'cam_label', *COLUMNS} <= set(records.columns) or not len(records): return False
     if not (records['split'] == 'train').all(): return False
     for number, name in (('label', 'pid'), ('cam_label', 'camid')):
-        if not pd.api.types.is_integer_dtype(records[number]): return False
         pairs = records[['domain', name, number]].drop_duplicates()
-        one_to_one = not pairs.duplicated(['domain', name]).any() and not pairs[number].duplicated().any()
-        if not one_to_one or sorted(pairs[number]) != list(range(len(pairs))): return False
+        whole = pd.api.types.is_integer_dtype(records[number]) and sorted(pairs[number]) == list(range(len(pairs)))
+        if not whole or pairs.duplicated(['domain', name]).any(): return False
     return True
 
 # %% ../../nbs/data/01_records.ipynb #9ffeb471
@@ -345,7 +298,7 @@ def hold_out(
     share:float=0.2, # of the identities that can be found again, in each domain
     seed:int=0, # another draw
 )->pd.DataFrame: # the same rows, some with another split
-    """Move a share of the training identities to query (one image each) and gallery (the rest).
+    """Move a share of the training identities to query and gallery; a domain too small for it stays whole, and is said.
 
     Parameters
     ----------
@@ -364,7 +317,6 @@ def hold_out(
     if not isinstance(share, numbers.Real) or not 0 < share < 1:
         raise DatasetError(f'hold_out: share must lie between 0 and 1, not {share!r}')
     table = _as_text(check_records(records, files=False))
-    if not (table['split'] == 'train').any(): raise DatasetError('hold_out: there is no training image to hold out')
     if not table.index.is_unique: table = table.reset_index(drop=True)
     split = table['split'].copy()
     for domain, rows in table[table['split'] == 'train'].groupby('domain', sort=False):
@@ -372,12 +324,13 @@ def hold_out(
         able = rows.groupby('pid')[by].nunique()
         drawn = stable_shuffle(able.index[able > 1], 'hold out', seed, domain)[:round(share*(able > 1).sum())]
         if not drawn:
-            raise DatasetError(f'hold_out: a share of {share} of the {(able > 1).sum():,} identities of {domain} '
-                               'with two images or cameras is none')
+            warnings.warn(f'{domain}: nothing is held out, since {share:g} of its {(able > 1).sum():,} identities with '
+                          'two images or cameras is none', stacklevel=2)
         split[rows.index[rows['pid'].isin(drawn)]] = 'gallery'
         for pid in drawn:
             mine = rows.index[rows['pid'] == pid]
             split[mine[mine.get_indexer(stable_shuffle(mine, 'hold out', seed, domain)[:1])]] = 'query'
+    if (split == table['split']).all(): raise DatasetError(f'hold_out: a share of {share} is none in every domain')
     return records.assign(split=split.to_numpy())
 
 # %% ../../nbs/data/01_records.ipynb #3e4a6886
@@ -389,7 +342,6 @@ def one_table(
         check_not_merged(records)
         return check_records(records, files=False)
     tables = [check_records(table, files=False) for table in records]
-    if not tables: raise DatasetError('no table was given')
     _check_domains(tables)
     return pd.concat(tables, ignore_index=True)
 
@@ -397,7 +349,7 @@ def check_not_merged(
     records:pd.DataFrame,
 ):
     "`DatasetError` where two tables of one domain were put one under the other: their identities would be one."
-    if not records.index.has_duplicates or not {'path', 'pid', 'camid', 'domain', 'split'} <= {*records}: return
+    if not records.index.has_duplicates or not {*COLUMNS} <= {*records}: return
     for domain, rows in records.groupby('domain', sort=False):
         if rows.index.has_duplicates and in_two_places(rows).any():
             raise DatasetError(f'{domain}: two tables of this domain stand one under the other, in two places; load '

@@ -91,7 +91,7 @@ def erase(
 
 # %% ../../nbs/data/08_transforms.ipynb #3c4abe7f
 def to_gray(images):
-    "Gray pictures with three equal channels, uint8 [...,3] to uint8 [...,3]."
+    "Gray images with three equal channels, uint8 [...,3] to uint8 [...,3]."
     gray = (images.astype(np.uint32)@np.array([19595, 38470, 7471], np.uint32) + 32768) >> 16
     return np.repeat(gray[..., None].astype(np.uint8), 3, axis=-1)
 

@@ -81,7 +81,7 @@ def read_columns(
     exclude_groups:dict|None, # likewise
     Q:int,             # how many queries there are
     G:int,             # how many gallery images
-)->tuple[dict, dict]:  # of queries and gallery: 'ids', 'cams' if known, and the groups, each an array
+)->tuple[dict, ...]:  # of queries and gallery: 'ids', 'cams' if known, and the groups, each an array
     "Labels of both sides in arrays that can be compared; ValueError for labels out of the rule."
     columns = dict(ids=_identities(query_ids, gallery_ids, Q, G))
     for name, (of_query, of_gallery) in dict(cams=(query_cams, gallery_cams), **(exclude_groups or {})).items():
@@ -130,6 +130,11 @@ def matches_and_junk(
     -------
     tuple[np.ndarray, np.ndarray]
         pairs (query, gallery position): matches [2, n], junk [2, m]
+
+    Raises
+    ------
+    ValueError
+        for bad labels
     """
     Q, G = (len(labels) if hasattr(labels, '__len__') else 0 for labels in (query_ids, gallery_ids))
     return pairs_of(*read_columns(query_ids, gallery_ids, query_cams, gallery_cams, exclude_groups, Q, G))

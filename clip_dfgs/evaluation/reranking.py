@@ -92,7 +92,7 @@ def _average_rows(
     weights:np.ndarray, # its weight, shape [p]
     near:np.ndarray,    # whose rows to average, per image, shape [N, k2]
     block:int=4096,     # images at a time
-)->tuple[np.ndarray, np.ndarray, np.ndarray]: # entries of the averages, sorted by row and column
+)->tuple[np.ndarray, ...]: # entries of the averages, sorted by row and column
     "Each image's mean row over its nearest images ([k-reciprocal] eq. 11)."
     N, k2 = near.shape
     first, parts = np.searchsorted(rows, np.arange(N + 1)), []
@@ -112,7 +112,7 @@ def _neighbor_weights(
     k1:int=20,      # neighbors behind the reciprocal sets
     k2:int=6,       # rows averaged, the image's own included
     block:int=512,  # rows of distances at a time
-)->tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]: # V as sorted (row, column, weight); largest distances
+)->tuple[tuple[np.ndarray, ...], np.ndarray]: # V as sorted (row, column, weight); largest distances
     "The k-reciprocal encoding V of every image ([k-reciprocal] eq. 7 and 11)."
     k1 = min(k1, len(x) - 1)
     near, distance, far = _neighbor_table(x, k1 + 1, block)
@@ -126,7 +126,7 @@ def _neighbor_weights(
 
 # %% ../../nbs/evaluation/04_reranking.ipynb #98f3b98b
 def _shared_weights(
-    V:tuple[np.ndarray, np.ndarray, np.ndarray], # sorted (row, column, weight), queries first
+    V:tuple[np.ndarray, ...], # sorted (row, column, weight), queries first
     Q:int, # how many rows are queries
     N:int, # how many rows there are
 )->Iterator[np.ndarray]: # per query: sum of minima with each gallery image, shape [N - Q]
@@ -203,6 +203,11 @@ def k_reciprocal_distances(
     -------
     torch.Tensor
         distances on the CPU, shape [Q, G]
+
+    Raises
+    ------
+    ValueError
+        for impossible settings
     """
     blocks = reranked(query, gallery, k1, k2, lambda_value, metric, block)
     return torch.cat([rows.to('cpu', copy=True) for _, rows in blocks])

@@ -44,9 +44,9 @@ def demo_world(
     folder, tables = Path(folder), {}
     for i, name in enumerate(SOURCES + TARGETS):
         source = name in SOURCES
-        people = identities if source else max(4, identities*4//5)
+        some = identities if source else max(4, identities*4//5)
         if not (folder/name).exists():
-            render_domain(folder/name, 1000*(seed + 1) + i, people, test_share=0. if source else 1.)
+            render_domain(folder/name, 1000*(seed + 1) + i, some, test_share=0. if source else 1.)
         tables[name] = load_dataset('market1501', folder/name, domain=name)
     return pool([tables[n] for n in SOURCES]), pd.concat([tables[n] for n in TARGETS], ignore_index=True)
 
@@ -58,13 +58,13 @@ def epochs_compared(
     k:int=10, # nearest identities in the graph
     seed:int=0, # of the samplers
     cache=None, # folder of decoded images
-)->pd.DataFrame: # a row a sampler: pictures in percent, people in percent, hardness, batches
+)->pd.DataFrame: # a row a sampler: images and identities in percent, hardness, batches
     "What the first epoch of each sampler holds."
     pixels = cached_images(rows['path'].tolist(), model.config['image_size'], cache, progress=False)
     features = F.normalize(embed_images(model, pixels), dim=1)
     labels, cameras = (rows[name].to_numpy(copy=True) for name in ('label', 'cam_label'))
-    people = identity_features(features, torch.from_numpy(labels))
-    graph = nearest_identities(people, k=max(k, batch//4 - 1))
+    means = identity_features(features, torch.from_numpy(labels))
+    graph = nearest_identities(means, k=max(k, batch//4 - 1))
     given = dict(batch=batch, instances=4, seed=seed)
     walk = graph[:, :k]
     samplers = {'PK': PKSampler(labels, cameras, **given),
@@ -76,7 +76,7 @@ def epochs_compared(
         batches = list(sampler)
         if not batches: continue # the released order can end before its first batch is full
         held = epoch_statistics(batches, labels, cameras, features)
-        lines[name] = {'% of pictures': 100*held['images'], '% of people': 100*held['identities'],
+        lines[name] = {'% of images': 100*held['images'], '% of identities': 100*held['identities'],
                        'hardness': held['hardness'], 'batches': len(batches)}
     return pd.DataFrame(lines).T.rename_axis('sampler')
 
@@ -89,7 +89,7 @@ def ranks_compared(
     study:Study, # of one seed or more
 )->pd.DataFrame: # a row a variant, in percent: mAP of each domain, their mean, mean Rank-1, differences to PK
     "Ranks on the unseen domains, and the difference to PK beside that of the study of several seeds."
-    last = study.table[study.table['step'] == study.table.groupby(['seed', 'variant'])['step'].transform('max')]
+    last = study.finished()
     table = 100*last.pivot_table(index='variant', columns='domain', values='mAP', sort=False)
     table.columns = [f'{domain} mAP' for domain in table.columns]
     means = 100*last.groupby('variant', sort=False)[['mAP', 'R1']].mean()

@@ -20,17 +20,16 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from ..data.datasets import check_dataset, identity_splits, load_dataset
+from ..data.datasets import check_dataset, identity_splits, load_dataset, options_for
 from ..data.image_cache import cached_images
 from ..data.leakage import find_leakage
 from ..data.records import pool
-from ..data.specs import options_for
-from ..inference.embed import embed_together, make_accelerator
+from ..inference.embed import embed_together, make_accelerator, process_state
 from ..inference.evaluator import check_targets, from_main, _ranked
 from ..models.reid_model import ReIDModel
 from ..training.checkpoints import on_main
 from ..training.config import STAGES, TrainConfig, check_config
-from ..training.recipes import RECIPES
+from ..training.config import RECIPES
 from ..training.run import check_folder
 from ..training.trainer import fit, make_sampler
 from ..utils.checks import check_choice, DatasetError
@@ -71,8 +70,6 @@ PUBLISHED = {
     'DSM-CLIP': dict(backbone='ViT-B/16', year=2025, p1=(84.2, 78.8), p2=(55.8, 69.1), p3=(57.8, 70.6))}
 
 # %% ../../nbs/experiments/01_protocols.ipynb #fd5a3a30
-def _folder_of(name:str, data): return data[name] if isinstance(data, dict) else data
-
 def read_sets(
     names, # of data sets
     data, # folder that holds them, or a mapping from names to folders
@@ -81,13 +78,15 @@ def read_sets(
     "All named sets; `DatasetError` that lists everything that is wrong."
     tables, wrong = {}, []
     for n in names:
-        if isinstance(data, dict) and n not in data:
-            wrong.append(f'{n}: no folder was given')
-            continue
-        try: tables[n] = load_dataset(n, _folder_of(n, data), domain=n, **options_for(f'{n}:{data}', options))
+        try: tables[n] = load_dataset(n, _folder(n, data), domain=n, **options_for(f'{n}:{data}', options))
         except DatasetError as e: wrong.append(str(e))
     if wrong: raise DatasetError('; '.join(wrong))
     return tables
+
+def _folder(name:str, data): # of a data set
+    if not isinstance(data, dict): return data
+    if name not in data: raise DatasetError(f'{name}: no folder was given')
+    return data[name]
 
 # %% ../../nbs/experiments/01_protocols.ipynb #7ea545dd
 def protocol_sets(
@@ -96,8 +95,6 @@ def protocol_sets(
     "Every data set that a protocol needs; `ValueError` for an unknown protocol."
     settings = PROTOCOLS[check_choice('protocol', name, tuple(PROTOCOLS))]
     return list(dict.fromkeys(n for s in settings for n in s.sources + s.targets))
-
-def _run_name(name:str, setting:Setting)->str: return f'{name}_to_{"_".join(setting.targets)}'
 
 # %% ../../nbs/experiments/01_protocols.ipynb #9df656d7
 def setting_data(
@@ -114,40 +111,46 @@ def setting_data(
             raise DatasetError(f'{t}: has no query and gallery images to test on')
     return pool([tables[s] for s in setting.sources], setting.include_test), targets
 
+# %% ../../nbs/experiments/01_protocols.ipynb #9df656d8
+def jobs_of(
+    name:str, # p1, p2, p3
+    tables:dict, # of `read_sets`
+)->dict: # name of a run folder -> training rows and targets, as of `setting_data`
+    "Every run of a protocol."
+    return {f'{name}_to_{"_".join(setting.targets)}': setting_data(setting, tables) for setting in PROTOCOLS[name]}
+
 # %% ../../nbs/experiments/01_protocols.ipynb #2cada0e3
-def evaluate_partitions(
+def rank_partitions(
     model:ReIDModel, # trained
     parts, # record tables of a data set, with a column `partition` where there are several
     accelerator=None, # for its device and precision
     cache=None, # of decoded images
-)->pd.DataFrame: # a row a domain and partition: mAP, R1, R5, R10, mINP in percent, queries, unmatched
-    "Evaluate each domain of each partition; tables of the same partition are averaged."
+)->list: # of (place: domain and split, `RetrievalResult`, rows of the domain); each image is embedded once
+    "Evaluate each domain of each partition; ValueError for two tables of one domain that show different images."
     tests = [rows for p in parts for _, rows in p[p['split'] != 'train'].groupby('domain', sort=False)]
-    _check_partitions(tests)
-    paths = sorted(set().union(*(t['path'] for t in tests)))
-    place = {p: i for i, p in enumerate(paths)}
-    pixels = cached_images(paths, model.config['image_size'], cache)
+    places = [dict(domain=t['domain'].iloc[0], split=int(t['partition'].iloc[0]) if 'partition' in t else 0)
+              for t in tests]
+    seen = {}
+    for place, t in zip(places, tests):
+        if seen.setdefault((*place.values(),), set(t['path'])) == set(t['path']): continue
+        raise ValueError(f'two tables of the domain {place["domain"]!r} (partition {place["split"]}) show different '
+                         'images; give each a domain of its own')                # their identities would mix
+    row_of = {path: row for row, path in enumerate(sorted(set().union(*(t['path'] for t in tests))))}
+    pixels = cached_images([*row_of], model.config['image_size'], cache)
     features = embed_together(model, pixels, accelerator, progress='embed targets')
     device = next(model.parameters()).device
-    def rank():
-        rows = []
-        for t in tests:
-            r = _ranked(features[[place[p] for p in t['path']]], t, device)
-            rows.append(dict(domain=t['domain'].iloc[0], split=_partition(t), **100*r.summary(), queries=r.queries,
-                             unmatched=r.unmatched))
-        return pd.DataFrame(rows)
-    return from_main(rank, accelerator).groupby(['domain', 'split'], as_index=False, sort=False).mean()
+    def rank(): return [_ranked(features[[row_of[path] for path in t['path']]], t, device, ()) for t in tests]
+    return [*zip(places, from_main(rank, accelerator), tests)]
 
-def _partition(table:pd.DataFrame)->int: return int(table['partition'].iloc[0]) if 'partition' in table else 0
-
-def _check_partitions(tests:list):
-    "ValueError for two tables of one domain and partition that show different images: their identities would mix."
-    seen = {}
-    for t in tests:
-        key = t['domain'].iloc[0], _partition(t)
-        if seen.setdefault(key, set(t['path'])) != set(t['path']):
-            raise ValueError(f'two tables of the domain {key[0]!r} (partition {key[1]}) show different images; '
-                             'give each a domain of its own')
+# %% ../../nbs/experiments/01_protocols.ipynb #2cada0e4
+def evaluate_partitions(
+    model:ReIDModel, # trained
+    parts, accelerator=None, cache=None, # as in `rank_partitions`
+)->pd.DataFrame: # a row a domain and partition: mAP, R1, R5, R10, mINP in percent, queries, unmatched
+    "Results of each domain and partition; tables of the same partition (two directions of VIPeR) are averaged."
+    rows = [place | dict(100*result.summary(), queries=result.queries, unmatched=result.unmatched)
+            for place, result, _ in rank_partitions(model, parts, accelerator, cache)]
+    return pd.DataFrame(rows).groupby(['domain', 'split'], as_index=False, sort=False).mean()
 
 # %% ../../nbs/experiments/01_protocols.ipynb #b737c563
 def with_spread(
@@ -223,8 +226,9 @@ def run_protocol(
     """
     out = Path(out)
     tables = read_sets(protocol_sets(name), data, options)
-    jobs = {_run_name(name, s): setting_data(s, tables) for s in PROTOCOLS[name]}
-    _check_jobs({n: rows for n, (rows, _) in jobs.items()}, config, out, resume, overwrite)
+    jobs = jobs_of(name, tables)
+    _check_jobs({n: rows for n, (rows, _) in jobs.items()}, config)
+    on_main(process_state(), lambda: [check_folder(out/n, config, resume, overwrite) for n in jobs])
     if _is_main():
         for sentence in _leaks_of(jobs): warnings.warn(sentence, stacklevel=2)
     results = []
@@ -242,7 +246,7 @@ def _is_main()->bool: return int(os.environ.get('RANK', 0)) == 0
 def _leaks_of(
     jobs:dict, # name of a run folder -> its training rows and its targets
 )->list: # of sentences
-    "Test pictures that a run also trains on."
+    "Test images that a run also trains on."
     said = []
     for name, (rows, targets) in jobs.items():
         tests = pd.concat([part for parts in targets.values() for part in parts])
@@ -253,14 +257,10 @@ def _leaks_of(
 def _check_jobs(
     jobs:dict, # name of a run folder -> its training rows
     config:TrainConfig, # see `run_protocol`
-    out:Path, # see `run_protocol`
-    resume:bool, # see `run_protocol`
-    overwrite:bool, # see `run_protocol`
 ):
     "`ValueError` for what cannot work, before the first of several runs has begun."
     for rows in jobs.values():
         check_config(config, rows['label'].nunique(), domains=rows.groupby('domain')['label'].nunique())
-    on_main(make_accelerator(config.precision), lambda: [check_folder(out/n, config, resume, overwrite) for n in jobs])
 
 # %% ../../nbs/experiments/01_protocols.ipynb #1e562ecf
 def one_domain_each(
@@ -331,26 +331,6 @@ def seconds_per_step(
         fit(rows[rank <= identities].reset_index(drop=True), replace(config, **stages), folder, on_step=clock)
     return {name: min(b - a for a, b in itertools.pairwise(seen)) for name, seen in times.items()}
 
-# %% ../../nbs/experiments/01_protocols.ipynb #043da86a
-def _set_counts(report)->dict: # of a `DatasetReport`: column -> words
-    "Identities and images of each split of one data set, found and, where they differ, expected."
-    row = {}
-    for (_, c), k in itertools.product(report.counts.iterrows(), ('identities', 'images')):
-        found, wanted = c[k], c[f'expected_{k}']
-        said = f'{found:,}' if isinstance(found, int) else str(found)
-        row[f'{c["split"]} {k}'] = said if wanted is None or found == wanted else f'{said} of {wanted:,}'
-    return row
-
-def _plan_table(jobs:dict, config:TrainConfig, seconds:dict)->pd.DataFrame: # a row a run
-    "Identities, images, steps and hours of each run."
-    found = {}
-    for name, (rows, _) in jobs.items():
-        steps = count_steps(rows, config)
-        found[name] = dict(identities=rows['label'].nunique(), images=len(rows),
-                           **{f'{stage} steps': n for stage, n in steps.items()},
-                           hours=sum(n*seconds[stage] for stage, n in steps.items())/3600)
-    return pd.DataFrame(found)
-
 # %% ../../nbs/experiments/01_protocols.ipynb #2e02f8da
 def plan_protocol(
     name:str, # p1, p2, p3
@@ -360,21 +340,22 @@ def plan_protocol(
 )->str: # data, warnings, runs
     "Check all data and estimate every run of a protocol, without training."
     names = protocol_sets(name)
-    tables, reports = read_sets(names, data, options), {}
+    jobs, reports = jobs_of(name, read_sets(names, data, options)), {}
+    _check_jobs({n: rows for n, (rows, _) in jobs.items()}, config)
     for n in names:
         more = options_for(f'{n}:{data}', options)
-        reports[n] = check_dataset(n, _folder_of(n, data), progress=False, domain=n, **more)
-    jobs = {_run_name(name, s): setting_data(s, tables) for s in PROTOCOLS[name]}
-    for rows, _ in jobs.values():
-        check_config(config, rows['label'].nunique(), domains=rows.groupby('domain')['label'].nunique())
-    sets = pd.DataFrame({n: _set_counts(report) for n, report in reports.items()}).T
+        reports[n] = check_dataset(n, _folder(n, data), progress=False, domain=n, **more)
+    sets = pd.concat({n: report.counts.set_index('split') for n, report in reports.items()}).astype(object).fillna('')
     said = [f'{n}: {w}' for n, report in reports.items() for w in report.warnings] + _leaks_of(jobs)
     seconds = seconds_per_step(next(iter(jobs.values()))[0], config)
-    runs = _plan_table(jobs, config, seconds)
+    lines = [f'protocol {name}: data', sets.to_string(), '', *(f'warning: {w}' for w in said), '', 'runs']
+    for run, (rows, _) in jobs.items():
+        steps = count_steps(rows, config)
+        lines.append(f'{run}: {rows["label"].nunique():,} identities, {len(rows):,} images, '
+                     f'{", ".join(f"{n:,} steps of {stage}" for stage, n in steps.items())}, '
+                     f'{sum(n*seconds[stage] for stage, n in steps.items())/3600:.2f} hours')
     each = ', '.join(f'{stage} {1000*s:.0f} ms a step' for stage, s in seconds.items())
-    return '\n'.join([f'protocol {name}: data', sets.to_string(), '', *(f'warning: {w}' for w in said), '',
-                      f'protocol {name}: runs', runs.to_string(float_format='{:,.2f}'.format), '',
-                      f'measured here: {each}', 'Nothing was trained.'])
+    return '\n'.join([*lines, f'measured here: {each}', 'Nothing was trained.'])
 
 # %% ../../nbs/experiments/01_protocols.ipynb #0caa5bf6
 def tables_by_domain(
@@ -424,7 +405,8 @@ def train_matrix(
     rows = {n: pool([t]) for n, t in sources.items()}
     parts = {n: [t] for n, t in targets.items()}
     check_targets(pd.concat(targets.values()))
-    _check_jobs(rows, config, out, resume, overwrite)
+    _check_jobs(rows, config)
+    on_main(process_state(), lambda: [check_folder(out/n, config, resume, overwrite) for n in rows])
     results = [run_setting(out/n, r, parts, config, resume, overwrite).assign(source=n) for n, r in rows.items()]
     results = pd.concat(results, ignore_index=True)
     if _is_main(): write_csv(results, out/'matrix.csv', index=False)

@@ -22,22 +22,21 @@ from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from ..evaluation.bootstrap import t_interval
-from .protocols import evaluate_partitions, one_domain_each, tables_by_domain
-from ..inference.evaluator import evaluate_records
+from .protocols import one_domain_each, rank_partitions, tables_by_domain
 from ..training.config import TrainConfig, config_dict
 from ..training.trainer import fit
 from ..utils.checks import check_choice
 from ..utils.files import write_text
 
 # %% ../../nbs/experiments/02_studies.ipynb #b4db18c8
-COLUMNS = ('seed', 'variant', 'step', 'domain', 'mAP', 'R1', 'mINP', 'queries', 'last')
+COLUMNS = ('seed', 'variant', 'step', 'domain', 'mAP', 'R1', 'mINP', 'queries', 'deviation', 'last')
 
 # %% ../../nbs/experiments/02_studies.ipynb #89299d78
 @dataclass(frozen=True)
 class Study:
     "What a study has found so far."
     out:Path # its folder
-    table:pd.DataFrame # a row a seed, variant, step and domain; mAP, R1, mINP in [0,1]; `last`: of the finished model
+    table:pd.DataFrame # a row a seed, variant, step and domain; in [0,1]; `last`: of the finished model
     queries:pd.DataFrame=None # a row a query: seed, variant, step, domain, identity and average precision
     history:pd.DataFrame=None # what training said on the way: seed, variant, step, loss, violated, spread, ...
 
@@ -55,13 +54,19 @@ class Study:
         """
         out = Path(out)
         if not any(out.glob('seed-*')): raise ValueError(f'{out}: no study is there; `compare_variants` makes one')
-        return cls(out, *(_all_of(out, name) for name in ('ranks', 'queries')), _histories(out))
+        return cls(out, *_tables(out))
 
     def only(
         self,
         *domains:str, # of the table
     )->'Study':
-        "The same study on some of its domains; ValueError where one is not there."
+        """The same study on some of its domains; ValueError where one is not there.
+
+        Raises
+        ------
+        ValueError
+            where one is not there
+        """
         for name in domains: check_choice('domain', name, self.table['domain'].unique())
         def part(rows): return None if rows is None else rows[rows['domain'].isin(domains)]
         return replace(self, table=part(self.table), queries=part(self.queries))
@@ -109,6 +114,11 @@ class Study:
         -------
         pd.DataFrame
             a row a variant: mean, low, high, n, and the bootstrap's low and high, in points of mAP
+
+        Raises
+        ------
+        ValueError
+            where `to` is not a variant
         """
         wide = self.last()
         if to not in wide: raise ValueError(f'{to!r} is not among the variants: {", ".join(wide)}')
@@ -126,10 +136,9 @@ class Study:
         "Mean difference over seeds for identities drawn anew within each seed and domain, in points."
         if self.queries is None: return np.empty(0)
         rng, total, seeds = np.random.default_rng(0), np.zeros(resamples), 0
-        steps = self.finished().groupby('variant')['step'].max()
-        for seed, part in self.queries.groupby('seed'):
-            last = part[part['step'] == part['variant'].map(steps)]
-            pair = last.pivot_table(index=['domain', 'identity'], columns='variant', values='AP',
+        last = self.queries.merge(self.finished()[['seed', 'variant', 'step']].drop_duplicates())
+        for seed, part in last.groupby('seed'):
+            pair = part.pivot_table(index=['domain', 'identity'], columns='variant', values='AP',
                                     aggfunc=['sum', 'count'])
             if not {variant, to} <= set(pair['sum'].columns): continue
             seeds, domains = seeds + 1, pair.groupby(level='domain')
@@ -194,6 +203,11 @@ def compare_variants(
         that share the work
     minutes : float
         after which no run is begun; None = until all is done
+
+    Raises
+    ------
+    ValueError
+        where the folder holds another study
     """
     out, seeds = Path(out), [int(seed) for seed in seeds]
     if 'start' in variants: raise ValueError("'start' is what all variants begin from; give the variant another name")
@@ -230,30 +244,25 @@ def _one_seed(folder:Path, seed:int, rows, targets, config:TrainConfig, variants
     if callable(rows):
         if all(_known(folder, name) for name in ('start', *variants)): return
         rows, targets = rows(seed)
-    tables = _named(targets)
+    if not isinstance(targets, dict): targets = tables_by_domain(targets)
+    tables = one_domain_each({name: part if isinstance(part, list) else [part] for name, part in targets.items()})
     config = replace(config, seed=seed)
-    begin = replace(config, finetune=None)
     with _claimed(folder/'start', wait=True):
-        if not _known(folder, 'start', tables):
-            run = _run(rows, begin, folder/'start', None)
+        if not _known(folder, 'start', tables=tables):
+            run = _run(rows, replace(config, finetune=None), folder/'start')
             _rank(folder, seed, 'start', 0, run, tables, last=True)
     go_on = replace(config, init=str(folder/'start'/'model'), adapt=None, prompts=None)
     for name, changes in variants.items():
         if time.time() > until: return
         with _claimed(folder/plain_name(name)) as free:
-            if not free or _known(folder, name, tables): continue
+            if not free or _known(folder, name, tables=tables): continue
             def on_step(done, name=name):
                 if not every or done.stage != 'finetune' or done.step % every or done.step == done.steps: return
-                if not len(_at(folder, name, done.step)): _rank(folder, seed, name, done.step, done.run, tables)
+                if not _known(folder, name, done.step): _rank(folder, seed, name, done.step, done.run, tables)
             run = _run(rows, replace(go_on, **changes), folder/plain_name(name), on_step)
             _rank(folder, seed, name, int(run.rows[-1]['step']), run, tables, last=True)
 
-def _named(targets)->dict: # name -> record tables of one domain
-    "Targets by name; tables are named by their domains."
-    if not isinstance(targets, dict): targets = tables_by_domain(targets)
-    return one_domain_each({name: part if isinstance(part, list) else [part] for name, part in targets.items()})
-
-def _run(rows, config:TrainConfig, out:Path, on_step):
+def _run(rows, config:TrainConfig, out:Path, on_step=None):
     "A run from its beginning, or from where it was cut off."
     return fit(rows, config, out, resume=(out/'config.json').exists(), on_step=on_step)
 
@@ -264,29 +273,24 @@ def _rank(folder:Path, seed:int, variant:str, step:int, run, tables:dict, last:b
     accelerator = run.accelerator if run.accelerator.num_processes > 1 else None # alone: as a saved model is evaluated
     for domain, parts in tables.items():
         place = dict(seed=seed, variant=variant, step=step, domain=domain)
-        if len(parts) > 1:                                                     # partitions: their mean
-            found = evaluate_partitions(run.model, parts, accelerator, run.config.cache).mean(numeric_only=True)
-            lines.append(place | {k: found[k]/100 for k in ('mAP', 'R1', 'mINP')} | dict(queries=int(found['queries'])))
-            continue
-        result = next(iter(evaluate_records(run.model, parts[0], accelerator, run.config.cache).values()))
-        lines.append(place | dict(mAP=result.mAP, R1=result.cmc[1], mINP=result.mINP, queries=result.queries))
-        scored = result.per_query[result.per_query['matches'] > 0]
-        who = parts[0][parts[0]['split'] == 'query']['pid'].to_numpy()[scored.index]
-        queries.append(pd.DataFrame(place | dict(identity=who, AP=scored['AP'].to_numpy())))
+        found = rank_partitions(run.model, parts, accelerator, run.config.cache)
+        scores = pd.DataFrame([dict(split=at['split'], mAP=r.mAP, R1=r.cmc[1], mINP=r.mINP, queries=r.queries)
+                               for at, r, _ in found]).groupby('split').mean()
+        lines.append(place | dict(scores.mean(), queries=int(scores['queries'].mean()), deviation=scores['mAP'].std()))
+        if len(parts) > 1: continue                                            # partitions show the same identities
+        scored = found[0][1].per_query.query('matches > 0')
+        queries.append(pd.DataFrame(place | dict(identity=scored['pid'], AP=scored['AP'])))
     # queries first: a row of the results says that both are there
     if queries: _append(_file(folder, variant, 'queries'), pd.concat(queries))
     _append(_file(folder, variant, 'ranks'), pd.DataFrame(lines).assign(last=last)[list(COLUMNS)])
 
-def _at(folder:Path, variant:str, step:int)->pd.DataFrame:
-    "The results of a step, if they are known."
+def _known(folder:Path, variant:str, step:int=None, tables=None)->bool:
+    "Whether the results of a step are there; without one those of the finished model, on all these targets."
     table = _read(_file(folder, variant, 'ranks'))
-    return table[table['step'] == step] if len(table) else table
-
-def _known(folder:Path, variant:str, tables=None)->bool:
-    "Whether the finished model's results are there, on all these targets."
-    table = _read(_file(folder, variant, 'ranks'))
-    if not len(table) or not table['last'].any(): return False
-    return tables is None or {*tables} == {*table.loc[table['last'], 'domain']}
+    if not len(table): return False
+    if step is not None: return (table['step'] == step).any()
+    done = table.loc[table['last'], 'domain']
+    return len(done) > 0 and (tables is None or {*tables} == {*done})
 
 def _file(folder:Path, variant:str, kind:str)->Path:
     "Where the results or the queries of a variant are."
@@ -295,8 +299,8 @@ def _file(folder:Path, variant:str, kind:str)->Path:
 def _append(file:Path, rows:pd.DataFrame):
     "Add rows to a table that is written anew, whole; rows of the same step are replaced."
     old = _read(file)
-    if len(old): old = old[old['step'] != rows['step'].iloc[0]]
-    write_text((pd.concat([old, rows]) if len(old) else rows).to_csv(index=False), file)
+    if len(old): rows = pd.concat([old[old['step'] != rows['step'].iloc[0]], rows])
+    write_text(rows.to_csv(index=False), file)
 
 def _read(file:Path)->pd.DataFrame:
     "A table of a study; an empty one where the file is not there yet."
@@ -335,27 +339,19 @@ def _remember(out:Path, config:TrainConfig, variants:dict, every:int):
     write_text(json.dumps(mine | dict(variants=old['variants'] | plain), indent=1), file)
 
 # %% ../../nbs/experiments/02_studies.ipynb #4cf886b8
-def _files(out:Path, kind:str)->list: # of paths
-    "The ranks or queries of a study, seed by seed, the start first and the variants in the study's order."
-    order = ['start', *map(plain_name, json.loads((out/'study.json').read_text())['variants'])]
-    seeds = sorted(out.glob('seed-*'), key=lambda folder: int(folder.name[5:]))
-    places = [folder/f'{name}.{kind}.csv' for folder in seeds for name in order]
-    return [file for file in places if file.exists()]
-
-def _all_of(out:Path, kind:str)->pd.DataFrame:
-    "One table of all variants of all seeds."
-    files = _files(out, kind)
-    return pd.concat([_read(file) for file in files], ignore_index=True) if files else pd.DataFrame(columns=COLUMNS)
-
-def _histories(out:Path)->pd.DataFrame:
-    "The last stage's history of every run of a study."
-    parts = []
-    for file in _files(out, 'ranks'):
-        history, variant = file.parent/file.name.removesuffix('.ranks.csv')/'history.csv', _read(file)['variant'][0]
-        if variant == 'start' or not history.exists(): continue
-        table = pd.read_csv(history)
-        parts.append(table[table['stage'] == 'finetune'].assign(seed=int(file.parent.name[5:]), variant=variant))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+def _tables(out:Path)->list: # results, queries and histories of a study
+    "What a study has written, seed by seed, the start first and the variants in the study's order."
+    names, found = ['start', *json.loads((out/'study.json').read_text())['variants']], ([], [], [])
+    for folder in sorted(out.glob('seed-*'), key=lambda folder: int(folder.name[5:])):
+        for name in names:
+            for kind, tables in zip(('ranks', 'queries'), found): tables.append(_read(_file(folder, name, kind)))
+            file = folder/plain_name(name)/'history.csv'
+            if name == 'start' or not file.exists() or not len(found[0][-1]): continue
+            history = pd.read_csv(file)
+            history = history[history['stage'] == 'finetune']
+            found[2].append(history.assign(seed=int(folder.name[5:]), variant=name))
+    found = [[table for table in tables if len(table)] for tables in found]
+    return [pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS) for tables in found]
 
 # %% ../../nbs/experiments/02_studies.ipynb #d9095e18
 def plot_study(

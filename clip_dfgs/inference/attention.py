@@ -9,13 +9,12 @@ __all__ = ['attention_rollout', 'attention_maps', 'patch_features', 'patch_simil
 import numpy as np
 import torch
 import torch.nn.functional as F
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..models.encoder import camera_vectors, check_images, ReIDEncoder
-from ..models.towers import queries_keys_values, run_blocks, tower_features, vit_tokens
+from ..models.reid_model import camera_vectors, check_images, ReIDEncoder
+from ..models.towers import is_clip_resnet, is_plain, is_vit, queries_keys_values, run_blocks
+from ..models.towers import tower_features, vit_tokens
 
 # %% ../../nbs/inference/04_attention.ipynb #8eeac064
 def attention_rollout(
@@ -61,7 +60,7 @@ class _Watch(TorchFunctionMode):
 # %% ../../nbs/inference/04_attention.ipynb #99065a98
 def _layout(visual)->tuple|None: # (tokens ahead of the patches, (h, w), blocks); None without such a grid
     "How the tokens of a ViT lie on the image."
-    if isinstance(visual, VisionTransformer): return 1, tuple(visual.grid_size), len(visual.transformer.resblocks)
+    if is_vit(visual): return 1, tuple(visual.grid_size), len(visual.transformer.resblocks)
     trunk = getattr(visual, 'trunk', None)
     grid, blocks = getattr(getattr(trunk, 'patch_embed', None), 'grid_size', None), getattr(trunk, 'blocks', ())
     return (getattr(trunk, 'num_prefix_tokens', 0), tuple(grid), len(blocks)) if grid and len(blocks) else None
@@ -85,7 +84,7 @@ class NoMap(ValueError):
 
 def _feature_map(visual, x:Tensor)->Tensor: # shape [B,C,h,w]
     "The last feature map before pooling; `NoMap` for a tower that shows none."
-    if isinstance(visual, ModifiedResNet):
+    if is_clip_resnet(visual):
         return visual.layer4(visual.layer3(visual.layer2(visual.layer1(visual.stem(x)))))
     trunk = getattr(visual, 'trunk', None)
     if not hasattr(trunk, 'forward_intermediates'):
@@ -103,12 +102,7 @@ def _look(model:ReIDEncoder, x:Tensor)->tuple[Tensor,str]: # maps [B,h,w], kind
     return _feature_map(visual, x).norm(dim=1), 'activation'
 
 # %% ../../nbs/inference/04_attention.ipynb #8ffd99e0
-def _in_batches(
-    model:ReIDEncoder,
-    pixels, # uint8, shape [n,H,W,3]
-    work, # function of (model, normalized images [B,3,H,W])
-    batch:int, # images at a time
-)->list: # what it returned, on the CPU
+def _in_batches(model:ReIDEncoder, pixels, work, batch:int)->list: # what it returned, on the CPU
     "Run `work` on images, in evaluation mode and without gradients."
     if not len(pixels): raise ValueError('there is no picture to make a map of')
     device, training, found = next(model.parameters()).device, model.training, []
@@ -151,8 +145,7 @@ def _places_of_vit(model:ReIDEncoder, x:Tensor, mixed:bool)->Tensor: # shape [B,
     visual = model.clip.visual
     before, after = run_blocks(visual.transformer, vit_tokens(visual, x, camera_vectors(model, None, len(x))))
     final = visual.transformer.resblocks[-1]
-    known = isinstance(final, ResidualAttentionBlock)
-    if known and not mixed:
+    if is_plain(final) and not mixed:
         values = queries_keys_values(final, before, None)[2]
         after = final.attn.out_proj(values.transpose(1, 2).flatten(2))
     places = visual.ln_post(after[:, 1:])
@@ -171,10 +164,10 @@ def _places_of_timm(visual, places:Tensor)->Tensor: # [N,C] -> [N,D]
 def _places(model:ReIDEncoder, x:Tensor, mixed:bool)->Tensor: # shape [B,h,w,D]
     "As `patch_features`, for a batch."
     visual = model.clip.visual
-    if isinstance(visual, VisionTransformer): return _places_of_vit(model, x, mixed)
+    if is_vit(visual): return _places_of_vit(model, x, mixed)
     grid = _feature_map(visual, x)
     places = grid.permute(0, 2, 3, 1).flatten(0, 2) # [B*h*w,C]
-    if isinstance(visual, ModifiedResNet): found = visual.attnpool.c_proj(visual.attnpool.v_proj(places))
+    if is_clip_resnet(visual): found = visual.attnpool.c_proj(visual.attnpool.v_proj(places))
     else: found = _places_of_timm(visual, places)
     return found.unflatten(0, (len(x), *grid.shape[2:]))
 

@@ -13,16 +13,17 @@ from typing import Iterator
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import parse_flag_from_env
 from torch.nn.attention import sdpa_kernel, SDPBackend
 from tqdm import tqdm
 
+from .._lazy import later
 from ..data.loader import check_pixels
 from ..models.reid_model import ReIDModel
 from ..utils.checks import check_choice, positive_int
 from ..utils.tensors import evaluating
+
+# %% ../../nbs/inference/01_embed.ipynb #f2b36bdc
+accelerate = later('accelerate')
 
 # %% ../../nbs/inference/01_embed.ipynb #557e0d95
 def ahead(
@@ -86,9 +87,9 @@ def choose_precision(
     return 'bf16' if any(has_unit() for has_unit in units if has_unit) else 'no'
 
 # %% ../../nbs/inference/01_embed.ipynb #5f2ba40f
-def process_state()->PartialState:
+def process_state(): # accelerate's `PartialState`
     "accelerate's device and processes, as the launcher's environment says."
-    return PartialState(cpu=parse_flag_from_env('ACCELERATE_USE_CPU'))
+    return accelerate.PartialState(cpu=accelerate.utils.parse_flag_from_env('ACCELERATE_USE_CPU'))
 
 # %% ../../nbs/inference/01_embed.ipynb #da0aa2ba
 def make_accelerator(
@@ -96,16 +97,16 @@ def make_accelerator(
     track:str=None, # tensorboard or wandb
     folder=None, # where a tracker writes
     convolutions:bool=False, # see `choose_precision`
-)->Accelerator:
+): # accelerate's `Accelerator`
     "accelerate's device and processes in this precision, even if an earlier run of this Python had another."
-    AcceleratorState._reset_state()
+    accelerate.state.AcceleratorState._reset_state()
     chosen = choose_precision(precision, convolutions=convolutions)
-    return Accelerator(mixed_precision=chosen, log_with=track, project_dir=folder)
+    return accelerate.Accelerator(mixed_precision=chosen, log_with=track, project_dir=folder)
 
 # %% ../../nbs/inference/01_embed.ipynb #4a47aa4a
 @contextlib.contextmanager
 def autocast(
-    accelerator:Accelerator, # None = single precision
+    accelerator, # None = single precision
 ): # a context
     "Autocast as the run wants it, with the attention kernel that is fast in it."
     if accelerator is None: yield
@@ -113,7 +114,7 @@ def autocast(
         with accelerator.autocast(), deterministic_attention(accelerator): yield
 
 def deterministic_attention(
-    accelerator:Accelerator,
+    accelerator,
 ): # a context; activations that are computed again in the backward pass need it there too
     "The attention kernel that is fast in the run's precision: fused attention is slow backwards in bf16 on a CPU."
     plain = accelerator.device.type == 'cpu' and accelerator.mixed_precision != 'no'
@@ -126,7 +127,7 @@ def embed_images(
     rows=None, # which images; None = all
     part='embed', # 'embed' (test feature), or 'last', 'pooled', 'projected'
     batch:int=256, # images at a time
-    accelerator:Accelerator=None, # for its precision
+    accelerator=None, # for its precision
     progress:str=None, # title of a bar
 )->torch.Tensor: # float32, on the CPU, shape [n, D]
     """Features of images.
@@ -143,7 +144,7 @@ def embed_images(
         'embed' (test feature), or 'last', 'pooled', 'projected'
     batch : int
         images at a time
-    accelerator : Accelerator
+    accelerator
         for its precision
     progress : str
         title of a bar
@@ -171,7 +172,7 @@ def embed_images(
 def embed_together(
     model:ReIDModel, # as in `embed_images`
     pixels, # as in `embed_images`
-    accelerator:Accelerator=None, # None = alone
+    accelerator=None, # None = alone
     batch:int=256, # images at a time
     **options, # of `embed_images`
 )->torch.Tensor: # float32, on the CPU of every process, shape [n, D]

@@ -24,11 +24,12 @@ from ..models.reid_model import ReIDModel
 # %% ../../nbs/inference/03_evaluator.ipynb #7cabbc63
 def check_targets(
     records, # with query and gallery rows, one table or several
+    exclude=(), # as in `evaluate_records`
 ):
     "ValueError that names the first domain without a query, a gallery, or any match between them."
-    _check_matches(one_table(records))
+    _check_matches(one_table(records), exclude)
 
-def _check_matches(records:pd.DataFrame):
+def _check_matches(records:pd.DataFrame, exclude=()):
     "As `check_targets`, of a table that is checked."
     tests = records[records['split'] != 'train']
     if not len(tests): raise ValueError('no query or gallery row to evaluate on')
@@ -36,7 +37,7 @@ def _check_matches(records:pd.DataFrame):
         query, gallery = (rows[rows['split'] == side] for side in ('query', 'gallery'))
         if not len(query): raise ValueError(f'{domain}: no query image to evaluate on')
         if not len(gallery): raise ValueError(f'{domain}: no gallery image to evaluate on')
-        labels = query['pid'], gallery['pid'], *camera_rule(query, gallery)
+        labels = query['pid'], gallery['pid'], *camera_rule(query, gallery), _groups(query, gallery, exclude)
         matches, _ = matches_and_junk(*labels)
         if not matches.size: raise ValueError(f'{domain}: {no_match(*labels)}')
 
@@ -54,6 +55,7 @@ def evaluate_records(
     accelerator:Accelerator=None, # for its device, precision and processes, which must all call
     cache=None, # folder of decoded images
     trained:pd.DataFrame=None, # training rows; what of them is in `records` is said
+    exclude=(), # columns, such as sequence or clothes: images of the query's identity that share one do not count
     **options, # of `evaluate`: rerank, bootstrap, ranks
 )->Results: # domain -> RetrievalResult
     """Rank every domain's gallery for its queries; ValueError as from `check_targets`.
@@ -70,14 +72,21 @@ def evaluate_records(
         folder of decoded images
     trained : pd.DataFrame
         training rows; what of them is in `records` is said
+    exclude
+        columns, such as sequence or clothes: images of the query's identity that share one do not count
 
     Returns
     -------
     Results
         domain -> RetrievalResult
+
+    Raises
+    ------
+    ValueError
+        as from `check_targets`
     """
     records = one_table(records)
-    _check_matches(records)
+    _check_matches(records, exclude)
     shown = accelerator is None or accelerator.is_main_process
     leaks = find_leakage(trained, records, content=False)
     results = Results(leaks.groupby('domain')['sentence'].agg(list).to_dict())
@@ -87,7 +96,7 @@ def evaluate_records(
         pixels = cached_images(rows['path'].tolist(), model.config['image_size'], cache)
         features = embed_together(model, pixels, accelerator, progress=f'embed {domain}' if shown else None)
         device = next(model.parameters()).device
-        def rank(): return _ranked(features, rows, device, **options)
+        def rank(): return _ranked(features, rows, device, exclude, **options)
         results[domain] = from_main(rank, accelerator)
     return results
 
@@ -96,13 +105,26 @@ def _ranked(
     features:torch.Tensor, # of all rows, on the CPU, shape [n, D]
     rows:pd.DataFrame, # query and gallery rows of one domain
     device:torch.device, # that ranks
+    exclude=(), # as in `evaluate_records`
     **options, # of `evaluate`
 ): # RetrievalResult
     "Rank one domain."
     sides = [(rows['split'] == side).to_numpy(copy=True) for side in ('query', 'gallery')]
     query, gallery = (rows[side] for side in sides)
     ids = query['pid'].to_numpy(), gallery['pid'].to_numpy()
-    return evaluate(*(features[side].to(device) for side in sides), *ids, *camera_rule(query, gallery), **options)
+    groups = _groups(query, gallery, exclude)
+    return evaluate(*(features[side].to(device) for side in sides), *ids, *camera_rule(query, gallery),
+                    exclude_groups=groups, **options)
+
+def _groups(query:pd.DataFrame, gallery:pd.DataFrame, exclude)->dict|None: # as `evaluate` takes them
+    "Columns of the rows; ValueError for one that is not there or has gaps."
+    exclude = [exclude] if isinstance(exclude, str) else exclude
+    for name in exclude:
+        if name not in query: raise ValueError(f'exclude: there is no column {name!r}, only {", ".join(query)}')
+        for rows in (query, gallery):
+            gaps = int((rows[name].isna() | (rows[name] == '')).sum())
+            if gaps: raise ValueError(f'{rows["domain"].iloc[0]}: {gaps:,} of {len(rows):,} cells of {name} are empty')
+    return {name: (query[name].to_numpy(), gallery[name].to_numpy()) for name in exclude} or None
 
 def from_main(
     job, # function without arguments

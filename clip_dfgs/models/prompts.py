@@ -14,10 +14,7 @@ from .towers import text_positions, text_tower
 # %% ../../nbs/models/04_prompts.ipynb #200e48af
 PROMPT = 'A photo of a X X X X person.'  # each X is learned
 
-def _find_hole(
-    ids:list, # token ids of `PROMPT`
-    n:int=4, # placeholders
-)->int: # position of the first
+def _find_hole(ids:list, n:int=4)->int: # position of the first
     "Where `n` equal tokens stand in a row; ValueError if the tokenizer does not keep them apart."
     for i in range(1, len(ids) - n):
         alike = len(set(ids[i:i + n])) == 1

@@ -20,13 +20,7 @@ from ..utils.checks import first_line, suggest
 # %% ../../nbs/models/03_timm_towers.ipynb #6269dfc1
 class TimmTower(nn.Module):
     "A timm backbone in the shape of an image tower: `trunk`, and no projection."
-    def __init__(
-        self,
-        name:str, # of timm, with or without a tag; hf-hub:OWNER/NAME, local-dir:FOLDER
-        seed:int=0, # of random weights
-        weights:bool=False, # fetch those of the tag
-        **settings, # of timm's constructor
-    ):
+    def __init__(self, name:str, seed:int=0, weights:bool=False, **settings):
         super().__init__()
         import timm
         if ':' not in name and not timm.is_model(name):
@@ -42,10 +36,7 @@ class TimmTower(nn.Module):
         self.head = nn.Identity()
 
 # %% ../../nbs/models/03_timm_towers.ipynb #486eb8e0
-def _in_order(
-    own:dict, # what the backbone holds, by name
-    state:dict, # what the file holds, under other names
-)->dict|None: # the file's tensors under the backbone's names
+def _in_order(own:dict, state:dict)->dict|None: # the file's tensors under the backbone's names
     "Tensors matched by their order; None unless every shape and every kind agrees."
     def counted(names): return [n for n in names if not n.endswith('num_batches_tracked')]
     ours, theirs = counted(own), counted(state)
@@ -55,12 +46,7 @@ def _in_order(
     if any(kind(a) != kind(b) or own[a].shape != state[b].shape for a, b in pairs): return None
     return {a: state[b] for a, b in pairs}
 
-def _backbone_state(
-    own:dict, # what the backbone holds, by name
-    state:dict, # what the file holds
-    file:Path, # named in messages
-    head:str, # name of its classifier
-)->dict:
+def _backbone_state(own:dict, state:dict, file:Path, head:str)->dict:
     "The tensors of a file that belong to a backbone; a warning for what is left out besides a classifier."
     ordered = _in_order(own, state)
     if ordered is not None:
@@ -124,11 +110,7 @@ def guess_architecture(
     raise ValueError(f'{what}: its architecture is not known; name it: ReIDModel.create(NAME, {what!r})')
 
 # %% ../../nbs/models/03_timm_towers.ipynb #4f41bc33
-def _fill_backbone(
-    model:nn.Module, # with `visual`
-    file:Path, # of weights
-    found:dict, # normalization of the architecture; changed to the file's
-)->nn.Module: # the same
+def _fill_backbone(model:nn.Module, file:Path, found:dict)->nn.Module: # the same
     "Weights of a file, and the normalization they were trained with."
     trunk, cfg = model.visual.trunk, model.visual.trunk.pretrained_cfg
     state, _ = read_weights(file)

@@ -8,16 +8,127 @@ __all__ = ['fit_tower', 'ImageFeatures', 'tower_features', 'run_blocks', 'text_t
 # %% ../../nbs/models/02_towers.ipynb #217189ff
 import itertools
 import math
+from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import nn, Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..utils.checks import first_line
+
+# %% ../../nbs/models/02_towers.ipynb #f544d35b
+class _LayerNorm(nn.LayerNorm):
+    "torch's norm in the precision of its input, also where autocast computes it in float32."
+    def forward(self, x:Tensor)->Tensor: return super().forward(x).to(x.dtype)
+
+class QuickGELU(nn.Module):
+    "The activation of OpenAI's weights."
+    def forward(self, x:Tensor)->Tensor: return x*torch.sigmoid(1.702*x)
+
+class _Block(nn.Module):
+    "Attention and an MLP, each behind a norm and added to what comes in."
+    def __init__(self, width:int, heads:int, gelu:type):
+        super().__init__()
+        self.ln_1, self.attn = _LayerNorm(width), nn.MultiheadAttention(width, heads, batch_first=True)
+        self.ls_1, self.ln_2 = nn.Identity(), _LayerNorm(width)
+        self.mlp = nn.Sequential(OrderedDict(
+            c_fc=nn.Linear(width, 4*width), gelu=gelu(), c_proj=nn.Linear(4*width, width)))
+        self.ls_2 = nn.Identity()
+
+    def forward(self, x:Tensor, attn_mask:Tensor|None=None)->Tensor: # [B,L,W], added to the attention logits
+        normed = self.ln_1(x)
+        x = x + self.attn(normed, normed, normed, need_weights=False, attn_mask=attn_mask)[0]
+        return x + self.mlp(self.ln_2(x))
+
+class _Transformer(nn.Module):
+    "Blocks, whose activations are computed again in the backward pass if `grad_checkpointing`."
+    def __init__(self, width:int, heads:int, layers:int, gelu:type):
+        super().__init__()
+        self.resblocks = nn.ModuleList(_Block(width, heads, gelu) for _ in range(layers))
+        self.grad_checkpointing = False
+
+    def forward(self, x:Tensor, attn_mask:Tensor|None=None)->Tensor:
+        for block in self.resblocks: x = block(x, attn_mask)
+        return x
+
+# %% ../../nbs/models/02_towers.ipynb #accfed12
+class _VisionTower(nn.Module):
+    "Patches and a class token, blocks, and a projection of the class token."
+    def __init__(self, embed_dim:int, gelu:type, image_size=224, patch_size=16, layers=12, width=768, head_width=64):
+        super().__init__()
+        both = ((side, side) if isinstance(side, int) else tuple(side) for side in (image_size, patch_size))
+        self.image_size, self.patch_size = both
+        self.grid_size, self.pool_type = tuple(s//p for s, p in zip(self.image_size, self.patch_size)), 'tok'
+        self.conv1 = nn.Conv2d(3, width, self.patch_size, self.patch_size, bias=False)
+        self.class_embedding = nn.Parameter(width**-.5*torch.randn(width))
+        self.positional_embedding = nn.Parameter(width**-.5*torch.randn(1 + math.prod(self.grid_size), width))
+        self.patch_dropout, self.ln_pre = nn.Identity(), _LayerNorm(width)
+        self.transformer = _Transformer(width, width//head_width, layers, gelu)
+        self.ln_post = _LayerNorm(width)
+        self.proj = nn.Parameter(width**-.5*torch.randn(width, embed_dim))
+
+    def forward(self, x:Tensor)->Tensor: # normalized images [B,3,H,W] to [B,D]
+        return self.ln_post(self.transformer(vit_tokens(self, x, None))[:, 0]) @ self.proj
+
+# %% ../../nbs/models/02_towers.ipynb #c317d2a0
+class PlainCLIP(nn.Module):
+    "The CLIP of OpenAI's ViTs, and its forward pass as it is defined."
+    def __init__(self, embed_dim:int, vision_cfg:dict, text_cfg:dict, quick_gelu:bool=False):
+        super().__init__()
+        gelu = QuickGELU if quick_gelu else nn.GELU
+        self.visual = _VisionTower(embed_dim, gelu, **vision_cfg)
+        self._add_text(embed_dim, gelu, **text_cfg)
+        self.logit_scale = nn.Parameter(torch.ones([])*math.log(1/.07))
+
+    def _add_text(self, embed_dim, gelu, context_length=77, vocab_size=49408, width=512, heads=8, layers=12):
+        "Token and position tables, blocks that look back only, a projection."
+        self.context_length, self.vocab_size, self.text_pool_type = context_length, vocab_size, 'argmax'
+        tokens = nn.Embedding(vocab_size, width)
+        self.transformer, self.token_embedding = _Transformer(width, heads, layers, gelu), tokens
+        self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
+        self.ln_final, self.text_projection = _LayerNorm(width), nn.Parameter(torch.empty(width, embed_dim))
+        ahead = torch.full((context_length, context_length), -torch.inf).triu_(1)
+        self.register_buffer('attn_mask', ahead, persistent=False)
+        nn.init.normal_(tokens.weight, std=.02)
+        nn.init.normal_(self.positional_embedding, std=.01)
+        for block in self.transformer.resblocks:
+            nn.init.normal_(block.attn.in_proj_weight, std=width**-.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=width**-.5*(2*layers)**-.5)
+            nn.init.normal_(block.mlp.c_fc.weight, std=(2*width)**-.5)
+            nn.init.normal_(block.mlp.c_proj.weight, std=width**-.5*(2*layers)**-.5)
+        nn.init.normal_(self.text_projection, std=width**-.5)
+
+    def encode_image(self, images:Tensor)->Tensor: # normalized [B,3,H,W] to [B,D]
+        return self.visual(images)
+
+    def encode_text(self, ids:Tensor)->Tensor: # token ids [B,L] to [B,D]
+        x = self.token_embedding(ids) + self.positional_embedding
+        x = self.ln_final(self.transformer(x, self.attn_mask))
+        return x[torch.arange(len(x)), ids.argmax(1)] @ self.text_projection
+
+# %% ../../nbs/models/02_towers.ipynb #013db65d
+_PLAIN = dict(vision_cfg={'image_size', 'patch_size', 'layers', 'width', 'head_width'},
+              text_cfg={'context_length', 'vocab_size', 'width', 'heads', 'layers'})
+
+def is_plain_clip(cfg:dict)->bool: # of an open_clip architecture
+    "Whether `PlainCLIP` is all that an architecture needs."
+    if cfg.keys() - {'embed_dim', 'quick_gelu', *_PLAIN}: return False
+    known = all(cfg[side].keys() <= names for side, names in _PLAIN.items())
+    return known and not isinstance(cfg['vision_cfg'].get('layers'), (list, tuple))
+
+def is_vit(visual:nn.Module)->bool:
+    "Whether an image tower is a ViT of CLIP's own kind."
+    return hasattr(visual, 'class_embedding')
+
+def is_clip_resnet(visual:nn.Module)->bool:
+    "Whether an image tower is a CLIP ResNet, which pools by attention."
+    return hasattr(visual, 'attnpool')
+
+def is_plain(block:nn.Module)->bool:
+    "Whether a block is attention and an MLP and nothing else."
+    return isinstance(getattr(block, 'attn', None), nn.MultiheadAttention)
 
 # %% ../../nbs/models/02_towers.ipynb #94708897
 def resize_grid(
@@ -40,8 +151,8 @@ def fit_tower(
 )->nn.Module: # the same module, changed
     "Make an image tower take `image_size`: positions resized, stride set; ValueError if it cannot."
     size = tuple(int(s) for s in image_size)
-    if isinstance(visual, VisionTransformer): _fit_vit(visual, size, stride)
-    elif isinstance(visual, ModifiedResNet): _fit_resnet(visual, size, stride)
+    if is_vit(visual): _fit_vit(visual, size, stride)
+    elif is_clip_resnet(visual): _fit_resnet(visual, size, stride)
     else: _fit_timm(visual, size, stride)
     visual.image_size = size
     return visual
@@ -127,7 +238,7 @@ def lost_pixels(
     size:tuple, # (height, width)
 )->tuple: # rows and columns that no feature depends on
     "Pixels behind the last patch; of other towers, if their size is no multiple of 32, by the gradient."
-    conv = getattr(visual, 'conv1', None) if isinstance(visual, VisionTransformer) else None
+    conv = getattr(visual, 'conv1', None) if is_vit(visual) else None
     patches = getattr(getattr(visual, 'trunk', None), 'patch_embed', None)
     conv = conv or getattr(patches, 'proj', None)
     if isinstance(conv, nn.Conv2d) and conv.padding == (0, 0) and conv.kernel_size == getattr(
@@ -170,16 +281,12 @@ def tower_features(
     camera:Tensor|None=None, # added to every token of a ViT, shape [B,W]
 )->ImageFeatures:
     "The three features of each image, whatever the tower."
-    if isinstance(visual, VisionTransformer): return _vit_features(visual, x, camera)
-    if isinstance(visual, ModifiedResNet): return _resnet_features(visual, x)
+    if is_vit(visual): return _vit_features(visual, x, camera)
+    if is_clip_resnet(visual): return _resnet_features(visual, x)
     return _timm_features(visual, x)
 
 # %% ../../nbs/models/02_towers.ipynb #39cd90b3
-def _vit_features(
-    visual:VisionTransformer,
-    x:Tensor, # normalized images, shape [B,3,H,W]
-    camera:Tensor|None, # added to every token, shape [B,W]
-)->ImageFeatures:
+def _vit_features(visual:nn.Module, x:Tensor, camera:Tensor|None)->ImageFeatures:
     "The class token (or the mean, if the tower pools so) before and after the final block."
     tokens = vit_tokens(visual, x, camera)
     if visual.pool_type == 'tok':
@@ -193,7 +300,7 @@ def _vit_features(
 def _class_token(tokens:Tensor)->Tensor: return tokens[:, :1]
 
 def vit_tokens(
-    visual:VisionTransformer,
+    visual:nn.Module,
     x:Tensor, # normalized images, shape [B,3,H,W]
     camera:Tensor|None, # added to every token, shape [B,W]
 )->Tensor: # shape [B,1+h*w,W]
@@ -205,19 +312,13 @@ def vit_tokens(
     return visual.ln_pre(visual.patch_dropout(tokens))
 
 # %% ../../nbs/models/02_towers.ipynb #b98acf75
-def _resnet_features(
-    visual:ModifiedResNet,
-    x:Tensor, # normalized images, shape [B,3,H,W]
-)->ImageFeatures:
+def _resnet_features(visual:nn.Module, x:Tensor)->ImageFeatures:
     "Means of the last two stages and the attention pool of a CLIP ResNet."
     before = visual.layer3(visual.layer2(visual.layer1(visual.stem(x))))
     after = visual.layer4(before)
     return ImageFeatures(before.mean((2, 3)), after.mean((2, 3)), visual.attnpool(after))
 
-def _timm_features(
-    visual:nn.Module, # with `trunk` and `head`
-    x:Tensor, # normalized images, shape [B,3,H,W]
-)->ImageFeatures:
+def _timm_features(visual:nn.Module, x:Tensor)->ImageFeatures:
     "Mean of the last-but-one block, the pooled output, and its projection if the tower has one."
     final, blocks = visual.trunk.forward_intermediates(x, indices=2)
     pooled = visual.trunk.forward_head(final, pre_logits=True)
@@ -234,7 +335,7 @@ def run_block(
     front:Tensor|None=None, # keys and values of tokens ahead of every row's own, shape [2,1,heads,A,W/heads]
 )->Tensor: # shape [B,L,W], or [B,M,W]
     "One pre-norm transformer block by fused attention, for all tokens or for some."
-    if not isinstance(block, ResidualAttentionBlock):  # a block of another kind runs whole
+    if not is_plain(block):  # a block of another kind runs whole
         out = block(x, attn_mask=mask)
         return out if take is None else take(out)
     query, key, value = queries_keys_values(block, x, take)
@@ -247,23 +348,17 @@ def run_block(
     return x + block.ls_2(_run_mlp(block.mlp, block.ln_2(x)))
 
 # %% ../../nbs/models/02_towers.ipynb #9bb9ab8f
-def _by_head(
-    products:Tensor, # shape [B,L,n*W]
-    attention:nn.Module, # of the block
-)->Tensor: # shape [n,B,heads,L,W/heads]
+def _by_head(products:Tensor, attention:nn.Module)->Tensor: # shape [n,B,heads,L,W/heads]
     "Queries, keys or values, head by head."
     return products.unflatten(2, (-1, attention.num_heads, attention.head_dim)).permute(2, 0, 3, 1, 4)
 
-def _keys_values(
-    block:ResidualAttentionBlock,
-    normed:Tensor, # tokens after the block's first norm, shape [B,L,W]
-)->Tensor: # shape [2,B,heads,L,W/heads]
+def _keys_values(block:nn.Module, normed:Tensor)->Tensor: # shape [2,B,heads,L,W/heads]
     "Keys and values of tokens."
     weight, bias, width = block.attn.in_proj_weight, block.attn.in_proj_bias, normed.shape[2]
     return _by_head(F.linear(normed, weight[width:], bias[width:]), block.attn)
 
 def queries_keys_values(
-    block:ResidualAttentionBlock,
+    block:nn.Module,
     x:Tensor, # tokens, shape [B,L,W]
     take, # keeps the tokens whose queries are wanted; None: all
 )->tuple[Tensor,Tensor,Tensor]: # each [B,heads,L,W/heads], queries [B,heads,M,W/heads]
@@ -274,21 +369,14 @@ def queries_keys_values(
     query = _by_head(F.linear(take(normed), weight[:width], bias[:width]), block.attn)[0]
     return query, *_keys_values(block, normed)
 
-def _behind(
-    front:Tensor, # keys and values of the tokens ahead, shape [2,1,heads,A,W/heads]
-    key:Tensor, # of the rows' own tokens, shape [B,heads,L,W/heads]
-    value:Tensor, # the same
-)->tuple[Tensor,Tensor]: # each [B,heads,A+L,W/heads]
+def _behind(front:Tensor, key:Tensor, value:Tensor)->tuple[Tensor,Tensor]: # each [B,heads,A+L,W/heads]
     "Keys and values with those of `front` ahead of them."
     return tuple(torch.cat([a.expand(key.shape[0], -1, -1, -1), b], 2) for a, b in zip(front, (key, value)))
 
 # %% ../../nbs/models/02_towers.ipynb #ace4dc29
-def _run_mlp(
-    mlp:nn.Module, # `c_fc`, `gelu`, `c_proj` of an open_clip block
-    x:Tensor, # tokens, shape [B,L,W]
-)->Tensor: # shape [B,L,W]
+def _run_mlp(mlp:nn.Module, x:Tensor)->Tensor: # shape [B,L,W]
     "A block's MLP; QuickGELU as one silu between two scaled matrix products."
-    if not isinstance(mlp.gelu, QuickGELU): return mlp(x)
+    if type(mlp.gelu).__name__ != 'QuickGELU': return mlp(x)
     c, up, down = 1.702, mlp.c_fc, mlp.c_proj
     hidden = F.silu(torch.addmm(up.bias, x.flatten(0, 1), up.weight.T, beta=c, alpha=c))
     return torch.addmm(down.bias, hidden, down.weight.T, alpha=1/c).view(x.shape)
@@ -326,7 +414,7 @@ def run_blocks(
     recompute = transformer.grad_checkpointing and torch.is_grad_enabled()
     def run(block, x, front, take=None):
         if not recompute: return run_block(block, x, mask_of_rows, take, front)
-        draws = not isinstance(block, ResidualAttentionBlock)                  # ours draws nothing at random
+        draws = not is_plain(block)                  # ours draws nothing at random
         return checkpoint(run_block, block, x, mask_of_rows, take, front, use_reentrant=False, preserve_rng_state=draws)
     for block, ahead_of_it in zip(first, fronts): x = run(block, x, ahead_of_it)
     return x, run(final, x, last_front, take)
@@ -353,17 +441,12 @@ def text_positions(
     return torch.full((len(ids),), place, device=ids.device)
 
 # %% ../../nbs/models/02_towers.ipynb #598ebbfe
-def _can_share(
-    tower:nn.Module, # of `text_tower`
-)->bool:
+def _can_share(tower:nn.Module)->bool:
     "Whether the beginning of a text is the same whatever follows, and its blocks know how to use that."
-    known = all(isinstance(b, ResidualAttentionBlock) for b in tower.transformer.resblocks)
+    known = all(is_plain(b) for b in tower.transformer.resblocks)
     return known and tower.attn_mask is not None
 
-def _project(
-    tower:nn.Module, # of `text_tower`
-    x:Tensor, # shape [B,W]
-)->Tensor: # shape [B,D]
+def _project(tower:nn.Module, x:Tensor)->Tensor: # shape [B,D]
     "Text features in the space shared with images; as they are where a tower has no projection."
     projection = tower.text_projection
     if projection is None: return x

@@ -9,22 +9,27 @@ __all__ = ['new_clip', 'read_weights', 'fill_weights', 'load_clip', 'tokenizer_o
 import contextlib
 import copy
 import functools
+import importlib.util
 import json
 import os
 import re
+import sys
 import warnings
 import zipfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
 from safetensors.torch import load_file
 from torch import nn, Tensor
 
-from .towers import fit_tower, positions_size
+from .._lazy import later
+from .towers import fit_tower, is_plain_clip, PlainCLIP, positions_size
 from ..utils.checks import first_line, suggest
+
+# %% ../../nbs/models/01_weights.ipynb #bce4400f
+open_clip = later('open_clip')  # takes longer to import than torch
 
 # %% ../../nbs/models/01_weights.ipynb #ee47ef06
 @contextlib.contextmanager
@@ -49,6 +54,8 @@ def new_clip(
     if text and 'hf_model_name' in text:
         name = text['hf_model_name']
         raise ValueError(f"the text tower {name} is not open_clip's, no prompts can be learned through it; {advice}")
+    if text and not custom and is_plain_clip(cfg):
+        with seeded(seed): return PlainCLIP(**cfg)
     cfg['vision_cfg']['timm_model_pretrained'] = False  # weights come from one place only
     with seeded(seed):
         if text: return (open_clip.model.CustomTextCLIP if custom else open_clip.CLIP)(**cfg)
@@ -57,39 +64,30 @@ def new_clip(
         return clip
 
 # %% ../../nbs/models/01_weights.ipynb #0dff3c88
-def _bundle(
-    name:str, # "hf-hub:OWNER/REPO" or "local-dir:FOLDER"
-)->Path: # folder with `open_clip_config.json` and weights
+def _bundle(name:str)->Path: # folder with `open_clip_config.json` and weights
     "The folder of a model that brings its own config, fetched if need be; ValueError if there is none."
     kind, _, where = name.partition(':')
-    config = 'open_clip_config.json'
-    if kind == 'local-dir' and (Path(where).expanduser()/config).exists(): return Path(where).expanduser()
+    folder, config = Path(where).expanduser(), 'open_clip_config.json'
     if kind == 'hf-hub': return _hub_file(name, filename=config).parent
-    kinds = 'names with a colon are hf-hub:OWNER/REPO, local-dir:FOLDER or timm:NAME'
-    raise ValueError(f'{name}: no {config} there; {kinds}')
+    if kind == 'local-dir' and (folder/config).exists(): return folder
+    raise ValueError(f'{name}: no {config} there; a name is hf-hub:OWNER/REPO, local-dir:FOLDER or timm:NAME')
 
-def _hub_file(
-    name:str, # "hf-hub:OWNER/REPO"
-    **file, # filename; nothing: the weights
-)->Path:
+def _hub_file(name:str, **file)->Path:
     "A file of the Hugging Face hub; ValueError if it cannot be fetched."
     try: return Path(open_clip.pretrained.download_pretrained_from_hf(name.removeprefix('hf-hub:'), **file))
     except Exception as e: raise ValueError(f'{name}: could not be fetched ({first_line(e)})') from None
 
 # %% ../../nbs/models/01_weights.ipynb #a0a909e1
-def _read_config(
-    path:Path, # of an `open_clip_config.json`
-)->dict: # with `model_cfg`
+def _read_config(path:Path)->dict: # with `model_cfg`
     "The config that stands beside weights; ValueError if it is damaged."
-    try: found = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError) as e: raise ValueError(f'{path}: cannot be read ({first_line(e)})') from None
-    if not isinstance(found, dict) or not isinstance(found.get('model_cfg'), dict):
-        raise ValueError(f'{path}: holds no model_cfg')
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+        if not isinstance(found['model_cfg'], dict): raise TypeError('no model_cfg')
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise ValueError(f'{path}: holds no model_cfg ({first_line(e)})') from None
     return found
 
-def _architecture(
-    name:str, # an open_clip name, "hf-hub:OWNER/REPO" or "local-dir:FOLDER"
-)->dict: # its config
+def _architecture(name:str)->dict: # its config
     "The open_clip config of `name`; ValueError that suggests the nearest name."
     if ':' in name: return _read_config(_bundle(name)/'open_clip_config.json')['model_cfg']
     cfg = open_clip.get_model_config(name.replace('/', '-'))
@@ -98,9 +96,7 @@ def _architecture(
     raise ValueError(f'unknown model {name!r}' + (near or '; see open_clip.list_models()'))
 
 # %% ../../nbs/models/01_weights.ipynb #de18ed33
-def not_weights(
-    path:Path,
-)->str: # "" if nothing speaks against it
+def not_weights(path:Path)->str: # "" if nothing speaks against it
     "What a path holds, where that is plainly no file of weights."
     if path.is_dir():
         saved = (path/'config.json').exists() and (path/'model.safetensors').exists()
@@ -108,11 +104,9 @@ def not_weights(
     if not path.is_file(): return 'there is no such file'
     if re.search(r'-\d+-of-\d+\.', path.name) or path.name.endswith('.index.json'):
         return 'it is one part of weights in several files; join them into one first'
-    with path.open('rb') as file: begin = file.read(64)
+    with path.open('rb') as file: begin = file.read(64).lstrip()
     if not begin: return 'it is empty; was its download interrupted?'
-    if begin.startswith(b'version https://git-lfs'): return 'it is a Git LFS pointer; fetch the file with git lfs pull'
-    if begin.lstrip().startswith(b'<'): return 'it is a web page; was its download refused?'
-    if begin.startswith(b'GGUF'): return 'its weights are quantized'
+    if begin.startswith((b'version https://git-lfs', b'<')): return 'it is a web page or a pointer, not the file itself'
     return ''
 
 # %% ../../nbs/models/01_weights.ipynb #76ebf6dd
@@ -127,9 +121,7 @@ def _is_archive(path:Path)->bool:
     if not zipfile.is_zipfile(path): return False
     with zipfile.ZipFile(path) as archive: return any(n.endswith('/constants.pkl') for n in archive.namelist())
 
-def _open(
-    path:Path, # a file
-)->tuple: # what it holds, and whether it is a TorchScript archive
+def _open(path:Path)->tuple: # what it holds, and whether it is a TorchScript archive
     "Open a file of weights without unpickling code."
     with path.open('rb') as file: begin = file.read(9)
     if begin[8:] == b'{': return load_file(path), False  # safetensors: the length of a header, and the header
@@ -140,12 +132,9 @@ def _open(
             return torch.load(file, map_location='cpu', weights_only=True), False
 
 # %% ../../nbs/models/01_weights.ipynb #8bfb8235
-def _trouble(
-    error:Exception, # of opening
-)->str:
+def _trouble(error:Exception)->str:
     "An error of reading, as what it means and what to do."
-    objects = re.findall(r'GLOBAL (\S+)', str(error))
-    if objects:
+    if objects := re.findall(r'GLOBAL (\S+)', str(error)):
         return (f'it holds Python objects ({objects[0]}), which can run code; '
                 "save its tensors alone: torch.save(model.state_dict(), 'tensors.pt')")
     if isinstance(error, EOFError) or re.search('central directory|EOF|not a ZIP|incomplete|[Hh]eader', str(error)):
@@ -159,9 +148,7 @@ _HOLDERS = ('state_dict', 'model_state_dict', 'model', 'net', 'network', 'module
 _WRAPPERS = {'module', 'model', 'net', 'network', 'clip', 'clip_model', 'backbone', 'base',
              '_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module'}
 
-def _plain_name(
-    key:str, # like "module._orig_mod.visual.proj"
-)->str: # like "visual.proj"
+def _plain_name(key:str)->str: # like "visual.proj"
     "A tensor's name without those of wrappers."
     parts = [part for part in key.split('.') if not (part.startswith('_') and part in _WRAPPERS)]
     while len(parts) > 1 and parts[0] in _WRAPPERS: parts = parts[1:]
@@ -172,10 +159,7 @@ def _holds_tensors(found)->bool:
     if not isinstance(found, dict): return False
     return any(isinstance(v, Tensor) or _holds_tensors(v) for v in found.values())
 
-def _unwrapped(
-    found, # what a file holds
-    path:Path, # named in messages
-)->tuple: # tensors by name, and whether they stood under a key
+def _unwrapped(found, path:Path)->tuple: # tensors by name, and whether they stood under a key
     "The tensors of a checkpoint; ValueError if there are none or two have one name."
     held = False
     while isinstance(found, dict):
@@ -193,7 +177,7 @@ def _unwrapped(
     return state, held
 
 # %% ../../nbs/models/01_weights.ipynb #f4498049
-OPENAI_NORMALIZATION = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+OPENAI_NORMALIZATION = (.48145466, .4578275, .40821073), (.26862954, .26130258, .27577711)
 _OPENAI_KEYS = 'input_resolution', 'context_length', 'vocab_size'
 
 # %% ../../nbs/models/01_weights.ipynb #1a6e986b
@@ -211,6 +195,11 @@ def read_weights(
     -------
     tuple[dict, str]
         tensors by name, and their origin: "openai", "bare", "checkpoint" or "open_clip"
+
+    Raises
+    ------
+    ValueError
+        if the file is none of the known kinds
     """
     path = Path(path).expanduser()
     if reason := not_weights(path): raise ValueError(f'{path}: not a weight file; {reason}')
@@ -225,20 +214,12 @@ def read_weights(
     return state, 'checkpoint' if held else 'bare'
 
 # %% ../../nbs/models/01_weights.ipynb #9c12015f
-def _choose_quick_gelu(
-    origin:str, # of `read_weights`, or "tag"
-    asked:bool|None, # the caller's claim
-    configured:bool|None, # what a config or a tag says, None if nothing does
-    what:str, # named in messages
-)->bool:
+def _choose_quick_gelu(origin:str, asked:bool|None, configured:bool|None, what:str)->bool:
     "QuickGELU or GELU; ValueError on contradiction, a warning where the file leaves it open."
-    names = {True: 'QuickGELU', False: 'GELU'}
-    known = True if origin == 'openai' else configured
-    if asked is not None and known is not None and bool(asked) != bool(known):
-        right, wrong = names[bool(known)], names[bool(asked)]
-        raise ValueError(f'{what}: was trained with {right}, not {wrong}; leave quick_gelu out')
-    if asked is not None: return bool(asked)
-    if known is not None: return bool(known)
+    names, known = ('GELU', 'QuickGELU'), True if origin == 'openai' else configured
+    if None not in (asked, known) and asked != known:
+        raise ValueError(f'{what}: was trained with {names[known]}, not {names[asked]}; leave quick_gelu out')
+    if asked is not None or known is not None: return bool(known if asked is None else asked)
     guess = origin == 'bare'  # OpenAI's own files are the usual ones in this layout
     if origin in ('bare', 'checkpoint'):
         taken = 'OpenAI weights (QuickGELU)' if guess else "weights of the architecture's activation (GELU)"
@@ -247,10 +228,7 @@ def _choose_quick_gelu(
     return guess
 
 # %% ../../nbs/models/01_weights.ipynb #dafaa525
-def _misfits(
-    own:dict, # what the model holds, by name
-    state:dict, # what the file holds
-)->dict: # names by what is wrong with them
+def _misfits(own:dict, state:dict)->dict: # names by what is wrong with them
     "Which tensors of a file do not fit a model."
     both = {k for k in own.keys() & state.keys() if own[k].shape == state[k].shape}
     floats = {k for k in both if own[k].is_floating_point()}
@@ -258,13 +236,6 @@ def _misfits(
     return dict(missing=own.keys() - state.keys(), unknown=state.keys() - own.keys(),
                 misshapen=(own.keys() & state.keys()) - both, quantized=coarse,
                 unfinite={k for k in floats - coarse if not state[k].isfinite().all()})
-
-# %% ../../nbs/models/01_weights.ipynb #75ccb1c1
-def _prefixes(own:dict, state:dict)->str:
-    "Where hardly a name is known: how the names of the file begin."
-    if len(own.keys() & state.keys()) > len(own)//2: return ''
-    begins = Counter(name.partition('.')[0] + '.' for name in state).most_common(4)
-    return '; names in the file begin with ' + ', '.join(begin for begin, _ in begins)
 
 # %% ../../nbs/models/01_weights.ipynb #c9bbd00c
 def fill_weights(
@@ -279,7 +250,7 @@ def fill_weights(
     for name in own.keys() - state.keys():
         if name.endswith('num_batches_tracked'): state[name] = own[name]
     wrong = [f'{len(names)} {kind}, first {min(names)}' for kind, names in _misfits(own, state).items() if names]
-    if wrong: raise ValueError(f'{what}: does not fit the model: ' + '; '.join(wrong) + _prefixes(own, state))
+    if wrong: raise ValueError(f'{what}: does not fit the model: ' + '; '.join(wrong))
     model.load_state_dict(state)
     return model
 
@@ -298,10 +269,7 @@ def given_file(
     return None
 
 # %% ../../nbs/models/01_weights.ipynb #0020837b
-def _weight_file(
-    name:str, # architecture
-    pretrained, # tag, file, True or None
-)->Path|None: # None for tags and random weights
+def _weight_file(name:str, pretrained)->Path|None: # None for tags and random weights
     "The file that `pretrained` names, or the one in the folder of a model that brings its own."
     file = given_file(pretrained)
     if file or pretrained is None or ':' not in name: return file
@@ -314,28 +282,17 @@ def _weight_file(
     raise ValueError(f'{name}: holds no weights (.safetensors, .bin, .pt); pretrained=None makes random ones')
 
 # %% ../../nbs/models/01_weights.ipynb #d49d8e72
-def _tag(
-    name:str, # architecture
-    tag:str, # its weights
-)->dict: # open_clip's record
+def _tag(name:str, tag:str)->dict: # open_clip's record
     "open_clip's record of a tag; ValueError that lists the tags there are."
-    if tag is True: raise ValueError(f'{name} has no weights of its own; pretrained takes a tag, a file or None')
-    if found := open_clip.get_pretrained_cfg(name, tag): return found
+    if tag is not True and (found := open_clip.get_pretrained_cfg(name, tag)): return found
     tags = ', '.join(open_clip.list_pretrained_tags_by_model(name)) or 'none'
-    reason = 'that is a folder' if os.path.isdir(tag) else 'no such file exists'
-    raise ValueError(f'{name} has no weights {tag!r}, and {reason}; tags: {tags}')
+    raise ValueError(f'{name} has no weights {tag!r}, and no such file exists; tags: {tags}')
 
-def _fetch(
-    model:nn.Module, # that takes the weights
-    name:str, # architecture
-    tag:str, # named in messages
-    record:dict, # of `_tag`
-)->dict: # weights by name
+def _fetch(model:nn.Module, name:str, tag:str, record:dict)->dict: # weights by name
     "Download a tag through open_clip and read it; ValueError if it cannot be had."
     try: path = open_clip.download_pretrained(record)
     except Exception as e:
-        said = first_line(e)
-        raise ValueError(f'{name}: the weights {tag!r} could not be downloaded ({said}); pass a file instead') from None
+        raise ValueError(f'{name}: the weights {tag!r} could not be had ({first_line(e)}); pass a file') from None
     return open_clip.convert.convert_state_dict(model, read_weights(path)[0])
 
 # %% ../../nbs/models/01_weights.ipynb #b3b7c4cb
@@ -353,13 +310,7 @@ def shared_normalization(
     return ranked[0] if ranked else None
 
 # %% ../../nbs/models/01_weights.ipynb #40266a35
-def _from_file(
-    name:str, # architecture
-    cfg:dict, # of the architecture; `quick_gelu` is set
-    file:Path, # of weights
-    asked:bool|None, # the caller's claim of QuickGELU
-    seed:int, # of what the file does not decide
-)->tuple[nn.Module,dict]: # the model; normalization, and image_size, stride and cameras of files that say them
+def _from_file(name:str, cfg:dict, file:Path, asked:bool|None, seed:int)->tuple[nn.Module,dict]:
     "A model of `cfg` with the weights of `file`, and what the file or a config beside it says."
     state, origin = read_weights(file)
     if any(key.startswith('image_encoder.') for key in state): return clip_reid_model(cfg, state, str(file), seed)
@@ -378,9 +329,7 @@ def _from_file(
         normalization = shared_normalization([_mean_std(tag) for tag in published], str(file))
     return fill_weights(model, state, str(file)), dict(normalization=normalization or OPENAI_NORMALIZATION)
 
-def _mean_std(
-    said:dict, # a tag's record or the preprocessing of a config
-)->tuple: # (mean, std)
+def _mean_std(said:dict)->tuple: # (mean, std)
     "Mean and standard deviation of the pixels; OpenAI's where nothing is said."
     return tuple(tuple(said.get(name, usual)) for name, usual in zip(('mean', 'std'), OPENAI_NORMALIZATION))
 
@@ -429,6 +378,11 @@ def load_clip(
     -------
     tuple[nn.Module, dict, dict]
         model, its config; normalization (mean, std), and what else the weights decide
+
+    Raises
+    ------
+    ValueError
+        for what is unknown or does not fit
     """
     cfg, plain = _architecture(name), name.replace('/', '-')
     file = _weight_file(name, pretrained)
@@ -456,14 +410,20 @@ def tokenizer_of(
     return _tokenizer(clip, length, bool(own))
 
 @functools.lru_cache(maxsize=4)
-def _tokenizer(
-    clip:str, # model name
-    length:int, # context length
-    own:bool, # whether the model has a tokenizer of its own, which has to be fetched
-):
+def _tokenizer(clip:str, length:int, own:bool):
     "CLIP's own tokenizer, or the one of a model."
-    if not own: return open_clip.SimpleTokenizer(context_length=length)
+    if not own: return _clip_tokenizer().SimpleTokenizer(context_length=length)
     try: return open_clip.get_tokenizer(clip)
     except Exception as e:
         what = f'{clip}: its tokenizer could not be loaded ({first_line(e)})'
         raise ValueError(f'{what}; without it no prompts can be learned') from None
+
+@functools.lru_cache(maxsize=1)
+def _clip_tokenizer():
+    "open_clip's module of CLIP's tokenizer, alone."
+    if 'open_clip' in sys.modules: return open_clip
+    file = Path(importlib.util.find_spec('open_clip').origin).with_name('tokenizer.py')
+    spec = importlib.util.spec_from_file_location('clip_tokenizer', file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

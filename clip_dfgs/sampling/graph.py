@@ -72,6 +72,11 @@ def identity_features(
     -------
     torch.Tensor
         [N, D], of the features' dtype
+
+    Raises
+    ------
+    ValueError
+        if an identity has no image
     """
     check_choice('reduce', reduce, ('mean', 'camera', 'random'))
     features = torch.as_tensor(features)
@@ -121,7 +126,7 @@ def _gap(squared:torch.Tensor, metric:str)->torch.Tensor:
 # %% ../../nbs/sampling/01_graph.ipynb #59175d8d
 def _block(sides, rows, metric:str, out:torch.Tensor)->torch.Tensor: # [rows, cols]; overwrites `out`
     "Distances by a product, wrong in the last digits: sums for two views; squares less the row's own for one."
-    total = 0
+    total = torch.zeros((), dtype=out.dtype)
     for x, norms, others, other_norms, weight in sides:
         with full_precision_matmul(): torch.addmm(other_norms, x[rows], others.T, alpha=-2, out=out)
         if len(sides) == 1: return out  # the order of a row is the same
@@ -132,7 +137,7 @@ def _block(sides, rows, metric:str, out:torch.Tensor)->torch.Tensor: # [rows, co
 def _rerank(views, rows, candidates, count:int, metric:str)->torch.Tensor: # [rows, count]
     "The nearest of each row's own candidates [rows, c], by direct distances in double precision; ties by index."
     candidates = candidates.sort(1).values  # a stable sort of ascending indices breaks ties by index
-    exact = 0
+    exact = torch.zeros((), dtype=torch.float64)
     for x, _, _, weight in views:
         squared = (x[candidates].double() - x[rows].double()[:, None]).square().sum(-1)
         exact = exact + weight*_gap(squared, metric)
@@ -317,6 +322,11 @@ def load_graph(
     -------
     tuple[torch.Tensor, dict]
         LongTensor [N, k], parameters
+
+    Raises
+    ------
+    ValueError
+        if it is something else
     """
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -47,11 +47,15 @@ class BatchIterator:
     ):
         "Continue behind the batch at which `state_dict` was taken."
         self.sampler.load_state_dict(state)
-        self.__init__(self.sampler)
+        self.__init__(self.sampler) # type: ignore[misc]
 
 # %% ../../nbs/sampling/05_stateful.ipynb #7953cd47
 class PlannedBatches(Sampler):
     "Epochs that are planned as a whole; a subclass implements `plan(epoch)`."
+    _plan:np.ndarray
+    _last:BatchIterator
+    _loaded:dict
+
     def __init__(self,
         seed:int=0, # together with the epoch it decides everything
         rank:int=0, # which of the ranks this is
@@ -89,6 +93,7 @@ class PlannedBatches(Sampler):
             self._plan = np.resize(plan, (whole, *plan.shape[1:])) if len(plan) else plan
         return self._plan
 
+    def plan(self, epoch:int)->np.ndarray: raise NotImplementedError
     def batch_count(self)->int: return len(self.planned())
 
 # %% ../../nbs/sampling/05_stateful.ipynb #02805e4d
@@ -105,7 +110,7 @@ class StatefulBatchSampler(PlannedBatches):
         dict
             plain numbers
         """
-        plan = zlib.crc32(np.ascontiguousarray(self.planned(), np.int64), self.world - 1)
+        plan = zlib.crc32(np.ascontiguousarray(self.planned(), np.int64).data, self.world - 1)
         return dict(seed=self.seed, epoch=self.epoch, position=0, graph=self.graph_digest(), plan=plan)
 
     def begin(self,
@@ -174,6 +179,11 @@ class StatefulBatchSampler(PlannedBatches):
         ----------
         state : dict
             of `state_dict`
+
+        Raises
+        ------
+        ValueError
+            for a state of another sampler
         """
         missing = [key for key in self.describe() if key not in state] if isinstance(state, dict) else ['seed']
         if missing: raise ValueError(f'the state has no {missing[0]!r}; it is not the state of this kind of sampler')

@@ -4,7 +4,6 @@ from .._lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     trainer='fit',
-    config='TrainConfig Stage',
-    recipes='RECIPES recipe',
+    config='TrainConfig Stage RECIPES recipe',
     losses='batch_hard_triplet id_loss image_text_contrastive image_to_text_ce',
     run='Run')

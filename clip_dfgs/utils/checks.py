@@ -149,11 +149,13 @@ def as_numbers(
 
 def rows_of_graph(
     values, # as in `as_labels`
+    name:str='labels', # of the argument, for the message
+    n:int=None, # number of images
 )->np.ndarray: # int64, shape [n]
-    "Labels that number the rows of a graph; ValueError for names, whose order a graph does not know."
-    labels = as_labels(values)
+    "Labels that are numbers; ValueError for names, whose order a graph or a loader does not know."
+    labels = as_labels(values, name, n)
     if labels.dtype.kind == 'i': return labels
-    raise ValueError(f'labels: whole numbers 0..N-1 are needed; labels[0] is {labels[0]!r}. '
+    raise ValueError(f'{name}: whole numbers 0..N-1 are needed; the first is {labels[0]!r}. '
                      'To number names: numpy.unique(names, return_inverse=True)[1]')
 
 # %% ../../nbs/utils/01_checks.ipynb #acd98a0d

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import secrets
-import stat
 from collections import Counter
 from pathlib import Path
 
@@ -52,7 +51,8 @@ def fsync(
     path, # of a file or a folder
 ):
     "Have a file, or the names in a folder, on the disk and not only in memory."
-    handle = os.open(path, os.O_RDONLY)
+    if os.name == 'nt' and os.path.isdir(path): return # Windows opens no folders
+    handle = os.open(path, os.O_RDWR if os.name == 'nt' else os.O_RDONLY)
     try: os.fsync(handle)
     finally: os.close(handle)
 
@@ -81,7 +81,7 @@ _SYSTEM_NAMES = ('__macosx', '__pycache__', 'thumbs.db', 'desktop.ini', 'lost+fo
 def hidden(
     name:str, # of a file or folder, without its path
 )->bool:
-    "Whether a name belongs to a tool and not to a person: hidden, or a system folder."
+    "Whether a name belongs to a tool and not to the data: hidden, or a system folder."
     return name.startswith('.') or name.lower() in _SYSTEM_NAMES
 
 # %% ../../nbs/utils/02_files.ipynb #cbc32b1f
@@ -97,35 +97,28 @@ def left_out(
     folder, # an absent one leaves nothing out
     deep:bool=False, # look into its folders as well
 )->str: # "", or like "6 files are not read: 5 .heic, 1 broken link"
-    "Words that count what looks like a picture and is not read by `image_files`; links that lead nowhere as well."
+    "Words that count what looks like an image and is not read by `image_files`; links that lead nowhere as well."
     kinds = Counter(_why_not(p) for p in _walk(folder, deep))
     del kinds['']
-    if broken := kinds.pop('broken link', 0): kinds['broken links' if broken > 1 else 'broken link'] = broken
-    many = sum(kinds.values())
-    if not many: return ''
-    parts = ', '.join(f'{n:,} {kind}' for kind, n in kinds.most_common())
-    return f'{many:,} {"file is" if many == 1 else "files are"} not read: {parts}'
+    if kinds['broken link'] > 1: kinds['broken links'] = kinds['broken link']
+    if kinds['broken link'] != 1: del kinds['broken link']
+    many, parts = sum(kinds.values()), ', '.join(f'{n:,} {kind}' for kind, n in kinds.most_common())
+    return f'{many:,} {"file is" if many == 1 else "files are"} not read: {parts}' if many else ''
 
 # %% ../../nbs/utils/02_files.ipynb #3e2e97af
 _FIRST_BYTES = (b'\xff\xd8\xff', b'\x89PNG\r\n', b'GIF8', b'II*\0', b'MM\0*')
-_NO_PICTURES = ('.txt', '.csv', '.json', '.xml', '.mat', '.npy', '.npz', '.md', '.html', '.zip', '.gz',
-                '.pt', '.pth', '.py', '.safetensors', '.yaml', '.yml', '.log', '.tsv') # many lie beside pictures
 
 def _why_not(path:Path)->str:
-    "Why a file is not read although it may be a picture; empty for one that is read and for other files."
+    "Why a file is not read although it may be an image; empty for one that is read and for other files."
     if not path.exists(): return 'broken link'
     ending = path.suffix.lower()
     if ending in IMAGE_SUFFIXES or not path.is_file(): return ''
     if ending in _OTHER_SUFFIXES: return ending
-    if ending in _NO_PICTURES or not _begins_as_picture(path): return ''
-    return ending if ending and not ending[1:].isdigit() else 'without an ending'
-
-def _begins_as_picture(path:Path)->bool:
-    "Whether the first bytes of a file are those of a picture; one that may not be read is none."
     try:
         with open(path, 'rb') as file: begin = file.read(12)
-    except OSError: return False
-    return begin.startswith(_FIRST_BYTES) or begin[:4] == b'RIFF' and begin[8:] == b'WEBP'
+    except OSError: return ''
+    if not begin.startswith(_FIRST_BYTES) and (begin[:4], begin[8:]) != (b'RIFF', b'WEBP'): return ''
+    return ending if ending and not ending[1:].isdigit() else 'without an ending'
 
 # %% ../../nbs/utils/02_files.ipynb #92f3d176
 def _walk(folder, deep:bool)->list:
@@ -186,16 +179,6 @@ def write_csv(
     with writing(path): write_text(table.to_csv(index=index, lineterminator='\n'), path)
 
 # %% ../../nbs/utils/02_files.ipynb #8679b2fb
-def file_itself(
-    path, # of a file
-)->str|None: # equal for two paths to one file; None where there is no file
-    "What tells a file from others, however many links lead to it."
-    try: found = os.stat(path)
-    except (OSError, ValueError): return None
-    if not stat.S_ISREG(found.st_mode): return None
-    own = f'{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns}'
-    return own if found.st_ino else os.path.realpath(path)
-
 def in_real_folders(
     paths:pd.Series, # as they are written; the files need not be there
 )->pd.Series: # absolute paths

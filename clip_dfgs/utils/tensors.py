@@ -9,6 +9,7 @@ __all__ = ['cumcount']
 import contextlib
 
 import numpy as np
+import pandas as pd
 import torch
 
 # %% ../../nbs/utils/03_tensors.ipynb #4a350c41
@@ -16,13 +17,8 @@ def cumcount(
     values, # numbers, shape [n]
 )->np.ndarray: # int64, 0 for the first time a value occurs, 1 for the second ..., shape [n]
     "How many times each entry has occurred before in the list."
-    values = np.asarray(values)
-    order = np.argsort(values, kind='stable')
-    place = np.arange(len(values))
-    begins = np.r_[True, values[order][1:] != values[order][:-1]] if len(values) else np.zeros(0, bool)
-    out = np.empty(len(values), np.int64)
-    out[order] = place - np.maximum.accumulate(np.where(begins, place, 0))
-    return out
+    values = pd.Series(np.asarray(values))
+    return values.groupby(values).cumcount().to_numpy(np.int64)
 
 # %% ../../nbs/utils/03_tensors.ipynb #2552a295
 def ranges_of(

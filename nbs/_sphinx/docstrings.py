@@ -36,11 +36,19 @@ def told(function, lines):
         if a.arg in ('self', 'cls'): continue
         kind = f' : {ast.unparse(a.annotation)}' if a.annotation else ''
         alone = sum(b.lineno == a.lineno for b in arguments if b.arg not in ('self', 'cls')) == 1
-        entries.append((f'{a.arg}{kind}', beside.get(a.end_lineno if alone else a.lineno)))
+        line = a.end_lineno if alone else a.lineno
+        result = function.returns is not None and line == function.returns.lineno   # then the comment is the result's
+        entries.append((f'{a.arg}{kind}', None if result else beside.get(line)))
     returned = beside.get(end)
     kind = ast.unparse(function.returns).strip("'\"") if function.returns else 'value'
     if returned and any(returned == words for _, words in entries): returned = None
     return section('Parameters', entries) + section('Returns', [(kind, returned)])
+
+
+def raised(sentence):
+    "Raises, from the parts of a docstring's sentence that begin with the name of an error."
+    found = re.findall(r'(?:^|; |, )(\w+Error) ([^;]+?)(?=;|\.? ?\[|\.?$)', sentence)
+    return section('Raises', found)
 
 
 def documented(node, lines):
@@ -52,6 +60,7 @@ def documented(node, lines):
         begin = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == '__init__'), None)
         more = told(begin, lines).split('\n\nReturns')[0] if begin else ''
     else: more = told(node, lines)
+    more += raised(text)
     if not more: return None
     whole = textwrap.indent(f'"""{text}{more}\n"""', ' '*doc.col_offset)
     return doc.lineno, doc.end_lineno, re.sub(r'[ \t]+$', '', whole, flags=re.M).replace('\\', '\\\\')

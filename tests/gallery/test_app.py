@@ -1,42 +1,40 @@
-"The page of a gallery: what it answers, what it never gives, and how it looks to a browser."
-import http.server
+"The search page and the service: what they answer, what they never give, load, growth and a kill, and a browser."
+import csv
 import io
-import json
 import os
 import re
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
-import urllib.error
+import time
 import urllib.parse
-import urllib.request
-import uuid
 from pathlib import Path
 
 import pytest
+import requests
 from PIL import Image
 
-from clip_dfgs.gallery.app import _line, _Live, answers
+from clip_dfgs.gallery.app import answers, serve_gallery
 from clip_dfgs.gallery.gallery import Gallery, find_images
 from clip_dfgs.gallery.store import embed_gallery
 from clip_dfgs.synthetic.domain import render_domain
-from test_cli import said
+from command import said
 
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser')
 
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
-    "A gallery of two domains; beside it a secret file, and links to it."
+    "A gallery of two domains; beside it a secret file."
     home = tmp_path_factory.mktemp('place')
     for seed, name, cameras in ((5, 'town', 3), (6, 'quay', 2)):
         render_domain(home/name, seed, 12, cameras, workers=1, test_share=1., progress=False)
     words = [f'market1501:{home/name}' for name in ('town', 'quay')]
     embed_gallery(find_images(words, domains=['town', 'quay']), 'pedestrians', home/'gallery', progress=False)
-    (home/'secret.txt').write_text('the secret')
     Image.new('RGB', (64, 128), 'red').save(home/'secret.png')
-    (home/'gallery'/'link.txt').symlink_to(home/'secret.txt')
-    (home/'town'/'query'/'link.png').symlink_to(home/'secret.png')
     return home
 
 
@@ -47,24 +45,31 @@ def gallery(place): return Gallery.load(place/'gallery')
 @pytest.fixture(scope='module')
 def url(gallery):
     "The address of the running page."
-    pytest.importorskip('gradio', reason='the page needs gradio')
-    from clip_dfgs.gallery.app import serve_gallery
-    page, url = serve_gallery(gallery, wait=False)
+    server, url = serve_gallery(gallery, wait=False)
     yield url
-    page.close(verbose=False)
+    server.should_exit = True
+
+
+def search(url, data=None, **form):
+    "What the service answers to a form, and to an image."
+    answer = requests.post(f'{url}search', data=form, files=None if data is None else dict(image=data), timeout=60)
+    return answer.json() | dict(status=answer.status_code)
 
 
 # ---- answers
 
-def test_an_answer_is_the_search(gallery):
+def test_an_answer_is_the_search(gallery, url):
     path = gallery.records['path'][7]
-    found, line = answers(gallery, data=Path(path).read_bytes(), k=9, camera=['c1', 'c2'], domain=['town'])
+    got = search(url, Path(path).read_bytes(), k=9, camera=['c1', 'c2'], domain='town')
     want = gallery.search(path, k=9, camera=['c1', 'c2'], domain=['town'])
-    assert found['row'].tolist() == want['row'].tolist() and line.startswith('9 of 120 images')
-    found, _ = answers(gallery, text=' a man in red ', k=9)
-    assert found['row'].tolist() == gallery.search(text=[' a man in red '], k=9)['row'].tolist()
-    found, _ = answers(gallery, like=path, k=9)
-    assert found['row'].tolist() == gallery.search(path, k=9)['row'].tolist()
+    assert [a['path'] for a in got['answers']] == want['path'].tolist() and got['note'].startswith('9 of 120 images')
+    assert [a['score'] for a in got['answers']] == want['score'].tolist()
+    for name in ('identity', 'camera', 'domain'): assert [a[name] for a in got['answers']] == want[name].tolist()
+    assert [a['file'] for a in got['answers']] == [Path(p).name for p in want['path']]
+    again = search(url, like=gallery.digests[7], k=100)
+    assert [a['path'] for a in again['answers']] == gallery.search(path, k=100)['path'].tolist()
+    words = gallery.search(text='a man in red', k=9)
+    assert [a['path'] for a in search(url, text=' a man in red ', k=9)['answers']] == words['path'].tolist()
 
 
 def bomb():
@@ -74,189 +79,135 @@ def bomb():
     return buffer.getvalue()
 
 
-UPLOADS = dict(empty=lambda: b'', text=lambda: b'hello', zip=lambda: b'PK\3\4' + b'\0'*99,
-               page=lambda: b'<svg onload=x>', half=lambda: b'\xff\xd8\xff\xe0' + b'\0'*300, bomb=bomb)
+def test_what_cannot_be_asked_is_one_line(url):
+    for data in (b'', b'hello', b'PK\3\4' + b'\0'*99, b'<svg onload=x>', b'\xff\xd8\xff\xe0' + b'\0'*300, bomb()):
+        got = search(url, data)
+        assert got['status'] == 400 and got['detail'].startswith('the upload cannot be read') and '\n' not in str(got)
+    for form, words in ((dict(like='gone'), 'no longer'), (dict(text='red', camera='9'), "no camera '9'"),
+                        (dict(domain='9'), "no domain '9'"), (dict(text='red '*2000), '8,000 characters')):
+        got = search(url, **form)
+        assert got['status'] == 400 and words in got['detail'], got
+    assert search(url, k=0)['status'] == search(url, k='x')['status'] == 422
 
 
-@pytest.mark.parametrize('what', UPLOADS)
-def test_an_upload_that_is_no_picture_is_a_line(what, gallery):
-    found, line = answers(gallery, data=UPLOADS[what]())
-    assert found is None and line.startswith('the upload cannot be read') and '\n' not in line
-
-
-def test_the_newest_images_come_first(gallery, place):
+def test_the_newest_images_come_first(gallery):
     path = gallery.records['path'][50]
     before = Path(path).stat()
     os.utime(path, (2e9, 2e9))
     found, line = answers(gallery, k=100)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert found['path'][0] == path and len(found) == 100 and 'the newest are shown' in line
+    assert found['path'][0] == path and len(found) == 100 and 'the newest first' in line
+    assert set(answers(gallery, domain='quay')[0]['domain']) == {'quay'}
 
 
-def test_the_page_sees_what_embed_added(place, tmp_path):
+def test_the_service_sees_what_embed_added(place, tmp_path):
     shutil.copytree(place/'town'/'query', tmp_path/'shots')
     embed_gallery(find_images(tmp_path/'shots'), 'pedestrians', tmp_path/'g', progress=False)
-    live = _Live(Gallery.load(tmp_path/'g'))
-    n = len(live())
+    server, url = serve_gallery(Gallery.load(tmp_path/'g'), wait=False)
+    n = requests.get(f'{url}stats').json()['images']
     Image.new('RGB', (64, 128), 'red').save(tmp_path/'shots'/'new.png')
     embed_gallery(find_images(tmp_path/'shots'), 'pedestrians', tmp_path/'g', progress=False)
-    assert len(live()) == n + 1
-    (tmp_path/'g'/'gallery.json').write_text('')
-    assert len(live()) == n + 1 # a damaged one does not end the page
+    first, = search(url, (tmp_path/'shots'/'new.png').read_bytes(), k=1)['answers']
+    assert first['file'] == 'new.png' and requests.get(f'{url}stats').json()['images'] == n + 1
+    (tmp_path/'g'/'gallery.json').write_text('') # a damaged one does not end the service
+    assert len(search(url, text='a man', k=3)['answers']) == 3
+    answer = requests.post(f'{url}reload', data=b'')
+    assert answer.status_code == 409 and 'is damaged' in answer.json()['detail']
+    server.should_exit = True
 
 
-def test_mistakes_are_lines(gallery):
-    for asked, words in ((dict(like='gone.png'), 'no longer'), (dict(text='a man', k=0), 'k=0'),
-                         (dict(text='red', camera=['9']), "no camera '9'")):
-        found, line = answers(gallery, **asked)
-        assert found is None and words in line and '\n' not in line
+# ---- what is never given
+
+def test_only_what_was_embedded_leaves(place, gallery, url):
+    "No file by any spelling of its path; no image whose file was replaced by a link."
+    for file in (place/'secret.png', place/'gallery'/'gallery.json', gallery.records['path'][0], '/etc/passwd'):
+        body, whole = Path(file).read_bytes(), urllib.parse.quote(str(file))
+        up = '../'*12 + whole.lstrip('/')
+        for route in ('image/', 'page/', ''):
+            for path in (whole, whole.replace('/', '%2f'), up, up.replace('/', '%2f'), up.replace('.', '%2e'),
+                         '/' + whole, f'file://{whole}', whole + '%00.png'):
+                with socket.create_connection(urllib.parse.urlsplit(url).netloc.split(':')) as s:
+                    s.sendall(f'GET /{route}{path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n'.encode())
+                    answer = b''.join(iter(lambda s=s: s.recv(65536), b''))
+                assert re.match(rb'HTTP/1.1 4\d\d', answer) and body not in answer, (route, path)
+    file, digest = Path(gallery.records['path'][30]), gallery.digests[30]
+    assert requests.get(f'{url}image/{digest}?original=true').content == file.read_bytes()
+    assert Image.open(io.BytesIO(requests.get(f'{url}image/{digest}').content)).size == (128, 256)
+    file.rename(place/'aside')
+    file.symlink_to(place/'secret.png')
+    assert requests.get(f'{url}image/{digest}?original=true').status_code == 404
+    (place/'aside').rename(file)
 
 
-def test_a_sentence_without_end_is_a_line(gallery):
-    "One of 60 MB kept the page from everybody else for minutes."
-    found, line = answers(gallery, text='red '*15_000_000)
-    assert found is None and '60,000,000 characters' in line and len(line) < 100
-    assert answers(gallery, text='red '*500, k=3)[0] is not None
-
-
-def test_nothing_in_a_line_is_html():
-    assert _line('<img src=x onerror=alert(1)>').count('<') == 4
-
-
-# ---- what the page never gives
-
-def status(url, data=None, **headers):
-    "(status, body) of a request."
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, data, headers), timeout=60) as answer:
-            return answer.status, answer.read()
-    except urllib.error.HTTPError as e: return e.code, e.read()
-
-
-def spelt(path):
-    "Ways to write a path in an address."
-    whole, name = urllib.parse.quote(str(path)), str(path).lstrip('/')
-    up = '../'*12 + name
-    yield from (whole, whole.replace('/', '%2f'), urllib.parse.quote(up), up.replace('/', '%2f'),
-                up.replace('.', '%2e'), '/' + whole, f'file://{whole}', whole.replace('/', '%5c'), f'./{up}',
-                whole + '%00.png', f'~/{up}')
-
-
-def test_no_file_is_given(place, gallery, url):
-    "However it is called: the secret, links to it, the gallery's own files, its pictures, the system's."
-    files = [place/'secret.txt', place/'secret.png', place/'gallery'/'link.txt', place/'town'/'query'/'link.png',
-             place/'gallery'/'gallery.json', gallery.records['path'][0], '/etc/passwd', Path(__file__)]
-    for file in files:
-        body = Path(file).read_bytes()
-        for route in ('gradio_api/file=', 'file=', 'gradio_api/file/', 'static/', 'assets/', 'gradio_api/static/',
-                      'theme.css/', 'gradio_api/proxy=', 'gradio_api/stream/', 'svelte/', 'custom_component/', ''):
-            for path in spelt(file):
-                code, got = status(url + route + path)
-                assert code >= 400 and body not in got, (route, path, code)
-
-
-def asked(url, number, data):
-    "What an event of the page says to hand-made data: its last message."
-    session = uuid.uuid4().hex
-    body = json.dumps(dict(data=data, fn_index=number, session_hash=session, event_data=None, trigger_id=None)).encode()
-    code, got = status(url + 'gradio_api/queue/join?', body, **{'Content-Type': 'application/json'})
-    if code >= 400: return got.decode()
-    _, got = status(url + f'gradio_api/queue/data?session_hash={session}')
-    return got.decode()
-
-
-def test_a_request_of_nonsense_is_a_line(url, capfd):
-    "An event that there is not, no body, too large a body: refused, with a line at the terminal and no traceback."
-    kind = {'Content-Type': 'application/json'}
-    join = url + 'gradio_api/queue/join'
-    code, got = status(join, json.dumps(dict(fn_index=999, data=[], session_hash='a')).encode(), **kind)
-    assert (code, got) == (400, b'the request cannot be understood')
-    assert status(join, b'', **kind)[0] == 422
-    request = urllib.request.Request(join, b'{}', kind | {'Content-Length': str(10**9)})
-    with pytest.raises(urllib.error.HTTPError, match='413'): urllib.request.urlopen(request, timeout=60)
-    err = capfd.readouterr().err
-    assert 'cannot be answered (KeyError)' in err and 'Traceback' not in err
-    assert status(url)[0] == 200
-
-
-def functions(url):
-    "Number of each event of the page, and how many things it takes."
-    config = json.loads(status(url + 'config')[1])
-    return {d['id']: len(d['inputs']) for d in config['dependencies']}
-
-
-def uploaded(url, data):
-    "Where gradio puts an upload."
-    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="x.png"\r\n\r\n' + data + b'\r\n--x--\r\n'
-    code, got = status(url + 'gradio_api/upload', body, **{'Content-Type': 'multipart/form-data; boundary=x'})
-    assert code == 200, got
-    return json.loads(got)[0]
-
-
-def test_a_path_in_place_of_an_upload_is_refused(place, gallery, url):
-    "The browser says where an upload was put: no other file can be named so."
-    there = uploaded(url, Path(gallery.records['path'][0]).read_bytes())
-    file, answered = dict(path=there, meta=dict(_type='gradio.FileData'), orig_name='x.png'), 0
-    for number, takes in functions(url).items():
-        if takes == 6: answered += 'image.jpeg' in asked(url, number, [file, '', None, 6, [], []])
-    assert answered # an upload is taken, in the same way
-    for path in (place/'secret.png', place/'gallery'/'link.txt', place/'town'/'query'/'link.png', '/etc/passwd'):
-        for number, takes in functions(url).items():
-            if takes != 6: continue
-            file = dict(path=str(path), meta=dict(_type='gradio.FileData'), orig_name='x.png')
-            got = asked(url, number, [file, '', None, 6, [], []])
-            assert '"success":false' in got.replace(' ', '') or 'detail' in got, (number, got[:500])
-            assert 'data:image' not in got and 'image.jpeg' not in got
-
-
-def test_the_page_opens_with_the_newest_images_and_their_names(url, gallery):
-    "Captions hold file name and camera as the gallery has them; no folder of the files is in the answer."
-    said = [asked(url, number, [12, [], []]) for number, takes in functions(url).items() if takes == 3]
-    shown = [text for text in said if 'the newest are shown' in text]
-    assert len(shown) == 1 and shown[0].count('image.jpeg') >= 12
-    names = [Path(path).name for path in gallery.records['path']]
-    assert sum(name in shown[0] for name in names) >= 12
-    assert str(Path(gallery.records['path'][0]).parent) not in shown[0]
-
-
-def test_nothing_is_fetched(url):
-    "An address in place of an upload is not asked."
-    hits = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            hits.append(self.path)
-            self.send_error(404)
-        def log_message(self, *words): pass
-
-    server = http.server.HTTPServer(('127.0.0.1', 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    there = f'http://127.0.0.1:{server.server_port}/x.png'
-    for number, takes in functions(url).items():
-        if takes != 6: continue
-        for file in (dict(path=there), dict(path=there, url=there), dict(path='x', url=there)):
-            got = asked(url, number, [file | dict(meta=dict(_type='gradio.FileData')), '', None, 6, [], []])
-            assert 'image.jpeg' not in got
-    status(url + f'gradio_api/proxy={there}')
-    status(url + f'gradio_api/file={there}')
-    server.shutdown()
-    assert not hits
-
-
-def test_the_page_listens_to_this_machine(url):
-    assert url.startswith('http://127.0.0.1:')
-    port = int(url.split(':')[2].strip('/'))
-    other = socket.gethostbyname(socket.gethostname())
-    if other.startswith('127.'): pytest.skip('this machine has no other address')
-    with socket.socket() as s: assert s.connect_ex((other, port)) != 0
-
-
-def test_the_browser_is_told_to_stay(url):
-    with urllib.request.urlopen(url) as answer: policy = answer.headers['content-security-policy']
+def test_token_hosts_and_sizes(gallery, url):
+    server, locked = serve_gallery(gallery, wait=False, page=False, token='geheim')
+    for headers, status in (({}, 401), (dict(Authorization='Bearer x'), 401),
+                            (dict(Authorization='Bearer geheim'), 200), (dict(Cookie='token=geheim'), 200)):
+        assert requests.get(f'{locked}stats', headers=headers).status_code == status
+    assert requests.get(f'{locked}healthz').json() == dict(status='ok') # without a token
+    assert requests.post(f'{locked}search', data=dict(text='a man')).status_code == 401
+    browser = requests.Session()
+    assert browser.get(f'{locked}?token=x').status_code == 401
+    page = browser.get(f'{locked}?token=geheim')
+    assert page.status_code == 200 and page.url == f'{locked}docs' and 'POST /search' in page.text
+    assert '/search' in browser.get(f'{locked}openapi.json').json()['paths']
+    server.should_exit = True
+    assert requests.get(url, headers=dict(Host='evil.example')).status_code == 421
+    assert requests.post(f'{url}search', data=iter([b'x'])).status_code == 411 # in chunks, of unknown length
+    assert requests.get(f'{url}stats', headers={'Content-Length': str(10**9)}).status_code == 413
+    policy = requests.get(url).headers['content-security-policy']
     assert "default-src 'self'" in policy and 'http' not in policy
+    other = socket.gethostbyname(socket.gethostname())
+    if not other.startswith('127.'):
+        with socket.socket() as s: assert s.connect_ex((other, int(url.split(':')[2].strip('/')))) != 0
 
 
-def test_serve_says_what_is_wrong(place, gallery, tmp_path):
+# ---- load, and a kill
+
+def test_searches_in_flight_are_bounded(gallery, monkeypatch):
+    "Two wait; the others are told to ask again, and nothing is lost afterwards."
+    began, go = threading.Semaphore(0), threading.Event()
+    real = Gallery.search
+
+    def slowly(self, *args, **more):
+        began.release()
+        assert go.wait(60)
+        return real(self, *args, **more)
+
+    monkeypatch.setattr(Gallery, 'search', slowly)
+    server, url = serve_gallery(gallery, wait=False, waiting=2)
+    got = []
+    threads = [threading.Thread(target=lambda: got.append(search(url, text='a man', k=2)['status'])) for _ in range(6)]
+    for t in threads: t.start()
+    assert began.acquire(timeout=60)
+    while len(got) < 4: time.sleep(.01)
+    assert got == [503]*4 and requests.get(f'{url}healthz').ok
+    go.set()
+    for t in threads: t.join()
+    assert sorted(got) == [200]*2 + [503]*4 and search(url, text='a man')['status'] == 200
+    assert requests.get(f'{url}stats').json()['busy'] == 4
+    server.should_exit = True
+
+
+@pytest.mark.parametrize('hows', [[signal.SIGTERM], pytest.param([signal.SIGKILL]*2, marks=pytest.mark.slow)])
+def test_the_command_is_killed_and_started_again(place, hows):
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = str(s.getsockname()[1])
+    command = [sys.executable, '-m', 'clip_dfgs.cli.main', 'serve', str(place/'gallery'), '--api', '--port', port]
+    env = dict(os.environ, OMP_NUM_THREADS='1', CLIP_DFGS_TOKEN='geheim')
+    for how in hows:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as p:
+            assert f'http://127.0.0.1:{port}/; interrupt' in p.stdout.readline()
+            headers = dict(Authorization='Bearer geheim')
+            found = requests.post(f'http://127.0.0.1:{port}/search', data=dict(text='a man', k=1), headers=headers)
+            assert len(found.json()['answers']) == 1
+            p.send_signal(how)
+            assert p.stderr.read() == '' and p.wait() == -how
+    assert len(Gallery.load(place/'gallery')) == 120
+
+
+def test_serve_says_what_is_wrong(place, tmp_path):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         s.listen()
@@ -283,76 +234,71 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def page(browser, url):
-    "The page, open; it asked nobody but itself."
-    page, hosts = browser.new_page(viewport=dict(width=1280, height=900)), set()
-    page.set_default_timeout(120_000)
+@pytest.fixture(params=[1280, 390])
+def page(browser, url, request):
+    "The page, open; it asked nobody but itself, had no error, and is as wide as the window."
+    page, hosts, wrong = browser.new_page(viewport=dict(width=request.param, height=800)), set(), []
+    page.set_default_timeout(60_000)
     page.on('request', lambda r: hosts.add(urllib.parse.urlsplit(r.url).netloc))
+    page.on('pageerror', lambda e: wrong.append(str(e)))
     page.goto(url)
-    page.wait_for_selector('#found')
+    says(page, 'the newest first')
     yield page
-    assert hosts <= {urllib.parse.urlsplit(url).netloc, ''}
+    assert hosts <= {urllib.parse.urlsplit(url).netloc, ''} and not wrong
+    assert page.evaluate('document.documentElement.scrollWidth') == request.param
     page.close()
 
 
 def says(page, words):
     "Wait until the page's line has these words; the line."
-    line = page.locator('.said')
-    page.wait_for_function('w => document.querySelector(".said").innerText.includes(w)', arg=words)
-    return line.inner_text()
+    page.wait_for_function('w => document.querySelector("#said").innerText.includes(w)', arg=words)
+    return page.locator('#said').inner_text()
 
 
-def labels(page):
-    "What stands below the results."
-    page.wait_for_selector('#found img')
-    return [text.strip() for text in page.locator('#found .caption-label').all_inner_texts()]
+def labels(page): return page.locator('figcaption').all_inner_texts()
 
 
-def test_upload_text_filter_and_click(page, gallery):
-    query = gallery.records['path'][7]
-    page.set_input_files('input[type=file]', query)
+def test_search_look_mark_and_export(page, gallery):
+    assert len(labels(page)) == 60
+    page.locator('#more').click()
+    page.wait_for_function('() => document.querySelectorAll("figure").length === 120')
+
+    page.set_input_files('#file', gallery.records['path'][7])
     says(page, 'nearest first, to the image')
-    rank = [r for r in gallery.search(query, k=24).itertuples()]
-    page.wait_for_function('() => document.querySelectorAll("#found img").length === 24')
-    assert [re.split(r'\s+', text)[1] for text in labels(page)] == [f'{r.score:.3f}' for r in rank]
-    sizes = page.locator('#found img').evaluate_all('all => all.map(i => i.getBoundingClientRect().width)')
-    assert min(sizes) >= 96
+    ranked = list(gallery.search(gallery.records['path'][7], k=60).itertuples())
+    for text, r in zip(labels(page), ranked, strict=True):
+        assert [f'{r.score:.3f}', r.identity, f'{r.camera} · {r.domain}', Path(r.path).name] == sorted(
+            text.split('\n'), key=lambda s: (not re.match(r'-?[01]\.', s), s != r.identity, '·' not in s))
 
-    page.locator('#found button').nth(2).click()
-    says(page, 'that was clicked')
-    own = gallery.search(rows=[rank[2].row], k=24)
-    assert re.split(r'\s+', labels(page)[1])[1] == f'{own["score"][1]:.3f}'
+    page.locator('figure > button').nth(2).click()
+    third = ranked[2]
+    assert all(words in page.locator('#large dl').inner_text() for words in (third.path, third.camera, third.identity))
+    assert page.locator('#original').get_attribute('href') == f'image/{gallery.digests[third.row]}?original=true'
+    page.locator('#mark').click()
+    page.locator('#again').click()
+    says(page, f'nearest first, to {Path(third.path).name}')
+    own = gallery.search(rows=[third.row], k=60)
+    assert f'{own["score"][1]:.3f}' in labels(page)[1]
 
-    page.get_by_label('only these domains').click()
-    page.get_by_role('option', name='quay').click()
-    page.wait_for_function("""() => {
-        const below = [...document.querySelectorAll("#found .caption-label")]
-        return below.length && below.every(c => c.innerText.includes("quay")) }""")
-    says(page, 'that was clicked')
-
-    page.fill('textarea', 'a woman in a red coat')
-    page.get_by_role('button', name='Search').click()
-    says(page, '“a woman in a red coat”')
-    words = gallery.search(text=['a woman in a red coat'], k=24, domain=['quay'])
-    page.wait_for_function('s => document.querySelector("#found .caption-label").innerText.includes(s)',
-                           arg=f'{words["score"][0]:.3f}')
-    assert all('quay' in text for text in labels(page))
-
-
-def test_an_unreadable_upload_is_a_line_on_the_page(page, tmp_path):
-    for name in ('half.jpg', '<img src=x onerror=alert(1)>.png', 'ü 😀.png'):
-        (tmp_path/name).write_bytes(b'\xff\xd8\xff\xe0 half a picture')
-        page.set_input_files('input[type=file]', tmp_path/name)
-        assert says(page, 'cannot be read').startswith('the upload cannot be read (')
-        page.get_by_label('Clear').or_(page.get_by_label('Remove')).first.click()
-        page.fill('textarea', 'a man')
-        page.get_by_role('button', name='Search').click()
-        says(page, '“a man”')
+    page.locator('#domains summary').click()
+    page.get_by_label('quay').check()
+    every = '() => [...document.querySelectorAll("figcaption")].every(c => c.innerText.includes("quay"))'
+    page.wait_for_function(every)
+    page.locator('#domains summary').click()
+    page.locator('figure input').first.check()
+    with page.expect_download() as waiting: page.locator('#export').click()
+    with open(waiting.value.path(), newline='') as file: rows = list(csv.DictReader(file))
+    first = gallery.search(rows=[third.row], k=1, domain='quay').iloc[0]
+    assert [(r['path'], r['identity'], r['camera'], r['domain']) for r in rows] == [
+        (r.path, r.identity, r.camera, r.domain) for r in (third, first)]
+    assert [float(r['score']) for r in rows] == [third.score, first.score]
 
 
-def test_a_sentence_is_text(page):
-    page.fill('textarea', '<b>a man</b>\n<script>document.title = "taken"</script>')
-    page.get_by_role('button', name='Search').click()
-    assert '<b>a man</b>' in says(page, 'nearest first')
-    assert page.title() != 'taken'
+def test_a_mistake_is_a_line_and_a_sentence_is_text(page, tmp_path):
+    file = tmp_path/'<img src=x onerror=alert(1)>.png'
+    file.write_bytes(b'\xff\xd8\xff\xe0 half an image')
+    page.set_input_files('#file', file)
+    assert says(page, 'cannot be read').startswith('the upload cannot be read (')
+    page.fill('#text', '<b>a man</b><script>document.title = "taken"</script>')
+    page.get_by_role('button', name='Search', exact=True).click()
+    assert '<b>a man</b>' in says(page, 'nearest first') and page.title() != 'taken'

@@ -1,8 +1,6 @@
 "Views into a model: rollout, maps of any tower, distances, words - each against its definition."
-import io
 import json
 import shutil
-from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -11,14 +9,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
-from clip_dfgs.viz import embeddings as insight, prompts
+from clip_dfgs.viz import embeddings as insight
 from clip_dfgs.viz.rankings import run_models
-from clip_dfgs.training.config import TrainConfig
-from clip_dfgs.data.datasets import load_dataset
-from clip_dfgs.models.encoder import ReIDEncoder
+from clip_dfgs.models.reid_model import ReIDEncoder
 from clip_dfgs.inference.attention import attention_rollout, attention_maps, patch_features, patch_similarity
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.training.trainer import fit
+from clip_dfgs.models.towers import vit_tokens
 from clip_dfgs.models.weights import new_clip
 
 
@@ -132,9 +128,8 @@ def test_a_place_is_what_the_head_makes_of_it_alone():
     vit = model_of((64, 32), layers=2, width=64, head_width=32, patch_size=16)
     images = vit.normalize(torch.from_numpy(pictures(2, 64, 32)).permute(0, 3, 1, 2))
     with torch.no_grad():
-        tokens = vit.clip.visual.forward_intermediates(images, indices=1, normalize_intermediates=True,
-                                                       intermediates_only=True, output_fmt='NLC')
-    projected = tokens['image_intermediates'][-1] @ vit.clip.visual.proj
+        visual = vit.clip.visual
+        projected = visual.ln_post(visual.transformer(vit_tokens(visual, images, None)))[:, 1:] @ visual.proj
     close(patch_features(vit, pictures(2, 64, 32), mixed=True).flatten(1, 2), projected.detach())
 
 
@@ -229,24 +224,8 @@ def test_nearest_words_are_those_of_brute_force(seed, words, k):
 
 # ---- a run
 
-def few(**changes):
-    "One step of each stage."
-    c = TrainConfig(log_steps=1, precision='no')
-    stages = dict(adapt=replace(c.adapt, steps=1, batch=8), prompts=replace(c.prompts, steps=1),
-                  finetune=replace(c.finetune, steps=1, batch=8))
-    return replace(c, **(stages | changes))
-
-
-@pytest.fixture(scope='module')
-def run(world, tmp_path_factory):
-    folder, rows = tmp_path_factory.mktemp('insight'), load_dataset('market1501', world)
-    run = fit(rows, few(cache=str(folder/'cache')), folder/'run')
-    run.evaluate(rows)
-    return run
-
-
-def test_models_of_a_run_are_its_stages(run):
-    models = dict(run_models(run.out))
+def test_models_of_a_run_are_its_stages(whole_run):
+    models = dict(run_models(whole_run))
     assert [*models] == ['start', 'after prompts', 'end']
     first = ReIDModel.create('pedestrians', 'pedestrians').clip.state_dict()
     assert all(torch.equal(v, first[k]) for k, v in models['start'].clip.state_dict().items())
@@ -254,54 +233,45 @@ def test_models_of_a_run_are_its_stages(run):
     assert not torch.equal(models['start'].prompts.context, models['end'].prompts.context)
 
 
-def test_damaged_checkpoints_are_left_out(run, tmp_path):
-    shutil.copytree(run.out, tmp_path/'run')
+def test_damaged_checkpoints_are_left_out(whole_run, tmp_path):
+    shutil.copytree(whole_run, tmp_path/'run')
     for file in (tmp_path/'run'/'checkpoint').glob('*/tensors.safetensors'): file.write_bytes(b'cut')
     assert [name for name, _ in run_models(tmp_path/'run')] == ['start', 'end']
 
 
-def test_each_view_of_a_run_can_be_saved(run):
-    views = (insight.plot_attention, lambda r: insight.plot_text_matches(r, ['a red coat']), insight.plot_space,
-             insight.plot_pair_distances, prompts.plot_prompts)
-    for view in views:
-        view(run.out).savefig(io.BytesIO())
-    insight.plot_attention(run)
-    assert plt.get_fignums() == []
-
-
-def test_tables_of_prompts(run):
-    words = prompts.prompt_words(run, [3, 0])
+def test_tables_of_prompts(whole_run):
+    run, model = whole_run, ReIDModel.load(whole_run/'model')
+    words = insight.prompt_words(run, [3, 0])
     assert words.index.tolist() == [3, 0] and words.shape == (2, 4)
-    table = prompts.prompt_captions(run, ['a man', 'a woman in red', 'a man'], labels=[2], k=9)
-    texts = run.model.encode_captions(['a man', 'a woman in red'])
-    with torch.no_grad(): cosine = F.cosine_similarity(run.model.text_features(torch.tensor([2])), texts)
+    table = insight.prompt_captions(run, ['a man', 'a woman in red', 'a man'], labels=[2], k=9)
+    texts = model.encode_captions(['a man', 'a woman in red'])
+    with torch.no_grad(): cosine = F.cosine_similarity(model.text_features(torch.tensor([2])), texts)
     assert sorted(table['caption']) == ['a man', 'a woman in red']
     close(torch.tensor(table['cosine']), cosine.sort(descending=True).values.double(), 1e-3)
 
 
-def test_a_run_without_text_or_targets_or_model_is_named(world, tmp_path):
-    rows = load_dataset('market1501', world)
-    config = few(prompts=None, clip='timm:test_resnet', pretrained=None, image_size=(64, 32), sampler='dfgs',
-                 graph='image', cache='off')
-    run = fit(rows, config, tmp_path/'run')
-    with pytest.raises(ValueError, match='has no text encoder'): prompts.prompt_words(run)
-    with pytest.raises(ValueError, match='has no text encoder'): insight.plot_text_matches(run, ['a man'])
-    with pytest.raises(ValueError, match='has no targets'): insight.plot_pair_distances(run)
+def test_a_run_without_text_or_targets_or_model_is_named(runs, tmp_path):
+    run = tmp_path/'run'
+    shutil.copytree(runs/'blind', run)
+    (run/'targets.csv').unlink()
+    for part, words in ((insight.prompt_words, 'has no text encoder'), (insight.plot_pair_distances, 'has no targets'),
+                        (lambda run: insight.plot_text_matches(run, ['a man']), 'has no text encoder')):
+        with pytest.raises(ValueError, match=words): part(run)
     insight.plot_attention(run, identities=2)
     insight.plot_space(run)
-    (run.out/'model'/'model.safetensors').unlink()
-    with pytest.raises(ValueError, match='training has not ended'): insight.plot_attention(run)
-    with pytest.raises(ValueError, match='no run found'): insight.plot_attention(tmp_path)
+    assert plt.get_fignums() == []
+    for folder, words in ((runs/'cut', 'training has not ended'), (tmp_path, 'no run found')):
+        with pytest.raises(ValueError, match=words): insight.plot_attention(folder)
 
 
 def test_a_missing_library_is_named(monkeypatch):
-    monkeypatch.setitem(__import__('sys').modules, 'sklearn.decomposition', None)
-    with pytest.raises(ValueError, match='need scikit-learn: pip install'): insight.project_2d(noise(9, 3))
+    monkeypatch.setitem(__import__('sys').modules, 'sklearn.manifold', None)
+    with pytest.raises(ValueError, match='needs scikit-learn: pip install'): insight.project_2d(noise(9, 3), 'tsne')
 
 
-def test_the_start_of_a_run_that_went_on_from_another(run, world, tmp_path):
-    config = few(adapt=None, prompts=None, init=str(run.out/'model'), cache='off')
-    later = fit(load_dataset('market1501', world), config, tmp_path/'later')
-    start = next(run_models(later))[1]
-    assert torch.equal(start.clip.visual.proj, run.model.clip.visual.proj.cpu())
-    assert json.loads((later.out/'config.json').read_text())['init']
+def test_the_start_of_a_run_that_went_on_from_another(runs, whole_run, tmp_path):
+    shutil.copytree(runs/'again', tmp_path/'later')
+    file = tmp_path/'later'/'config.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(init=str(whole_run/'model'))))
+    start, end = next(run_models(tmp_path/'later'))[1], ReIDModel.load(whole_run/'model')
+    assert torch.equal(start.clip.visual.proj.cpu(), end.clip.visual.proj)

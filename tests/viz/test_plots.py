@@ -22,7 +22,7 @@ from clip_dfgs.viz import images as plots
 from clip_dfgs.viz.embeddings import plot_points
 from clip_dfgs.evaluation.metrics import evaluate, nearest_gallery
 from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, PKSampler
-from clip_dfgs.evaluation.verification import verification
+from clip_dfgs.evaluation.metrics import verification
 
 
 @pytest.fixture(autouse=True)
@@ -269,6 +269,7 @@ def test_mistakes_are_named(call, name):
     with pytest.raises(ValueError, match=name): call()
 
 
+@pytest.mark.slow
 def test_works_without_a_display_and_leaves_the_backend_alone(tmp_path):
     file = tmp_path/'x.png'
     code = f"""import matplotlib.pyplot as plt

@@ -1,48 +1,17 @@
 "Reports: one page for runs in any state, that loads nothing and says what is missing; two runs query by query."
 import re
 import shutil
-import subprocess
-import sys
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from clip_dfgs.viz import rankings as ranks
 from clip_dfgs.viz import report
 from clip_dfgs.viz.rankings import Absent
-from clip_dfgs.training.config import TrainConfig
-from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.inference.embed import embed_images
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.training.trainer import fit
-
-
-def few(cache, **changes):
-    "One step of each stage."
-    c = TrainConfig(log_steps=1, precision='no', cache=str(cache))
-    stages = dict(adapt=replace(c.adapt, steps=1, batch=8), prompts=replace(c.prompts, steps=1),
-                  finetune=replace(c.finetune, steps=1, batch=8))
-    return replace(c, **(stages | changes))
-
-
-@pytest.fixture(scope='module')
-def runs(world, tmp_path_factory):
-    "A folder of runs: whole; images only and one camera; another seed of the first; cut off; not begun."
-    folder = tmp_path_factory.mktemp('reports')
-    rows, cache = load_dataset('market1501', world, domain='0012'), folder/'.cache'
-    fit(rows, few(cache), folder/'whole').evaluate(rows)
-    blind = few(cache, prompts=None, clip='timm:test_resnet', pretrained=None, image_size=(64, 32))
-    fit(rows.assign(camid=0), blind, folder/'blind').evaluate(rows.assign(camid=0))
-    fit(rows, few(cache, seed=1), folder/'again').evaluate(rows)
-    shutil.copytree(folder/'whole', folder/'cut')
-    shutil.rmtree(folder/'cut'/'model')
-    for name in ('targets.csv', 'results.csv', 'epoch.csv', 'sampler.csv'): (folder/'cut'/name).unlink()
-    (folder/'new').mkdir()
-    shutil.copy(folder/'whole'/'config.json', folder/'new')
-    return folder
+from command import said
 
 
 @pytest.fixture(scope='module')
@@ -65,43 +34,46 @@ class Page(HTMLParser):
 
 def page_of(file):
     page = Page(file.read_text('utf-8'))
-    assert all(link.startswith(('data:image/', '#')) for link in page.loads), [link[:60] for link in page.loads]
+    assert all(link.startswith('data:image/') for link in page.loads), [link[:60] for link in page.loads]
     assert 'script' not in page.kinds and '@import' not in file.read_text('utf-8')
-    words = ' '.join(page.words)
-    assert 'Traceback' not in words and 'report.show' not in words and 'import ' not in words
-    return words, [link for link in page.loads if link.startswith('data:image/')]
+    return ' '.join(page.words), page.loads
 
 
-def test_one_page_for_runs_in_every_state(runs):
-    "Each run's part is there, or the line that says why not."
-    words, pictures = page_of(report.write_report(runs, 'All of <them>'))
-    assert 'All of <them>' in words and len(pictures) > 20
-    for line in ('The training has not ended', 'No step has been made yet', 'No step has been written',
-                 'has no model yet', 'has no text encoder', 'one camera only',
-                 'No identities were held out', 'There are no results', 'No epoch of the last stage was planned',
-                 'whole', 'blind', 'cut', 'new'): assert line in words, line
+@pytest.fixture(scope='module')
+def page(runs): return page_of(report.write_report(runs/'whole', 'All of <it>'))
 
 
-def test_the_command_says_one_line(runs, tmp_path):
-    "No talk of kernels or debuggers on the terminal."
-    command = [sys.executable, '-c', 'import sys; from clip_dfgs.viz.report import write_report; '
-                                     'print(write_report(sys.argv[1], out=sys.argv[2]))']
-    done = subprocess.run([*command, str(runs/'whole'), str(tmp_path/'page.html')], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout == f'{tmp_path/"page.html"}\n' and done.stderr == ''
-    words, pictures = page_of(tmp_path/'page.html')
-    assert 'R1' in words and 'token 1' in words and len(pictures) >= 10 and 'contains images of people' in words
-    words, charts = page_of(report.write_report(runs/'whole', out=tmp_path/'plain.html', images=False))
-    assert 'contains images' not in words and 'Images are left out' in words and 3 <= len(charts) < len(pictures) - 5
-    assert max(map(len, charts)) < 200_000 # charts alone
+def test_one_page_of_a_run(page):
+    words, images = page
+    assert 'All of <it>' in words and 'contains images of people' in words and len(images) >= 10
+    assert all(part in words for part in ('R1', 'token 1', 'What the sampler did', 'Feature space', 'Settings'))
 
 
-def test_pictures_that_are_gone_are_said(runs, tmp_path):
+def test_a_page_without_images(runs, page, tmp_path):
+    "By the command: charts alone, which are small, and the page says so."
+    code, out, err = said('report', runs/'whole', '--no-images', '--out', tmp_path/'plain.html')
+    assert code == 0 and out == f'report: {tmp_path/"plain.html"}\n' and err == ''
+    words, charts = page_of(tmp_path/'plain.html')
+    assert 'contains images' not in words and 'Images are left out' in words and 3 <= len(charts) < len(page[1]) - 4
+    assert all(chart.startswith('data:image/png') and len(chart) < 200_000 for chart in charts)
+    assert any(image.startswith('data:image/jpeg') for image in page[1])
+
+
+def test_runs_in_every_state(runs, tmp_path):
+    "Each run's part is there, or the line that says why not; damage is one line."
     shutil.copytree(runs/'whole', tmp_path/'moved')
     for name in ('targets.csv', 'records.csv'):
         file = tmp_path/'moved'/name
         file.write_text(re.sub(r'/[^,\n]*/world', '/nowhere', file.read_text()))
-    words, pictures = page_of(report.write_report(tmp_path/'moved'))
-    assert '/nowhere' in words and len(pictures) >= 2
+    for name in ('blind', 'cut', 'new'): shutil.copytree(runs/name, tmp_path/name)
+    words, _ = page_of(report.write_report(tmp_path))
+    for line in ('The training has not ended', 'No step has been made yet', 'No step has been written',
+                 'has no model yet', 'has no text encoder', 'one camera only', '/nowhere',
+                 'No identities were held out', 'There are no results', 'moved', 'blind', 'cut', 'new'):
+        assert line in words, line
+    (tmp_path/'cut'/'history.csv').write_text('other,table\n1,2\n')
+    with pytest.raises(ValueError, match='report cannot be made'): report.write_report(tmp_path/'cut')
+    assert not (tmp_path/'cut'/'report.html').exists()
 
 
 def test_two_runs_query_by_query(runs, found):
@@ -112,11 +84,9 @@ def test_two_runs_query_by_query(runs, found):
     (a, b), table = (side['0012'].result for side in (found, other)), ranks.paired_table(found, other)
     gain = 100*(b.per_query['AP'] - a.per_query['AP'])
     assert np.isclose(table.loc[('0012', 'mAP'), 'difference'], gain.mean())
-    people, rng = a.per_query['pid'].unique(), np.random.default_rng(0)
-    means = []
-    for _ in range(2000):                                       # whole people, drawn with replacement
-        drawn = pd.concat([gain[a.per_query['pid'] == p] for p in rng.choice(people, len(people))])
-        means.append(drawn.mean())
+    rng, by_identity = np.random.default_rng(0), [g.to_numpy() for _, g in gain.groupby(a.per_query['pid'])]
+    n = len(by_identity)                                        # whole identities, drawn with replacement
+    means = [np.concatenate([by_identity[i] for i in rng.integers(0, n, n)]).mean() for _ in range(2000)]
     low, high = np.quantile(means, [.025, .975])
     found = table.loc[('0012', 'mAP'), ['low', 'high']].astype(float)
     assert np.allclose(found, [low, high], atol=.15*(high - low) + .01)
@@ -133,10 +103,6 @@ def test_runs_of_other_targets_are_refused(runs, tmp_path, change, message):
     page = tmp_path/'page.html'
     with pytest.raises(ValueError, match=message): report.write_comparison(runs/'whole', tmp_path/'other', out=page)
     assert not page.exists()
-
-
-def test_several_runs_are_no_side_of_a_comparison(runs):
-    with pytest.raises(ValueError, match='holds 5 runs; name one'): report.write_comparison(runs, runs/'whole')
 
 
 def test_results_are_those_of_the_run(runs, found):
@@ -198,6 +164,7 @@ def test_runs_of_one_name_are_told_apart(runs, tmp_path):
     assert report.settings(folders).loc['seed'].to_dict() == {'monday/run': 0, 'tuesday/run': 1}
     assert {run for run, _ in report.sampler_table(folders).index} == {'monday/run', 'tuesday/run'}
     with pytest.raises(ValueError, match='are one run'): report.write_comparison(folders[0], folders[0])
+    with pytest.raises(ValueError, match='holds 5 runs; name one'): report.write_comparison(runs, runs/'whole')
 
 
 def test_settings_read_well(runs):

@@ -297,6 +297,7 @@ class AdaptivePKRatio:
     def __init__(self,
         sampler, # with `pk_ratio`, such as `DepthFirstGraphSampler`; its next epoch is random throughout
     ):
+        if not hasattr(sampler, 'pk_ratio'): raise ValueError(f'{type(sampler).__name__} has no pk_ratio to adapt')
         self.sampler, self.seen = sampler, torch.zeros(2, dtype=torch.float64) # sum of violated shares; batches
         sampler.pk_ratio = 1.
 

@@ -290,7 +290,7 @@ def _check_run(config:TrainConfig):
     if not config.seed < 2**63: raise ValueError(f'seed is {config.seed}; it must be below 2^63')
     if ratio != 'adaptive' and (isinstance(ratio, str) or not 0 <= ratio <= 1):
         raise ValueError(f"pk_ratio is {ratio}; it is a share between 0 and 1, or 'adaptive'")
-    if ratio == 'adaptive' and sampler != 'dfgs' or ratio and sampler == 'dfgs' and config.order == 'released':
+    if ratio == 'adaptive' and sampler in ('pk', 'gs') or ratio and sampler == 'dfgs' and config.order == 'released':
         raise ValueError(f'pk_ratio is {ratio!r}, which is not for {sampler} in the order {config.order!r}; '
                          'it needs dfgs, and not the released order, which has no random batches')
     for stage in (config, *filter(None, (config.adapt, config.finetune))):

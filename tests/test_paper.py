@@ -85,14 +85,6 @@ def last_scores(table, domains, variant):
 
 def table_of(notebook, where):
     "The table of a sentence, and whose ranks it is about."
-    if notebook == 'samplers_compared':
-        setting, _, part = where.partition(', ')
-        wide = dict(fresh=['wide/study_confirm'], **{'wide and fresh': ['wide/study_samplers', 'wide/study_confirm']})
-        files = wide.get(setting, [f'{setting}/study_samplers'])
-        table = pd.concat(pd.read_csv(RESULTS/f'{file}.csv') for file in files)
-        if part == 'planned': table = table[table['seed'].isin([200 + seed for seed in script.SEEDS['confirm']])]
-        table = table.replace({'variant': {'DFGS': 'DFGS image complete'}})
-        return table, ['held-out'] if part == 'held-out' else UNSEEN
     file = 'short/study_parameters' if notebook == 'figure5_parameters' else 'short/study_ablation'
     if where in ('six seeds', 'unseen') and (where, notebook) != ('unseen', 'figure5_parameters'):
         file = 'short/study_samplers'
@@ -106,7 +98,7 @@ def late_shares(variant):
     return {seed: 100*part['violated_triplets'].mean() for seed, part in rows.groupby('seed') if seed < 3}
 
 
-@pytest.mark.parametrize('notebook', ['samplers_compared', 'figure5_parameters', 'ablation'])
+@pytest.mark.parametrize('notebook', ['figure5_parameters', 'ablation'])
 def test_sentences_say_what_the_tables_say(notebook):
     said = list(sentences(notebook))
     assert len(said) > 5
@@ -123,6 +115,32 @@ def test_sentences_say_what_the_tables_say(notebook):
         gain = np.subtract(*pairs).mean()
         assert found == pytest.approx((gain, test.low, test.high, len(seeds)), abs=.0051), (where, name, to)
         assert verdict == ('more' if test.low > 0 else 'less' if test.high < 0 else 'no difference is shown')
+
+
+CELL = re.compile(r'([+-][\d.]+) \(([+-][\d.]+) to ([+-][\d.]+), (\d+) seeds\)')
+
+
+def test_the_table_of_samplers_says_what_the_studies_say():
+    "Cells of the chapter's first table: a paired difference to PK on unseen domains, with its interval."
+    cells = json.loads((PAPER/'samplers_compared.ipynb').read_text())['cells']
+    texts = [''.join(o['data']['text/markdown']) for c in cells for o in c.get('outputs', ())
+             if 'text/markdown' in o.get('data', {})]
+    lines = [[cell.strip() for cell in line.strip('| ').split(' |')] for line in texts[0].splitlines()]
+    names, seen = {'DFGS': 'DFGS image complete', 'GS': 'GS'}, 0
+    for line in lines[2:]:
+        scale = line[0].removeprefix('rendered, ')
+        if scale not in ('wide', 'long', 'short'): continue
+        table = pd.read_csv(RESULTS/scale/'study_samplers.csv')
+        for head, cell in zip(lines[0], line):
+            name, _, to = head.partition(' - ')
+            if to != 'PK' or name not in names or not (said := CELL.fullmatch(cell)): continue
+            one, other = (last_scores(table, UNSEEN, variant) for variant in (names[name], 'PK'))
+            pairs = [[scores[seed] for seed in sorted({*one} & {*other})] for scores in (one, other)]
+            test = ttest_rel(*pairs).confidence_interval(.95)
+            found = np.subtract(*pairs).mean(), test.low, test.high, len(pairs[0])
+            assert tuple(map(float, said.groups())) == pytest.approx(found, abs=.0051), (scale, head)
+            seen += 1
+    assert seen >= 5
 
 
 def test_tables_of_studies():

@@ -17,7 +17,7 @@ from torch import nn, Tensor
 from tqdm import tqdm
 
 from ..data.image_io import in_their_places, listed, read_block
-from .embed import ahead, fetched, pinned
+from .embed import ahead, choose_precision, fetched, pinned
 from .onnx import OnnxExtractor
 from ..models.reid_model import model_at, ReIDModel
 from ..models.towers import ImageFeatures
@@ -130,7 +130,7 @@ class FeatureExtractor:
     channels : str
         of arrays and tensors; "bgr" for those of OpenCV
     precision : str
-        of the encoder: no, bf16, or fp16 on a GPU
+        of the encoder: no, bf16, fp16 on a GPU, or auto: the fastest that the device has
     """
     def __init__(
         self,
@@ -139,7 +139,7 @@ class FeatureExtractor:
         batch:int=64, # images at a time
         normalize:bool=True, # unit length, so that a product is a cosine
         channels:str='rgb', # of arrays and tensors; "bgr" for those of OpenCV
-        precision:str='no', # of the encoder: no, bf16, or fp16 on a GPU
+        precision:str='no', # of the encoder: no, bf16, fp16 on a GPU, or auto: the fastest that the device has
         **settings, # of `load_model`: `size`, `mean`, `std`, `input`, `resize` of an ONNX file
     ):
         if isinstance(model, (str, os.PathLike)): model = load_model(model, device, **settings)
@@ -151,9 +151,8 @@ class FeatureExtractor:
         self.model = model if self.device == own else copy.deepcopy(model).to(self.device)
         self.batch, self.normalize = positive_int('batch', batch), normalize
         self.channels = check_choice('channels', channels, ('rgb', 'bgr'))
-        self.precision = check_choice('precision', precision, ('no', 'bf16', 'fp16'))
-        if precision == 'fp16' and self.device.type == 'cpu':
-            raise ValueError('precision fp16 needs a GPU; choose bf16 or no')
+        self.precision = choose_precision(precision, self.device, self.model.convolutional)
+        if isinstance(model, OnnxModel): self.precision = 'no'
 
     def __repr__(self): return f'FeatureExtractor({self.model.config["clip"]}, {self.device})'
 

@@ -91,8 +91,8 @@ def _noise(n:int, size:tuple)->np.ndarray: # uint8 [n,3,H,W]
     return np.random.default_rng(n).integers(0, 256, (n, 3, *size), dtype=np.uint8)
 
 _SLOWER = dict(
-    float16='float16 on a CPU takes about 1.7 times the time of float32; it is for GPUs and for small files',
-    int8='int8 takes about 1.1 times the time of float32 on CPUs without instructions for bytes, and a feature depends '
+    float16='float16 on a CPU takes up to 1.7 times the time of float32; it is for GPUs and for small files',
+    int8='int8 is faster than float32 only on CPUs with instructions for bytes, and a feature depends '
          'on the other images of its batch: OnnxExtractor computes image by image, other readers should too')
 
 # %% ../../nbs/inference/05_onnx.ipynb #4801f9bb

@@ -59,7 +59,7 @@ def test_smaller_files_agree_within_what_is_stated(tower, precision, tmp_path):
     "On pictures that the export did not check, also one at a time; features are float32 and of unit length."
     model = ReIDModel.create(**TOWERS[tower])
     export_onnx(model, tmp_path/'whole.onnx')
-    with pytest.warns(UserWarning, match=f'^{precision} .* times'):
+    with pytest.warns(UserWarning, match=f'^{precision} .* CPU'):
         seen = export_onnx(model, tmp_path/'m.onnx', precision=precision)
     images = bytes_like(model, 6, seed=2)
     light = OnnxExtractor(tmp_path/'m.onnx')

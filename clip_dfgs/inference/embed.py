@@ -158,7 +158,7 @@ def embed_images(
     batch = positive_int('batch', batch)
     device, blocks = next(model.parameters()).device, [rows[i:i + batch] for i in range(0, len(rows), batch)]
     bar = dict(desc=progress, total=len(blocks), leave=False, delay=2, disable=progress is None)
-    def read(some): return pinned(torch.from_numpy(np.ascontiguousarray(pixels[some])), device)
+    def read(some): return pinned(torch.from_numpy(np.array(pixels[some], order='C')), device)
     def computed():
         for images in ahead(read, blocks):
             images = images.to(device, non_blocking=True).permute(0, 3, 1, 2)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'RECIPES', 'Stage', 'rate', 'TrainConfig', 'config_dict', 'config_from', 'flat', 'recipe', 'recipe_table',
-           'check_config', 'graph_width']
+           'check_config']
 
 # %% ../../nbs/training/01_config.ipynb #cfc8f2b7
 import importlib

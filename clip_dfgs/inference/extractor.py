@@ -153,6 +153,8 @@ class FeatureExtractor:
         self.channels = check_choice('channels', channels, ('rgb', 'bgr'))
         self.precision = choose_precision(precision, self.device, self.model.convolutional)
         if isinstance(model, OnnxModel): self.precision = 'no'
+        if self.precision != 'no' and next(model.parameters()).dtype != torch.float32: # autocast takes whole weights
+            self.model = copy.deepcopy(self.model).float()
 
     def __repr__(self): return f'FeatureExtractor({self.model.config["clip"]}, {self.device})'
 

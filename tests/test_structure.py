@@ -58,6 +58,11 @@ def imported(text, folder, inside=True):
 def imports_of(path, inside=True): return imported(path.read_text(), path.relative_to(root).parent.parts, inside)
 
 
+def test_no_name_that_is_handed_out_is_a_module():
+    "Importing the module would put it in the place of the name."
+    for dotted in handed_out(): assert not (root/dotted.replace('.', '/')).with_suffix('.py').exists(), dotted
+
+
 UPWARD = set() # (module, what it imports from above): keep it empty
 
 

@@ -162,13 +162,7 @@ def notes(): # a context
 def main(
     args=None, # of the command line; None = `sys.argv`
 ):
-    """The command `clip-dfgs`; a mistake ends the program with code 2 and one line, an interruption with code 130.
-
-    Parameters
-    ----------
-    args
-        of the command line; None = `sys.argv`
-    """
+    "The command `clip-dfgs`; a mistake ends the program with code 2 and one line, an interruption with code 130."
     words = [os.fspath(a) for a in (sys.argv[1:] if args is None else args)]
     with notes():
         try: run(words)

@@ -93,7 +93,8 @@ class PlannedBatches(Sampler):
             self._plan = np.resize(plan, (whole, *plan.shape[1:])) if len(plan) else plan
         return self._plan
 
-    def plan(self, epoch:int)->np.ndarray: raise NotImplementedError
+    def plan(self, epoch:int)->np.ndarray: # rows, shape [batches of all ranks, B]
+        raise TypeError(f'{type(self).__name__} lacks the one method of a sampler: plan(epoch)')
     def batch_count(self)->int: return len(self.planned())
 
 # %% ../../nbs/sampling/05_stateful.ipynb #02805e4d

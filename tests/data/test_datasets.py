@@ -106,7 +106,7 @@ def test_people_counted_from_zero_are_refused_or_taken(tmp_path, folder):
         if file.name.startswith(('-1', '0000')): file.unlink()
     before = load_dataset('market1501', root)
     picture(root/folder/'0000_c1s1_000001_01.jpg')
-    with pytest.raises(DatasetError, match='1 of .* images are in train or query and have identity 0.*distractors=False'):
+    with pytest.raises(DatasetError, match='1 of .* are in train or query and have identity 0.*distractors=False'):
         load_dataset('market1501', root)
     after = load_dataset('market1501', root, distractors=False)
     assert len(after) == len(before) + 1 and after['pid'].min() == 1
@@ -298,7 +298,8 @@ def test_hold_out_keeps_rows_and_every_query_can_be_found(made, share, seed):
 
 @pytest.mark.parametrize('name, options, words', [
     ('market1501', dict(distractors='no'), 'it is True or False'), ('market1501', dict(domain=''), 'have no text'),
-    ('market1501', dict(camera='x'), "unknown option of market1501 'camera'"), ('viper', dict(detected=True), "unknown option of viper 'detected'"),
+    ('market1501', dict(camera='x'), "unknown option of market1501 'camera'"),
+    ('viper', dict(detected=True), "unknown option of viper 'detected'"),
     ('csv', dict(cameras='x'), "did you mean 'camera'"), ('folder', dict(split='train'), 'leave split=')])
 def test_options_that_a_set_does_not_take(tmp_path, name, options, words):
     place = make_tree(name, tmp_path, ids=2)

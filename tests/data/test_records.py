@@ -252,7 +252,7 @@ TABLES = [
     ('path,pid\n,1\n', {}, 'cells of path are empty, first line 2'), ('path,pid\n"0.jpg,1\n', {}, 'cannot be read'),
     ('path,pid,domain\n0.jpg,1,a\n1.jpg,1, \n', {}, 'cells of domain are empty, first line 3'),
     ('path,label\n0.jpg,1\n', {}, 'if label is the pid, call it pid'), ('path,pid\n0.jpg,1.5\n', {}, 'row 1 is 1.5'),
-    ('path,pid,camid\n0.jpg,1,\n0.jpg,1,2\n', {}, '1 of 2 cameras'), ('path,pid,camid\n0.jpg,1,-2\n', {}, 'negative camera'),
+    ('path,pid,camid\n0.jpg,1,\n0.jpg,1,2\n', {}, '1 of 2 cameras'), ('path,pid,camid\n0.jpg,1,-2\n', {}, 'negative'),
     ('path,pid,split\n0.jpg,1,test\n', {}, 'have a split that is'), ('path,pid\n0.jpg,1,2\n', {}, 'cannot be read'),
     ('path,pid,pid\n0.jpg,1,2\n', {}, 'has 2 columns pid'), (bytes(range(256)).decode('latin-1'), {}, 'cannot be read'),
     ('path,pid,split\n0.jpg,1,train\n', dict(split='query'), 'column split'),

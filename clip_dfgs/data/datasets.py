@@ -99,12 +99,6 @@ def _own_name(name:str, root)->str:
     own = market_root(root).resolve().name
     return name if plain(own) in map(plain, (name, *MARKET_NAMES)) else own
 
-# %% ../../nbs/data/04_datasets.ipynb #f63b39ac
-def _test_half(records, name, partition):
-    "The drawn half (rounded up) of the identities in `train`, as a set."
-    pids = sorted(set(records.loc[records['split'] == 'train', 'pid']))
-    return set(stable_shuffle(pids, name, partition)[:(len(pids) + 1)//2])
-
 # %% ../../nbs/data/04_datasets.ipynb #f54ce4e4
 def _grid_partitions(records)->list: # of sets
     "The ten official sets of training identities, from the `.mat` beside the images."
@@ -116,15 +110,7 @@ def _grid_partitions(records)->list: # of sets
             raise ValueError('trainIdxAll has no partitions of these identities')
     return parts
 
-# %% ../../nbs/data/04_datasets.ipynb #5a2203ed
-def _drawn(records, test:set, query, gallery, partition:int)->pd.DataFrame:
-    "One partition: identities of `test` become query and gallery (rows as bool [n]), the other half trains."
-    mine = records['pid'].isin(test)
-    split = np.where(~mine, records['split'], np.where(query, 'query', np.where(gallery, 'gallery', '')))
-    records = records.assign(split=split, partition=partition)[split != '']
-    return check_records(records.reset_index(drop=True), files=False)
-
-# %% ../../nbs/data/04_datasets.ipynb #3e932e06
+# %% ../../nbs/data/04_datasets.ipynb #73b1a97a
 def identity_splits(
     name:str, # of the data set
     records:pd.DataFrame, # its table from `load_dataset`
@@ -147,24 +133,28 @@ def identity_splits(
     check_records(records, files=False)
     if name not in ('prid', 'grid', 'viper', 'ilids'): return [records]
     if 'partition' in records: raise DatasetError(f'identity_splits: this {name} table is already one partition')
-    if name == 'ilids': return [_ilids_partition(records, i) for i in range(10)]
-    if name == 'grid':
-        known = set(records['pid']) - {0}
-        probe = records['path'].map(lambda p: Path(p).parent.name == 'probe')
-        return [_drawn(records, known - train, probe, ~probe, i)
-                for i, train in enumerate(_grid_partitions(records))]
-    first, second = records['camid'] == 0, records['camid'] == 1
-    directions = [(first, second), (second, first)] if name == 'viper' else [(first, second)]
-    return [_drawn(records, _test_half(records, name, i), ask, answer, i)
-            for i in range(10) for ask, answer in directions]
+    pids = sorted(set(records.loc[records['split'] == 'train', 'pid']))
+    trained, tables = _grid_partitions(records) if name == 'grid' else None, []
+    for i in range(10):
+        test = {*pids} - trained[i] if trained else {*stable_shuffle(pids, name, i)[:(len(pids) + 1)//2]}
+        first, second = _two_sides(name, records, test, i)
+        for query, gallery in [(first, second), (second, first)][:1 + (name == 'viper')]:
+            split = np.where(query, 'query', np.where(gallery, 'gallery', ''))
+            split = np.where(records['pid'].isin(test), split, records['split'])
+            table = records.assign(split=split, partition=i)
+            if name == 'ilids': table['camid'] = second.astype(int)
+            tables.append(check_records(table[split != ''].reset_index(drop=True), files=False))
+    return tables
 
-# %% ../../nbs/data/04_datasets.ipynb #056ecd4d
-def _ilids_partition(records, i):
-    "Two images of each drawn identity, chosen by digest: one asks as camera 0, one answers as camera 1."
-    test, base = _test_half(records, 'ilids', i), records['path'].map(os.path.basename)
-    pairs = [stable_shuffle(sorted(base[records['pid'] == p]), 'ilids', i)[:2] for p in sorted(test)]
-    ask, answer = (base.isin([p[j] for p in pairs if len(p) == 2]) for j in (0, 1))
-    return _drawn(records.assign(camid=answer.astype(int)), test, ask, answer, i)
+def _two_sides(name:str, records:pd.DataFrame, test:set, i:int)->tuple: # bool [n] twice
+    "Images of the two cameras, of GRID's probe and gallery, or two images of each identity of i-LIDS, by digest."
+    if name in ('prid', 'viper'): return records['camid'] == 0, records['camid'] == 1
+    if name == 'grid':
+        probe = records['path'].map(lambda path: Path(path).parent.name == 'probe')
+        return probe, ~probe
+    base = records['path'].map(os.path.basename)
+    pairs = [stable_shuffle(sorted(base[records['pid'] == pid]), name, i)[:2] for pid in sorted(test)]
+    return tuple(base.isin([pair[j] for pair in pairs if len(pair) == 2]) for j in (0, 1))
 
 # %% ../../nbs/data/04_datasets.ipynb #73fd6994
 EXPECTED = dict(
@@ -203,7 +193,7 @@ class DatasetReport:
             if len(files) > 20: lines.append(f'  ... and {len(files) - 20:,} more')
         return '\n'.join(lines + ['usable' if self.ok else 'not usable before the files above are repaired'])
 
-# %% ../../nbs/data/04_datasets.ipynb #946e89b0
+# %% ../../nbs/data/04_datasets.ipynb #00c96166
 def _identities(rows):
     "How many identities; distractors are none."
     return len(rows.loc[rows['pid'] > 0, ['domain', 'pid']].drop_duplicates())
@@ -222,7 +212,6 @@ def _compare(tables, expected)->tuple: # table of counts, a sentence for every n
         rows.append(row)
     return pd.DataFrame(rows, dtype=object), notes
 
-# %% ../../nbs/data/04_datasets.ipynb #a405b631
 def open_images(paths:list, progress:bool=True)->tuple: # (path, reason) of broken ones, sentences about odd ones
     "Decode every image, in parallel."
     bar = dict(total=len(paths), desc='opening', unit='img', delay=2, disable=not progress)
@@ -300,14 +289,13 @@ def _by_camera(records:pd.DataFrame)->pd.DataFrame:
     return pd.DataFrame([dict(zip(by, key), identities=_identities(rows), images=len(rows))
                          for key, rows in records.groupby(by)])
 
-# %% ../../nbs/data/04_datasets.ipynb #c4e1a0a3
+# %% ../../nbs/data/04_datasets.ipynb #a07321c3
 def _spec(text:str): # (name, folder) of `name:folder`
     name, colon, folder = text.partition(':')
     if colon and name and folder: return name, folder
     example = f'market1501:{text.strip(":") or "DIR"}'
     raise ValueError(f'{text!r} does not name a data set; write name:folder, for example {example}')
 
-# %% ../../nbs/data/04_datasets.ipynb #d5707e3a
 def options_for(spec:str, options:dict)->dict:
     "The options of a call (None: not given, '': none) that a data set knows; a csv with cameras needs no rule."
     name, file = _spec(spec)

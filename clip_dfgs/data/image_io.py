@@ -19,7 +19,7 @@ from ..utils.files import stable_shuffle
 class ImageError(ValueError):
     "An image, or the cache of images, that cannot be read or written; the message names the file."
 
-# %% ../../nbs/data/05_image_io.ipynb #cca1b783
+# %% ../../nbs/data/05_image_io.ipynb #31f09d9d
 def _as_eight_bits(values:np.ndarray, full, name:str, hint:str='scale them')->np.ndarray: # uint8
     "Gray levels of which `full` is white, or floats, as bytes; `ImageError` if no more than two levels would be left."
     top = values.max()
@@ -40,7 +40,6 @@ def _on_gray(image:Image.Image)->Image.Image: # RGBA, opaque
     seen = (image.convert('LA') if image.mode == 'La' else image).convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', seen.size, (128, 128, 128, 255)), seen)
 
-# %% ../../nbs/data/05_image_io.ipynb #f58417bd
 def why_unreadable(problem:Exception)->str:
     "What went wrong in a decoder, on one line, without the name of the file."
     if isinstance(problem, UnidentifiedImageError): return 'not an image of a known format'
@@ -99,7 +98,7 @@ def load_image(
     if size is not None: image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.array(image)
 
-# %% ../../nbs/data/05_image_io.ipynb #0aafb193
+# %% ../../nbs/data/05_image_io.ipynb #75f4620e
 _FORMS = ('an image is a path, a PIL image, an array [H,W], [H,W,1], [H,W,3] or [H,W,4], or a tensor '
           '[H,W], [1,H,W], [3,H,W] or [4,H,W]')
 
@@ -113,7 +112,6 @@ def _as_bytes(values:np.ndarray, met:str)->np.ndarray: # uint8
         raise ValueError(f'{met}: an image holds uint8, or floats between 0 and 1, {numbers}')
     return _as_eight_bits(values.clip(0, 1), 1, met, 'were they divided by 255 twice?')
 
-# %% ../../nbs/data/05_image_io.ipynb #e48ebdff
 def _channels_last(image)->np.ndarray: # uint8 [H,W,C]
     "An array [H,W] or [H,W,C], or a tensor [H,W] or [C,H,W]; ValueError for other shapes, `ImageError` without pixels."
     kind = 'tensor' if is_tensor(image) else 'array'

@@ -39,7 +39,7 @@ def camera_rule(query:pd.DataFrame, gallery:pd.DataFrame)->tuple:
     images = codes[:len(query)], codes[len(query):]
     return images if np.isin(*images).any() else (None, None)
 
-# %% ../../nbs/data/08_leakage.ipynb #41cf8bcd
+# %% ../../nbs/data/08_leakage.ipynb #d7fadd50
 def find_leakage(
     train:pd.DataFrame=None, # rows that are trained on, at least their `path`; None: only `targets` are looked at
     targets:pd.DataFrame=None, # records with query and gallery rows; None: only `train` is looked at
@@ -53,7 +53,6 @@ def find_leakage(
     if train is not None and 'domain' in train and content: found += copied_domains(train)
     return pd.DataFrame(found, columns=['kind', 'domain', 'rows', 'sentence'])
 
-# %% ../../nbs/data/08_leakage.ipynb #25ca2ca6
 def _in_test(tests:pd.DataFrame, content:bool)->list:
     "Findings of query and gallery rows alone."
     found = []
@@ -74,12 +73,12 @@ def _in_test(tests:pd.DataFrame, content:bool)->list:
         found += two_places(rows)
     return found
 
-# %% ../../nbs/data/08_leakage.ipynb #b4feb698
+# %% ../../nbs/data/08_leakage.ipynb #aa651a92
 def _trained(train:pd.DataFrame, tests:pd.DataFrame, content:bool)->list:
     "Findings of training rows beside query and gallery rows."
     found, paths = [], train['path'].tolist()
     keys = image_keys(paths, tests['path'], content)
-    known = {keys[path] for path in paths if not isinstance(keys[path], str) or keys[path] != path}
+    known = {keys[path] for path in paths if keys[path] != path}
     for domain, rows in tests.groupby('domain', sort=False):
         both = sorted({path for path in rows['path'] if keys[path] in known})
         if both:
@@ -106,7 +105,7 @@ def _one_data_set(rows:pd.DataFrame, others:pd.DataFrame)->bool:
     first, second = folder(rows), folder(others)
     return os.path.commonpath([first, second]) in (first, second) or bool(files(rows) & files(others))
 
-# %% ../../nbs/data/08_leakage.ipynb #843ba121
+# %% ../../nbs/data/08_leakage.ipynb #fa717706
 def _two_identities(records:pd.DataFrame)->list:
     "Images that stand under several identities of a domain, as copies; an unequal split counts as well."
     found = []
@@ -121,7 +120,6 @@ def _two_identities(records:pd.DataFrame)->list:
                       f'and stand under several identities, first: {same.iloc[0]} and {same.iloc[1]}'))
     return found
 
-# %% ../../nbs/data/08_leakage.ipynb #23dc5182
 def copied_domains(records:pd.DataFrame)->list: # of findings, one for each pair of domains
     "Domains that hold the same images: half of the smaller one or more, by name and size; three are compared."
     held, found = {domain: {} for domain in records['domain'].unique()}, []

@@ -43,7 +43,7 @@ def cache_key(paths, size, content:bool=True)->str: # 24 hex digits
         for part in threads.map(facts_of, paths): digest.update(part)
     return digest.hexdigest()[:24]
 
-# %% ../../nbs/data/07_loader.ipynb #4807a33f
+# %% ../../nbs/data/07_loader.ipynb #a7671579
 def _decode_all(paths, out:np.ndarray, workers:int, progress:bool):
     "Decode `paths` into `out` with several threads; the first damaged image stops everything, empty ones are said."
     empty = []
@@ -58,7 +58,6 @@ def _decode_all(paths, out:np.ndarray, workers:int, progress:bool):
     if empty: warnings.warn(f'{len(empty):,} of {len(paths):,} images are nearly of one color, '
                             f'first: {paths[min(empty)]}', stacklevel=2)
 
-# %% ../../nbs/data/07_loader.ipynb #ee11f68e
 def _write_cache(file, paths, size, workers, progress):
     "Write the cache file whole or not at all, under its lock: other parts were left by writers that were killed."
     shape = (len(paths), *size, 3)

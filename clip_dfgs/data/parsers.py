@@ -24,7 +24,7 @@ from .records import encode_cameras, encode_names, SPLITS, without_junk
 from ..utils.checks import DatasetError, first_line
 from ..utils.files import cache_folder, hidden, image_files, left_out
 
-# %% ../../nbs/data/02_parsers.ipynb #2281e4e9
+# %% ../../nbs/data/02_parsers.ipynb #36f5e932
 def plain(name)->str:
     "Small letters and digits only, so that `Market-1501` and `market_1501` are the same name."
     return re.sub('[^a-z0-9]', '', str(name).lower())
@@ -39,7 +39,6 @@ def say(name:str, *notes):
     "A warning for each sentence that is not empty."
     for note in filter(None, notes): warnings.warn(f'{name}: {note}', stacklevel=3)
 
-# %% ../../nbs/data/02_parsers.ipynb #b8faea7c
 def find_root(name:str, root, markers, usual=())->Path:
     "The folder with one of the markers: `root`, or one inside it (two levels) of a usual name; else `DatasetError`."
     root, usual = need(name, root), {plain(u) for u in (name, *usual)}

@@ -23,18 +23,16 @@ COLUMNS = ['path', 'pid', 'camid', 'domain', 'split']
 
 SPLITS = ['train', 'query', 'gallery']
 
-# %% ../../nbs/data/01_records.ipynb #7137262d
+# %% ../../nbs/data/01_records.ipynb #ab4f0917
 def parse_identity(value)->int|str|None:
     "A number, a name, or None where it is unknown, by the table of `utils.checks`; TypeError for what is no label."
     value = plain_label(value)
-    if isinstance(value, int) and abs(value) >= 2**62: raise TypeError
-    if not isinstance(value, str): return value
-    text = unicodedata.normalize('NFC', value.strip())
+    text = unicodedata.normalize('NFC', value.strip()) if isinstance(value, str) else ''
     whole = re.fullmatch(r'([+-]?\d+)(\.0*)?', text)
     if whole and len(whole[1]) < 19 and (not whole[2] or len(whole[1]) < 16): return int(whole[1])
-    # a number that lost its digits
-    if re.fullmatch(r'[+-]?\d*\.?\d+([eE][+-]\d+)?|[+-]?\d+\.\d*[eE][+-]\d+', text): raise TypeError
-    return text
+    lost = re.fullmatch(r'[+-]?\d*\.?\d+([eE][+-]\d+)?|[+-]?\d+\.\d*[eE][+-]\d+', text) # a number without its digits
+    if lost or isinstance(value, int) and abs(value) >= 2**62: raise TypeError
+    return text or value
 
 # %% ../../nbs/data/01_records.ipynb #4d40a320
 def encode_identities(
@@ -62,7 +60,7 @@ def encode_cameras(values, where:str='camid')->np.ndarray: # int64 [n]
     else: warnings.warn(f'{where}: numbers and names stand together and are different cameras', stacklevel=3)
     return np.array(read if kinds == {int} else encode_names(map(_sort_key, read), 0), np.int64)
 
-# %% ../../nbs/data/01_records.ipynb #7683c682
+# %% ../../nbs/data/01_records.ipynb #50b79152
 def _parse_all(values, where:str)->list: # of int, text or None
     "`parse_identity` of each value; `DatasetError` that names the first row that is no label."
     found = []
@@ -88,7 +86,6 @@ def _warn_of_spellings(values, read:list, where:str):
         more = f' (and {len(near) - 1:,} more such pairs)' if len(near) > 1 else ''
         warnings.warn(f'{where}: {near[0][0]!r} and {near[0][1]!r} are {how}{more}', stacklevel=4)
 
-# %% ../../nbs/data/01_records.ipynb #b1c69770
 def encode_names(values, start:int=1)->list: # of int
     "Numbers in sorted order of the distinct values; the same names give the same numbers on every machine."
     values = list(values)
@@ -119,7 +116,7 @@ def written_names(values)->list: # of text, '' where there is none
     values = ['' if pd.isna(v) else v for v in values]
     return [str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip() for v in values]
 
-# %% ../../nbs/data/01_records.ipynb #94af02c8
+# %% ../../nbs/data/01_records.ipynb #2b7283dc
 def check_records(
     records:pd.DataFrame, # one row an image, with the columns `path pid camid domain split`
     files:bool=True, # also look whether every file exists
@@ -144,12 +141,10 @@ def check_records(
                            f'{len(records):,} images with the columns {", ".join(map(str, records))}')
     table = _as_text(records)
     for bad, rule in _broken_rules(table, files): _refuse(table, bad, rule)
-    for domain, cameras in table.groupby('domain', sort=False)['camid']:
-        many, images = cameras.nunique(), len(cameras)
-        if many > max(20, images/2): # the rule of the camera found something else in the names
-            warnings.warn(f'{domain}: {many:,} cameras in {images:,} images: are these cameras? The rule of the camera '
-                          'may have found something else', stacklevel=2)
-    for *_, sentence in two_places(table): warnings.warn(sentence, stacklevel=2)
+    cameras = table.groupby('domain', sort=False)['camid'].agg(['nunique', 'size'])
+    doubts = [f'{domain}: {many:,} cameras in {images:,} images: are these cameras? The rule of the camera may have '
+              'found something else' for domain, many, images in cameras.itertuples() if many > max(20, images/2)]
+    for doubt in doubts + [sentence for *_, sentence in two_places(table)]: warnings.warn(doubt, stacklevel=2)
     return records
 
 def _refuse(records:pd.DataFrame, bad, rule:str):
@@ -163,20 +158,6 @@ def _refuse(records:pd.DataFrame, bad, rule:str):
 def _as_text(records:pd.DataFrame)->pd.DataFrame:
     "The table with categories of pandas as the text that they stand for."
     return records.astype(dict.fromkeys(['path', 'domain', 'split'], object))
-
-# %% ../../nbs/data/01_records.ipynb #e51198ac
-def _refuse(
-    records:pd.DataFrame, # the table
-    bad, # boolean mask of the offending rows, shape [n]
-    rule:str, # what is wrong with them, as the end of a sentence
-):
-    "Raise `DatasetError` when any row of `bad` is set: count, rule, first offenders."
-    bad = np.asarray(bad, dtype=bool)
-    if not bad.any(): return
-    rows = records[bad]
-    first = [f'{r.path} (pid {r.pid}, camera {r.camid}, {r.split})' for r in rows.head(2).itertuples()]
-    name = '+'.join(map(str, pd.unique(rows['domain'])[:3]))
-    raise DatasetError(f'{name}: {len(rows):,} of {len(records):,} images {rule}, first: {", ".join(first)}')
 
 # %% ../../nbs/data/01_records.ipynb #d0c19920
 def _broken_rules(records:pd.DataFrame, files:bool): # yields (rows that break a rule, the rule)
@@ -266,7 +247,7 @@ def is_pooled(records:pd.DataFrame)->bool:
         return whole and not pairs.duplicated(['domain', name]).any()
     return bool((records['split'] == 'train').all()) and numbered('label', 'pid') and numbered('cam_label', 'camid')
 
-# %% ../../nbs/data/01_records.ipynb #b7fd8ddf
+# %% ../../nbs/data/01_records.ipynb #40258b59
 def hold_out(
     records:pd.DataFrame, # with training rows
     share:float=0.2, # of the identities that can be found again, in each domain
@@ -288,7 +269,6 @@ def hold_out(
     pd.DataFrame
         the same rows, some with another split
     """
-    if not 0 < share < 1: raise DatasetError(f'hold_out: share must lie between 0 and 1, not {share!r}')
     table = _as_text(check_records(records, files=False))
     if not table.index.is_unique: table = table.reset_index(drop=True)
     split = table['split'].copy()
@@ -302,5 +282,6 @@ def hold_out(
                           'two images or cameras is none', stacklevel=2)
         split[rows.index[rows['pid'].isin(drawn)]] = 'gallery'
         for pid in drawn: split[stable_shuffle(rows.index[rows['pid'] == pid], 'hold out', seed, domain)[0]] = 'query'
-    if (split == table['split']).all(): raise DatasetError(f'hold_out: a share of {share} is none in every domain')
+    if not 0 < share < 1 or (split == table['split']).all():
+        raise DatasetError(f'hold_out: a share of {share} is none in every domain, or does not lie between 0 and 1')
     return records.assign(split=split.to_numpy())

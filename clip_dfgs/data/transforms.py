@@ -11,14 +11,13 @@ from functools import lru_cache
 
 import numpy as np
 
-# %% ../../nbs/data/06_transforms.ipynb #0d87a62e
+# %% ../../nbs/data/06_transforms.ipynb #4017ac49
 def _mix(x):
     "SplitMix64 finaliser: a bijection of 64-bit integers that looks random."
     x = (x ^ (x >> np.uint64(30)))*np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27)))*np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
-# %% ../../nbs/data/06_transforms.ipynb #9fcb0404
 def random_table(
     seed:int, # of the run
     epoch:int, # counted from 0
@@ -53,28 +52,21 @@ def crop_and_flip(
         out[b, max(-y, 0):H - max(y, 0), max(-x, 0):W - max(x, 0)] = seen
     return out
 
-# %% ../../nbs/data/06_transforms.ipynb #76f804b4
-def erase_boxes(
-    u, # random numbers in [0,1), shape [B, 4]
-    height:int, width:int, # of the images
-    area=(0.02, 0.4), # share of the image
-    ratio=(0.3, 1/0.3), # height / width of the box
-)->np.ndarray: # int [B, 4]: top, left, height, width
-    "Boxes with a uniform area and log-uniform aspect ratio, cut to the image, anywhere inside it."
-    u = np.asarray(u)
+# %% ../../nbs/data/06_transforms.ipynb #886cf830
+def erase_boxes(u, height:int, width:int, area=(.02, .4), ratio=(.3, 1/.3))->np.ndarray: # int [B,4]
+    "Top, left, height, width of boxes of uniform area and log-uniform ratio inside an image, from u [B,4] in [0,1)."
     a = (area[0] + u[:, 0]*(area[1] - area[0]))*height*width
     r = ratio[0]*(ratio[1]/ratio[0])**u[:, 1]
     h, w = np.clip(np.round(np.sqrt(a*r)), 1, height), np.clip(np.round(np.sqrt(a/r)), 1, width)
     top, left = np.floor(u[:, 2]*(height - h + 1)), np.floor(u[:, 3]*(width - w + 1))
     return np.stack([top, left, h, w], 1).astype(int)
 
-# %% ../../nbs/data/06_transforms.ipynb #7ce0bc57
+# %% ../../nbs/data/06_transforms.ipynb #2a2918c1
 @lru_cache(8)
 def noise_sheet(height, width):
     "A fixed sheet of noise, twice as high and wide as an image: uint8 [2H,2W,3]."
     return np.random.default_rng(0).integers(0, 256, (2*height, 2*width, 3), dtype=np.uint8)
 
-# %% ../../nbs/data/06_transforms.ipynb #389338ba
 def erase(batch, rows, u, area):
     "Put noise into one box of the images `rows` of a batch [B,H,W,3]; u [B,6]: four for the box, two for the noise."
     _, H, W, _ = batch.shape
@@ -84,13 +76,12 @@ def erase(batch, rows, u, area):
         y, x = int(u[b, 4]*H), int(u[b, 5]*W)
         batch[b, top:top + h, left:left + w] = sheet[y:y + h, x:x + w]
 
-# %% ../../nbs/data/06_transforms.ipynb #3c4abe7f
+# %% ../../nbs/data/06_transforms.ipynb #15d36087
 def to_gray(images):
     "Gray images with three equal channels, uint8 [...,3] to uint8 [...,3]."
     gray = (images.astype(np.uint32)@np.array([19595, 38470, 7471], np.uint32) + 32768) >> 16
     return np.repeat(gray[..., None].astype(np.uint8), 3, axis=-1)
 
-# %% ../../nbs/data/06_transforms.ipynb #5b8b31a6
 def jitter_colors(image, amount): # uint8 [H,W,3]
     "Brightness, contrast, saturation (0 for no change) and hue (in turns), one after the other, by torchvision."
     import torch
@@ -100,7 +91,6 @@ def jitter_colors(image, amount): # uint8 [H,W,3]
     x = f.adjust_contrast(f.adjust_brightness(x, 1 + brightness), 1 + contrast)
     return f.adjust_hue(f.adjust_saturation(x, 1 + saturation), hue).permute(1, 2, 0).numpy()
 
-# %% ../../nbs/data/06_transforms.ipynb #0c8df0af
 def augmix(image, seed:int): # uint8 [H,W,3]
     "torchvision's AugMix of one image; the global stream is left as it was."
     import torch

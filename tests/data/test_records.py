@@ -394,8 +394,8 @@ def test_a_source_too_small_for_the_share_stays_whole():
     assert 'few: nothing is held out' in words and set(held[held['domain'] == 'few']['split']) == {'train'}
     assert held[(held['domain'] == 'many') & (held['split'] == 'query')]['pid'].nunique() == 2
     assert 'none in every domain' in str(said_by(lambda: hold_out(few, .1))[1])
-    for table, share in ((toy()[3:], .5), (toy(), float('nan')), (toy(), 1)):
-        with pytest.raises(DatasetError, match='none in every domain|share must lie'): hold_out(table, share)
+    for table, share in ((toy()[3:], .5), (toy(), 0), (toy(), 1)):
+        with pytest.raises(DatasetError, match='none in every domain'): hold_out(table, share)
 
 
 @pytest.mark.parametrize('places, said', [

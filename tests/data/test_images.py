@@ -21,7 +21,7 @@ from trees import picture
 from clip_dfgs.data import loader
 from clip_dfgs.data.datasets import check_dataset, load_dataset, open_images
 from clip_dfgs.data.image_io import ImageError, load_image, to_rgb
-from clip_dfgs.data.loader import cache_key, cached_images, ImageDataset, LazyImages, make_loader
+from clip_dfgs.data.loader import cache_key, cached_images, ImageDataset, make_loader
 from clip_dfgs.data.transforms import Augment, crop_and_flip, random_table
 from clip_dfgs.models.reid_model import normalize
 
@@ -190,26 +190,7 @@ def test_a_check_finds_what_loading_refuses(tmp_path, spoil):
     assert '\n' not in str(loading.value)
 
 
-def test_no_pixels_and_too_many(tmp_path, monkeypatch):
-    with pytest.raises(ImageError, match='crop 7 is empty .5 x 0 pixels.'):
-        to_rgb(Image.new('RGB', (5, 0)), 'crop 7')
-    person().save(tmp_path/'huge.png')
-    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
-    with pytest.raises(ImageError, match='huge.png cannot be read .DecompressionBomb'): load_image(tmp_path/'huge.png')
-
-
 # ---- the cache
-
-def test_cache_equals_decoding_in_any_order(tmp_path, paths):
-    some = [paths[i] for i in (7, 2, 2, 9, 0)]
-    pixels = cached_images(some, (16, 8), cache=tmp_path/'c', workers=3)
-    assert isinstance(pixels, np.memmap) and not pixels.flags.writeable
-    lazy = cached_images(some, (16, 8), cache='off')
-    assert isinstance(lazy, LazyImages) and lazy.shape == pixels.shape and len(lazy) == 5
-    for i, p in enumerate(some): assert (pixels[i] == load_image(p, (16, 8))).all() and (lazy[i] == pixels[i]).all()
-    assert (lazy[1:4] == pixels[1:4]).all() and (lazy[np.array([4, 0])] == pixels[[4, 0]]).all()
-    assert lazy[5:].shape == (0, 16, 8, 3)
-
 
 def test_cache_is_used_and_follows_the_files(tmp_path, paths, monkeypatch):
     monkeypatch.setenv('CLIP_DFGS_CACHE', str(tmp_path/'c'))
@@ -367,6 +348,7 @@ assert not {'fcntl', 'resource'} & set(sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_cache_run_and_gallery_where_there_is_no_fcntl(world, tmp_path):
     "As on Windows: locks by `filelock` alone."
     env = {**os.environ, 'CLIP_DFGS_CACHE': str(tmp_path/'cache')}
@@ -435,17 +417,16 @@ EVERYTHING = Augment(flip=0.4, pad=3, erase=0.5, gray=0.3, jitter=0.4, augmix=0.
 
 
 def test_an_image_does_not_depend_on_its_batch_nor_on_global_state():
-    pixels = noise()
-    whole = EVERYTHING(pixels, np.arange(40), seed=5, epoch=2)
+    pixels = noise(16)
+    whole = EVERYTHING(pixels, np.arange(16), seed=5, epoch=2)
     before = torch.get_rng_state(), np.random.get_state()[1].copy()
     torch.rand(3)
-    for part in (range(0, 13), range(39, 12, -1)):
-        assert (EVERYTHING(pixels, list(part), seed=5, epoch=2) == whole[list(part)]).all()
+    assert (EVERYTHING(pixels, [*range(15, 4, -1)], seed=5, epoch=2) == whole.flip(0)[:11]).all()
     torch.set_rng_state(before[0])
-    EVERYTHING(pixels, range(40))
+    EVERYTHING(pixels, range(16))
     assert (torch.get_rng_state() == before[0]).all() and (np.random.get_state()[1] == before[1]).all()
     for other in (dict(seed=6, epoch=2), dict(seed=5, epoch=3)):
-        assert (EVERYTHING(pixels, np.arange(40), **other) != whole).flatten(1).any(1).float().mean() > 0.9
+        assert (EVERYTHING(pixels, np.arange(16), **other) != whole).flatten(1).any(1).float().mean() > 0.9
     assert len({o.numpy().tobytes() for o in Augment()(pixels, [3, 3, 3, 3], seed=0)}) == 4
 
 
@@ -460,18 +441,6 @@ def test_the_cache_is_never_written_to(tmp_path, paths):
 
 
 # ---- data set and loader
-
-def test_items_and_batches_agree():
-    data = ImageDataset(noise(), np.arange(40)//4, np.arange(40) % 4, Augment(), seed=3)
-    data.set_epoch(4)
-    image, label, camera, index = data[17]
-    batch = data.__getitems__([2, 17])
-    assert image.shape == (3, 24, 12) and image.dtype == torch.uint8 and (image == batch[0][1]).all()
-    assert (int(label), int(camera), int(index)) == (4, 1, 17) == tuple(int(b[1]) for b in batch[1:])
-    batches = list(make_loader(ImageDataset(noise(), range(40)), batch=16))
-    assert [len(b[0]) for b in batches] == [16, 16, 8] and torch.cat([b[3] for b in batches]).tolist() == [*range(40)]
-    assert (batches[0][0].permute(0, 2, 3, 1).numpy() == noise()[:16]).all() and batches[0][2].tolist() == [0]*16
-
 
 @pytest.mark.parametrize('context, workers', [('fork', 2), pytest.param('spawn', 1, marks=pytest.mark.slow)])
 def test_workers_do_not_change_batches(tmp_path, paths, context, workers):

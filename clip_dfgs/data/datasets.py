@@ -338,13 +338,9 @@ def load_named(
     check_domains(tables)
     return tables
 
-# %% ../../nbs/data/04_datasets.ipynb #5e6cc15e
-def published_splits(
-    spec:str, # `name:folder` of a data set
-    records:pd.DataFrame, # its table
-    split:int=None, # one of the ten; None = all
-)->list: # of record tables, each of a domain of its own; the table itself where there is a fixed test
-    "What a data set is evaluated on; ValueError for a split that there is not."
+# %% ../../nbs/data/04_datasets.ipynb #181a942c
+def published_splits(spec:str, records:pd.DataFrame, split:int=None)->list:
+    "Tables that `name:folder` is evaluated on, each of a domain of its own; ValueError for a split that there is not."
     parts = identity_splits(_spec(spec)[0], records)
     fixed = 'partition' not in parts[0]
     if fixed and split is None: return parts

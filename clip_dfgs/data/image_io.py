@@ -98,7 +98,7 @@ def load_image(
     if size is not None: image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.array(image)
 
-# %% ../../nbs/data/05_image_io.ipynb #75f4620e
+# %% ../../nbs/data/05_image_io.ipynb #6f73f4f9
 _FORMS = ('an image is a path, a PIL image, an array [H,W], [H,W,1], [H,W,3] or [H,W,4], or a tensor '
           '[H,W], [1,H,W], [3,H,W] or [4,H,W]')
 
@@ -126,12 +126,7 @@ def _channels_last(image)->np.ndarray: # uint8 [H,W,C]
     if not values.size: raise ImageError(f'{met} is empty')
     return _as_bytes(values, met)
 
-# %% ../../nbs/data/05_image_io.ipynb #1396d25e
-def to_pixels(
-    image, # path, PIL image, array or tensor
-    size:tuple, # (height, width)
-    channels:str='rgb', # of arrays and tensors, or "bgr"
-)->np.ndarray: # uint8 [3,height,width]
+def to_pixels(image, size:tuple, channels:str='rgb')->np.ndarray: # uint8 [3,H,W]
     "One image at a size; ValueError says what was met, `ImageError` what is empty or cannot be read."
     if isinstance(image, (str, os.PathLike)): return load_image(image, size).transpose(2, 0, 1)
     if isinstance(image, np.ndarray) or is_tensor(image):
@@ -154,16 +149,9 @@ def listed(images)->list:
     if not other and hasattr(images, '__iter__'): return list(images)
     raise ValueError(f'{_FORMS}, or a list or column of these; not {type(images).__name__}')
 
-# %% ../../nbs/data/05_image_io.ipynb #7fa521c7
-def read_block(
-    images:list, # all images
-    start:int, # the first of the block
-    batch:int, # images in a block
-    size:tuple, # (height, width)
-    channels:str='rgb', # of arrays and tensors, or "bgr"
-    leave_out:bool=False, # go on without images that are empty or cannot be read
-)->tuple: # uint8 [b,3,height,width], {position: what is wrong}
-    "The pixels of a block, and what was left out of it; ValueError or `ImageError` names the image."
+# %% ../../nbs/data/05_image_io.ipynb #73a931f8
+def read_block(images:list, start:int, batch:int, size:tuple, channels:str='rgb', leave_out:bool=False)->tuple:
+    "Pixels uint8 [b,3,H,W] of a block, {position: problem} of images that are left out; else an error names the image."
     pixels, problems = [], {}
     for i, image in enumerate(images[start:start + batch], start):
         try: pixels.append(to_pixels(image, size, channels))

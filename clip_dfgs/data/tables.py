@@ -141,7 +141,7 @@ def _say_not_read(file:Path, table:pd.DataFrame):
     say(f'csv: {file}', near and f'a column is not read{near}', boxes and
         f'the column {boxes[0]} is not read: whole images are used, not boxes')
 
-# %% ../../nbs/data/03_tables.ipynb #ca9cdd1a
+# %% ../../nbs/data/03_tables.ipynb #8fbc1e4a
 def mot(
     root, # a sequence, with `gt/gt.txt` and `img1`, or a folder of sequences
     visibility:float=.3, # least visible share of a box
@@ -163,6 +163,7 @@ def mot(
     boxes = np.hstack([corner, corner + size])
     return with_crops('mot', table.drop(columns=['left', 'top', 'width', 'height']), boxes, cache)
 
+# %% ../../nbs/data/03_tables.ipynb #f1bf9efe
 _MOT = ['number', 'pid', 'left', 'top', 'width', 'height', 'considered', 'class', 'visibility']
 
 def _sequence(file:Path, visibility:float, every:int)->pd.DataFrame: # frame, pid, left, top, width, height, camera

@@ -11,21 +11,15 @@ from functools import lru_cache
 
 import numpy as np
 
-# %% ../../nbs/data/06_transforms.ipynb #4017ac49
+# %% ../../nbs/data/06_transforms.ipynb #f54b6060
 def _mix(x):
     "SplitMix64 finaliser: a bijection of 64-bit integers that looks random."
     x = (x ^ (x >> np.uint64(30)))*np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27)))*np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
-def random_table(
-    seed:int, # of the run
-    epoch:int, # counted from 0
-    index, # images, shape [B]
-    copy, # which repetition of the image in its batch, shape [B]
-    draws:int, # numbers for each image
-)->np.ndarray: # float64 in [0,1), shape [B, draws]
-    "Random numbers as a function of (seed, epoch, index, copy, draw): no state, the same everywhere."
+def random_table(seed:int, epoch:int, index, copy, draws:int)->np.ndarray: # float64 in [0,1), shape [B,draws]
+    "Random numbers as a function of (seed, epoch, index, copy, draw); `index` and `copy` have shape [B]."
     step = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over='ignore'):
         x = _mix(np.array([int(seed) % 2**64], dtype=np.uint64) + step)
@@ -33,15 +27,9 @@ def random_table(
         x = _mix(x[:, None] + step*np.arange(1, draws + 1, dtype=np.uint64))
     return (x >> np.uint64(11))/2.**53
 
-# %% ../../nbs/data/06_transforms.ipynb #7af9bf5c
-def crop_and_flip(
-    pixels, # uint8 [n,H,W,3], array-like
-    index, # images to take, shape [B]
-    dy, dx, # offset of the crop inside the padded image, 0..2*pad, shape [B]
-    flip, # mirror it first, bool [B]
-    pad:int, # border of zeros
-)->np.ndarray: # uint8 [B,H,W,3]
-    "Mirror, pad by zeros and crop back to the old size, in one copy per image."
+# %% ../../nbs/data/06_transforms.ipynb #66b4c59a
+def crop_and_flip(pixels, index, dy, dx, flip, pad:int)->np.ndarray: # uint8 [B,H,W,3]
+    "Mirror where `flip`, pad by zeros, crop back to the old size at offsets dy, dx of 0..2*pad; one copy per image."
     _, H, W, _ = pixels.shape
     out = np.zeros((len(index), H, W, 3), np.uint8)
     for b, i in enumerate(index):

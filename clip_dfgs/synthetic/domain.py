@@ -115,13 +115,9 @@ def render(
     if rng.random() < camera.occlusion: _occlude(image, rng)
     return degrade(image, camera, rng)
 
-# %% ../../nbs/synthetic/02_domain.ipynb #cff972a4
-def street_camera(
-    rng:np.random.Generator, # decides everything
-    tint:np.ndarray=None, # of the domain's streets [2, 3]
-    harsh:float=1.0, # how far light, color and sharpness leave the ordinary; 0 = clean
-)->Camera: # one surveillance camera
-    "A surveillance camera: high, fixed, and not very good."
+# %% ../../nbs/synthetic/02_domain.ipynb #185c96c5
+def street_camera(rng:np.random.Generator, tint:np.ndarray=None, harsh:float=1.)->Camera:
+    "A surveillance camera: high, fixed, not very good; `harsh`: how far light, color and sharpness leave the ordinary."
     cast = 1 + harsh*rng.uniform(-.09, .09, 3)
     return Camera(
         draw_street(rng, tint),
@@ -138,15 +134,9 @@ def clean_camera(rng:np.random.Generator)->Camera:
                   light=tuple(rng.normal((0, .7, .5), .4)), ambient=rng.uniform(.5, .8),
                   gain=(rng.uniform(.85, 1.12),)*3)
 
-# %% ../../nbs/synthetic/02_domain.ipynb #81dc36c4
-def domain_cast(
-    seed:int, # of the domain
-    identities:int, # how many identities
-    cameras:int, # how many cameras
-    look_alikes:int=4, # identities that share one caption
-    harsh:float=1.0, # of the cameras, see `street_camera`
-)->tuple: # people (list of Person), cameras (list of Camera)
-    "The identities and the cameras of a domain."
+# %% ../../nbs/synthetic/02_domain.ipynb #6ef4a70b
+def domain_cast(seed:int, identities:int, cameras:int, look_alikes:int=4, harsh:float=1.)->tuple:
+    "People and cameras (list of Person, list of Camera) of a domain; `look_alikes` identities share one caption."
     rng = np.random.default_rng([seed, 0])
     clothes, tint, people = wardrobe(rng), tint_image(rng), []
     while len(people) < identities:
@@ -155,7 +145,6 @@ def domain_cast(
     eyes = [street_camera(np.random.default_rng([seed, 1, c]), tint, harsh) for c in range(cameras)]
     return people[:identities], eyes
 
-# %% ../../nbs/synthetic/02_domain.ipynb #3c6b6971
 def _draw_identity(job):
     "Render and write all images of one identity; returns nothing."
     root, seed, pid, person, cameras, images_per_camera, size, test = job
@@ -244,15 +233,9 @@ def render_domain(
     finally: shutil.rmtree(part, ignore_errors=True)
     return load_dataset('market1501', root)
 
-# %% ../../nbs/synthetic/02_domain.ipynb #950eb988
-def captioned_images(
-    n:int, # how many
-    seed:int, # decides everything
-    size:tuple=(128, 64), # height and width in pixels
-    workers:int=None, # processes; None = all cores
-    progress:bool=True, # show a bar
-)->tuple: # uint8 [n, H, W, 3], list of n captions
-    "Clean images of `n` different identities with their captions."
+# %% ../../nbs/synthetic/02_domain.ipynb #bfd659f4
+def captioned_images(n:int, seed:int, size:tuple=(128, 64), workers:int=None, progress:bool=True)->tuple:
+    "Clean images, uint8 [n,H,W,3], of `n` different identities, and their captions; workers None: all cores."
     drawn = _each(_captioned_image, [(seed, i, size) for i in range(n)], workers, 'draw' if progress else None)
     images, captions = zip(*drawn)
     return np.stack(images), list(captions)

@@ -80,7 +80,7 @@ def _random_look(rng:np.random.Generator, clothes:dict)->dict:
     look['hair_length'] = str(rng.choice(('short', 'long'), p=(.9, .1) if look['sex'] == 'man' else (.3, .7)))
     return look
 
-# %% ../../nbs/synthetic/01_people.ipynb #550e8ed6
+# %% ../../nbs/synthetic/01_people.ipynb #08c6433e
 def _shade(rng:np.random.Generator, rgb:tuple, amount:float=1.0)->np.ndarray:
     "One shade of a color word."
     hue, saturation, value = colorsys.rgb_to_hsv(*(np.asarray(rgb)/255))
@@ -109,7 +109,6 @@ def _random_detail(rng:np.random.Generator, look:dict)->dict:
         open_front=rng.random() < .4, inner=trim(), sleeve=rng.uniform(.25, .95), length=rng.uniform(0, 1),
         bag_side=int(rng.choice((-1, 1))), bag_size=rng.uniform(.8, 1.25))
 
-# %% ../../nbs/synthetic/01_people.ipynb #3eaff21a
 def random_person(rng:np.random.Generator, clothes:dict)->Person:
     "Draw a person from a domain's wardrobe."
     look = _random_look(rng, clothes)
@@ -119,7 +118,7 @@ def look_alike(person:Person, rng:np.random.Generator)->Person:
     "Another identity with the caption of `person`, and other details."
     return Person(person.look, _random_detail(rng, person.look))
 
-# %% ../../nbs/synthetic/01_people.ipynb #e6b4236d
+# %% ../../nbs/synthetic/01_people.ipynb #dbcb05b4
 _SAME = dict(male='man', boy='man', guy='man', female='woman', girl='woman', lady='woman', gray='grey', blond='blonde',
              pants='trousers', rucksack='backpack', tshirt='t-shirt', tee='t-shirt', hoodie='sweater', jumper='sweater',
              stripes='striped', sneakers='shoes', trainers='shoes', boots='shoes', hat='cap', bag='handbag')
@@ -145,7 +144,6 @@ def _of(thing:str, waiting:list)->dict:
     if patterns or colors: said['pattern'] = patterns[0] if patterns else 'plain'
     return said
 
-# %% ../../nbs/synthetic/01_people.ipynb #ebd6272a
 def words_in(text:str)->tuple: # {attribute of a look: word}, words that are not understood
     "The attributes that a phrase names."
     text = re.sub(r'\bshoulder[ -]bag\b', 'shoulder_bag', text.lower())
@@ -159,13 +157,9 @@ def words_in(text:str)->tuple: # {attribute of a look: word}, words that are not
         elif token not in _SILENT | _ENDS: unknown.append(token)
     return look, unknown
 
-# %% ../../nbs/synthetic/01_people.ipynb #db0904fc
-def whole_captions(
-    text:str, # a sentence
-    n:int=64, # how many
-    seed:int=0, # of what the sentence does not say
-)->list: # of captions; none where nothing is understood
-    "Captions with the attributes that a phrase names and random ones otherwise."
+# %% ../../nbs/synthetic/01_people.ipynb #74ce6409
+def whole_captions(text:str, n:int=64, seed:int=0)->list:
+    "Captions with the attributes that a phrase names and random ones otherwise; none where nothing is understood."
     look, _ = words_in(text)
     if not look: return []
     draw, found = np.random.default_rng(seed), []
@@ -265,19 +259,14 @@ def draw_body(person:Person, phase:float=.5)->tuple: # parts [n,9] as in `_Parts
     if look['hat'] != 'no hat': parts.add(head + (0, .06, -.015), head + (0, .085, -.015), .102, .098, 'hat')
     return np.array(parts), head
 
-# %% ../../nbs/synthetic/01_people.ipynb #6b809e75
+# %% ../../nbs/synthetic/01_people.ipynb #635b393b
 def rotation_matrix(yaw:float, pitch:float)->np.ndarray: # [3,3]; rows are the camera's right, up, towards-camera axes
     "From the body's frame to the camera's, in radians; yaw 0 faces the camera, pitch looks down."
     cy, sy, cp, sp = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch)
     return np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]]) @ np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
 
-def rasterize(
-    parts:np.ndarray, # capsules [n, 9] in the body's frame, meters
-    turn:np.ndarray, # from `rotation_matrix` [3, 3]
-    size:tuple, # height and width in pixels
-    box:tuple=(0., 0., .93), # shift right, shift down, filled share of the height
-)->dict: # arrays [H, W]: z, material, along, normal [H, W, 3], cover (0..1); and the map from pixels back to meters
-    "Draw capsules by depth."
+def rasterize(parts:np.ndarray, turn:np.ndarray, size:tuple, box:tuple=(0., 0., .93))->dict: # arrays [H,W], scale
+    "Draw capsules [n,9], in meters, by depth into a box: shift right, shift down, filled share of the height."
     H, W = size
     # 1. turn the body, and find the scale at which it fills its share of the image
     a, b, radius = parts[:, :3] @ turn.T, parts[:, 3:6] @ turn.T, parts[:, 6:8].max(1)
@@ -376,13 +365,9 @@ def paint(raster:dict, person:Person, turn:np.ndarray, head:np.ndarray)->np.ndar
     rgb[(material == _M['shoe']) & (raster['normal'][on][:, 1] < -.45)] = detail['sole']
     return rgb
 
-# %% ../../nbs/synthetic/01_people.ipynb #f564229c
-def draw_street(
-    rng:np.random.Generator, # decides everything
-    tint:np.ndarray=None, # the domain's stone and paving colors [2, 3], 0..255
-    size:int=176, # side of the square, pixels
-)->Image.Image: # an RGB image without people
-    "The place that one camera looks at: what stands behind, the ground, perhaps a car, weather."
+# %% ../../nbs/synthetic/01_people.ipynb #485d3b24
+def draw_street(rng:np.random.Generator, tint:np.ndarray=None, size:int=176)->Image.Image:
+    "The place one camera looks at: walls, ground, perhaps a car; `tint`: the domain's stone and paving colors [2,3]."
     wall, ground = (tint_image(rng) if tint is None else tint) + rng.uniform(-22, 22, (2, 1))
     horizon = int(size*rng.uniform(.3, .62))
     image = Image.new('RGB', (size, size), tuple(wall.clip(0, 255).astype(int)))

@@ -315,7 +315,7 @@ def check_options(specs, options:dict):
         because = 'has a column camid' if names & {*able} else f'is not {" or ".join(able)}'
         raise DatasetError(f'the option {k} would change nothing: {" ".join(specs)} {because}; leave it out')
 
-# %% ../../nbs/data/04_datasets.ipynb #e6a5817c
+# %% ../../nbs/data/04_datasets.ipynb #92789a2b
 def load_named(
     specs, # `name:folder`, several
     camera:str=None, # of folders and tables: a regular expression whose group is the camera in a file name
@@ -323,18 +323,16 @@ def load_named(
     **options, # more options of parsers; each goes to those that know it
 )->list: # record tables, no domain in two of them
     "Read data sets given as `name:folder`; `ValueError` for what is wrong with words or data."
-    if len({*domains, ''}) <= len(domains): raise ValueError(f'--domain {domains}: name each data set otherwise')
     options, pairs, tables = dict(camera=camera, **options), [_spec(s) for s in specs], []
     for i, (spec, (name, folder)) in enumerate(zip(specs, pairs)):
-        table = load_dataset(name, folder, **options_for(spec, options))
+        table = load_dataset(name, folder, domains[i] if domains else None, **options_for(spec, options))
+        own = name in ('csv', 'mot') and set(table['domain']) != {_own_name(name, folder)} # has a column domain
+        if not domains and not own:
+            alone = [n for n, _ in pairs].count(name) == 1
+            domain = name if alone else Path(folder).expanduser().resolve().name
+            while any(domain in set(other['domain']) for other in tables): domain += "'"
+            table = table.assign(domain=domain)
         tables.append(table)
-        if name in ('csv', 'mot') and set(table['domain']) != {_own_name(name, folder)}: # has a column domain
-            if domains: raise DatasetError(f'{folder} has domains of its own; leave --domain out')
-            continue
-        alone = [n for n, _ in pairs].count(name) == 1
-        domain = domains[i] if domains else name if alone else Path(folder).expanduser().resolve().name
-        while any(domain in set(other['domain']) for other in tables[:-1]): domain += "'"
-        tables[i] = table.assign(domain=domain)
     check_domains(tables)
     return tables
 

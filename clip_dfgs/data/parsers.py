@@ -56,7 +56,7 @@ def wrong_layout(name:str, folder:Path, expected)->DatasetError: # to be raised
     listing = ', '.join(found[:6]) + (f' and {len(found) - 6} more' if len(found) > 6 else '') or 'an empty folder'
     return DatasetError(f'{name}: wrong layout in {folder}: expected {" or ".join(expected)}; found {listing}')
 
-# %% ../../nbs/data/02_parsers.ipynb #6f831728
+# %% ../../nbs/data/02_parsers.ipynb #febf6e74
 def parse_names(
     name:str, # of the data set, for the warning
     folder, # with image files
@@ -64,26 +64,17 @@ def parse_names(
     split:str='train', # of all these rows
 )->list: # of dicts `path pid camid split identity camera`; camera 0 and '' where the name has none
     "One row per image whose name follows `pattern`; the others are left out with one warning."
-    rows, strays, written, unread = [], [], {}, left_out(folder, deep=True)
-    for file in image_files(folder, deep=True):
-        match = re.match(pattern, file.name) if file.parent == Path(folder) else None
-        if not match:
-            strays.append(str(file.relative_to(folder)))
-            continue
-        groups, pid = match.groupdict(), int(match['pid'])
-        written.setdefault(pid, {})[match['pid']] = file.name
-        rows.append(dict(path=str(file), pid=pid, camid=int(groups.get('cam') or 1) - 1, split=split,
-                         identity=match['pid'], camera=groups.get('camera') or groups.get('cam') or ''))
-    twins = [[*names.values()] for names in written.values() if len(names) > 1]
+    files, unread = image_files(folder, deep=True), left_out(folder, deep=True)
+    matches = {file: re.match(pattern, file.name) if file.parent == Path(folder) else None for file in files}
+    strays = [str(file.relative_to(folder)) for file in files if not matches[file]]
     say(name, unread and f'{folder}: {unread}',
         not os.path.isdir(folder) and f'{folder} is not there: its images are lost',
-        strays and f'{len(strays):,} of {len(rows) + len(strays):,} images in {folder} do not follow the name rule '
-        f'{pattern} and are left out, first: {strays[0]}',
-        twins and f'{twins[0][0]} and {twins[0][1]} in {folder} are one identity, since their numbers are equal '
-        f'({len(twins):,} such pairs)')
-    return rows
+        strays and f'{len(strays):,} of {len(files):,} images in {folder} do not follow the name rule {pattern} and '
+        f'are left out, first: {strays[0]}')
+    groups = [(file, match.groupdict('')) for file, match in matches.items() if match]
+    return [dict(path=str(file), pid=int(g['pid']), camid=int(g.get('cam') or 1) - 1, split=split, identity=g['pid'],
+                 camera=g.get('camera') or g.get('cam') or '') for file, g in groups]
 
-# %% ../../nbs/data/02_parsers.ipynb #04abf5a0
 def as_table(name:str, rows, root)->pd.DataFrame:
     "The rows as a table; none at all is a `DatasetError`."
     table = pd.DataFrame(rows)
@@ -146,7 +137,7 @@ def camera_expression(camera)->re.Pattern:
     except (re.error, TypeError, OverflowError, RecursionError) as e: why = f'is no regular expression ({e})'
     raise DatasetError(f'camera={camera!r} {why}')
 
-# %% ../../nbs/data/02_parsers.ipynb #a8a0fd52
+# %% ../../nbs/data/02_parsers.ipynb #bd9f1a9f
 MARKET_FOLDERS = dict(bounding_box_train='train', query='query', bounding_box_test='gallery')
 _EXPORTED = 'bounding_box_default' # what annotation tools call the folder of a task without subsets
 MARKET_NAMES = ('Market-1501-v15.09.15', 'Market-1501', 'market')
@@ -168,6 +159,7 @@ def _market_rows(name:str, folder:Path, distractors:bool=True)->pd.DataFrame:
           for sub, many in beside.items()))
     if any(row['camid'] < 0 for row in rows): # cameras are counted from 0
         for row in rows: row['camid'] += 1
+    rows = [row | dict(pid=row['identity']) for row in rows] # two spellings of a number are said
     return as_table(name, without_junk(name, rows, distractors), folder)
 
 # %% ../../nbs/data/02_parsers.ipynb #e4ac05b5

@@ -91,7 +91,7 @@ def augmix(image, seed:int): # uint8 [H,W,3]
         return AugMix()(torch.from_numpy(image).permute(2, 0, 1).contiguous()).permute(1, 2, 0).numpy()
     finally: stream.set_state(state)
 
-# %% ../../nbs/data/06_transforms.ipynb #b4258bb8
+# %% ../../nbs/data/06_transforms.ipynb #7f328b1c
 @dataclass(frozen=True)
 class Augment:
     "What is done to training images; a function of (pixels, index, seed, epoch), never of a global random state."
@@ -105,10 +105,9 @@ class Augment:
     area:tuple=(0.02, 0.4) # share of the image that is erased
 
     def __post_init__(self):
-        for k in ('flip', 'erase', 'gray', 'jitter', 'augmix'):
-            share = getattr(self, k)
-            if not 0 <= share <= 1: raise ValueError(f'Augment: {k} is a share between 0 and 1, not {share}')
-        if self.pad < 0: raise ValueError(f'Augment: pad must be 0 or more pixels, not {self.pad}')
+        shares = {k: getattr(self, k) for k in ('flip', 'erase', 'gray', 'jitter', 'augmix')}
+        if self.pad < 0 or not all(0 <= share <= 1 for share in shares.values()):
+            raise ValueError(f'Augment: shares lie between 0 and 1, and pad is 0 or more: {shares}, pad {self.pad}')
 
     def __call__(
         self,

@@ -13,63 +13,38 @@ from PIL import Image
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.data.records import hold_out, pool
 from command import done, said
-
-WIDTH, HEIGHT = 16, 32
-
-
-def paste(frame, place, color):
-    "A rendered identity of one color at a place of a frame."
-    frame.paste(Image.new('RGB', (WIDTH, HEIGHT), color), place)
-
-
-def frames_of(folder, n=3, ending='.png'):
-    "Frames in which red walks right and blue stands; the boxes of each as (frame, identity, left, top)."
-    boxes = []
-    folder.mkdir(parents=True)
-    for i in range(1, n + 1):
-        frame = Image.new('RGB', (120, 80), (90, 90, 90))
-        for who, (place, color) in enumerate((((10*i, 20), (250, 0, 0)), ((80, 40), (0, 0, 250))), 1):
-            paste(frame, place, color)
-            boxes.append((i, who, *place))
-        frame.save(folder/f'{i:06d}{ending}')
-    return boxes
+from trees import make_tree
 
 
 @pytest.fixture
 def sequence(tmp_path, monkeypatch):
-    "A MOTChallenge sequence; boxes that do not count: ignored, another class, hidden."
+    "A MOTChallenge sequence of three frames with two identities, beside another; some boxes do not count."
     monkeypatch.setenv('CLIP_DFGS_CACHE', str(tmp_path/'cache'))
-    home = tmp_path/'set'/'MOT17-02-DPM'
-    lines = [f'{i},{who},{left},{top},{WIDTH},{HEIGHT},1,1,1' for i, who, left, top in frames_of(home/'img1')]
-    lines += ['1,5,0,0,9,9,0,1,1', '1,6,0,0,9,9,1,7,1', '1,7,0,0,9,9,1,1,0.1']
-    (home/'gt').mkdir()
-    (home/'gt'/'gt.txt').write_text('\n'.join(lines))
-    (home/'seqinfo.ini').write_text('[Sequence]\nname=MOT17-02-DPM\nimDir=img1\nimExt=.png\n')
-    return home
+    return make_tree('mot', tmp_path, ids=2)/'street'
 
 
 def colors(table):
     return [np.asarray(Image.open(path)).reshape(-1, 3).mean(0).round(-1).tolist() for path in table['path']]
 
 
+ONE, TWO = [20, 200, 40], [50, 200, 40]
+
+
 def test_crops_are_cut_once_and_follow_the_annotation(sequence):
     first = load_dataset('mot', sequence)
-    assert colors(first) == [[250, 0, 0], [0, 0, 250]]*3 and first['identity'].tolist() == ['1', '2']*3
+    assert colors(first) == [ONE, TWO]*3 and first['identity'].tolist() == ['1', '2']*3
     assert set(hold_out(first, .5)['split']) == {'train', 'query', 'gallery'}
     stamp = os.stat(first['path'][0]).st_mtime_ns
     assert os.stat(load_dataset('mot', sequence)['path'][0]).st_mtime_ns == stamp
     file = sequence/'gt'/'gt.txt'
-    file.write_text(file.read_text().replace('1,1,10,20,16', '1,1,10,20,8'))
-    assert Image.open(load_dataset('mot', sequence)['path'][0]).size == (8, HEIGHT)
+    file.write_text(file.read_text().replace('1,1,20,6,16', '1,1,20,6,8'))
+    assert Image.open(load_dataset('mot', sequence)['path'][0]).size == (8, 32)
     assert not [p for p in Path(os.environ['CLIP_DFGS_CACHE']).iterdir() if p.name.startswith('part-')]
 
 
 def test_identities_of_two_sequences_are_not_one(sequence):
-    shutil.copytree(sequence, sequence.with_name('MOT17-04-DPM'))
-    (sequence.with_name('MOT17-04-DPM')/'seqinfo.ini').unlink()
-    for file in (sequence.with_name('MOT17-04-DPM')/'img1').iterdir():
-        Image.open(file).save(file.with_suffix('.jpg'))
-    shutil.copytree(sequence, sequence.with_name('MOT17-02-SDP'))
+    for detector in ('DPM', 'SDP'): shutil.copytree(sequence, sequence.with_name(f'MOT17-02-{detector}'))
+    shutil.rmtree(sequence)
     with pytest.warns(UserWarning, match='1 of 3 sequences are the frames of another detector'):
         table = load_dataset('mot', sequence.parent)
     assert pool(table)['label'].nunique() == 4 and table['domain'].nunique() == 2
@@ -99,27 +74,17 @@ def test_on_the_command_line_too(sequence):
 
 
 @pytest.fixture
-def coco(sequence):
-    "A COCO file as CVAT exports it: tracks among the attributes, frames in `images` beside the folder of annotations."
-    home = sequence.parent.parent/'coco'
-    boxes = frames_of(home/'images'/'gate')
-    notes = [dict(id=j, image_id=i, category_id=1, bbox=[left, top, WIDTH, HEIGHT], iscrowd=0,
-                  attributes=dict(track_id=10 + who, occluded=False)) for j, (i, who, left, top) in enumerate(boxes)]
-    told = dict(images=[dict(id=i, file_name=f'gate/{i:06d}.png') for i in (1, 2, 3)], annotations=notes,
-                categories=[dict(id=1, name='person'), dict(id=2, name='bag')])
-    told['annotations'] += [dict(notes[0], category_id=2), dict(notes[0], iscrowd=1)]
-    (home/'annotations').mkdir()
-    (home/'annotations'/'default.json').write_text(json.dumps(told))
-    return home/'annotations'/'default.json'
+def coco(sequence): return make_tree('coco', sequence.parent.parent, ids=2)
 
 
 def test_tracks_of_a_coco_file(coco):
-    table = load_dataset('coco', coco, camera='(gate)/')
-    assert table['identity'].tolist() == ['11', '12']*3 and colors(table) == [[250, 0, 0], [0, 0, 250]]*3
+    table = load_dataset('coco', coco, camera='(door|gate)/')
+    assert table['identity'].tolist() == ['1', '2']*6 and colors(table) == [ONE, TWO]*6
     told = json.loads(coco.read_text())
     del told['annotations'][0]['attributes']['track_id']
     coco.write_text(json.dumps(told))
-    with pytest.warns(UserWarning, match='1 images have no known identity'): assert len(load_dataset('coco', coco)) == 5
+    with pytest.warns(UserWarning, match='1 images have no known identity'): table = load_dataset('coco', coco)
+    assert len(table) == 11
 
 
 @pytest.mark.parametrize('change', [
@@ -128,24 +93,23 @@ def test_tracks_of_a_coco_file(coco):
     dict(annotations=[dict(image_id=1, category_id=1, bbox=[1, 2, 3], track_id=1)])])
 def test_a_damaged_coco_file_is_one_line(coco, change):
     coco.write_text(json.dumps(json.loads(coco.read_text()) | change))
-    with pytest.raises(ValueError, match='default.json') as error: load_dataset('coco', coco)
+    with pytest.raises(ValueError, match='tracks.json') as error: load_dataset('coco', coco)
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('columns', [('XMin', 'YMin', 'XMax', 'YMax'), ('bbox',)])
+@pytest.mark.parametrize('columns', [['XMin', 'YMin', 'XMax', 'YMax'], ['bbox']])
 def test_boxes_in_a_table(sequence, columns):
-    rows = [(f'img1/{i:06d}.png', f'p{who}', 'gate 2', left, top, left + WIDTH, top + HEIGHT)
-            for i, who, left, top in frames_of(sequence/'more')]
-    table = pd.DataFrame(rows, columns=['path', 'identity', 'camera', *'abcd'])
-    boxes = table[[*'abcd']].to_numpy()
-    if len(columns) > 1: table[list(columns)] = boxes
-    else: table['bbox'] = [str(box.tolist()) for box in boxes]
-    table.drop(columns=[*'abcd']).to_csv(sequence/'t.csv', index=False)
+    boxes = pd.read_csv(sequence/'gt'/'gt.txt', header=None)[:6]
+    table = pd.DataFrame(dict(path=[f'img1/{frame:06d}.png' for frame in boxes[0]], camera='gate 2'))
+    table['identity'] = 'p' + boxes[1].astype(str)
+    corners = np.stack([boxes[2], boxes[3], boxes[2] + 16, boxes[3] + 32], 1)
+    table[columns] = corners if len(columns) > 1 else [[str(corner.tolist())] for corner in corners]
+    table.to_csv(sequence/'t.csv', index=False)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         found = load_dataset('csv', sequence/'t.csv')
-    assert colors(found) == [[250, 0, 0], [0, 0, 250]]*3
-    assert set(found['identity']) == {'p1', 'p2'} and set(found['camera']) == {'gate 2'}
+    assert colors(found) == [ONE, TWO]*3 and found['identity'].tolist() == ['p1', 'p2']*3
+    assert set(found['camera']) == {'gate 2'}
 
 
 # ---- groups

@@ -168,12 +168,9 @@ def in_their_places(features, problems:dict, n:int)->list:
     found = iter(features)
     return [None if i in problems else next(found) for i in range(n)]
 
-# %% ../../nbs/data/05_image_io.ipynb #95e65daf
-def crops(
-    frame:np.ndarray, # an array [H,W] or [H,W,C]
-    boxes, # left, top, right, bottom in pixels, shape [n,4]
-)->list: # of n arrays, views of the frame
-    "The part of a frame in each box, cut at the edge; ValueError for boxes of another shape or not numbers."
+# %% ../../nbs/data/05_image_io.ipynb #3ac35b30
+def crops(frame:np.ndarray, boxes)->list: # of arrays, views of the frame
+    "The part of a frame [H,W,C] in each box left, top, right, bottom [n,4], cut at the edge; ValueError for others."
     boxes = np.asarray(boxes.detach().cpu() if is_tensor(boxes) else boxes, dtype=float)
     if not boxes.size: return []
     shape, (height, width) = list(boxes.shape), frame.shape[:2]
@@ -184,15 +181,9 @@ def crops(
     ends = boxes.round().clip(0, [width, height, width, height]).astype(int)
     return [frame[top:bottom, left:right] for left, top, right, bottom in ends]
 
-# %% ../../nbs/data/05_image_io.ipynb #9456d92d
-def contact_sheet(
-    records, # record table
-    identities:int=6, # rows
-    images:int=8, # columns at most
-    size=(128, 64), # (H, W) of each image
-    seed:int=0, # which identities
-)->Image.Image:
-    "Some identities, a row each, sorted by camera, with their written names; distractors are not shown."
+# %% ../../nbs/data/05_image_io.ipynb #e359e2f2
+def contact_sheet(records, identities:int=6, images:int=8, size=(128, 64), seed:int=0)->Image.Image:
+    "Some identities, a row of up to `images` each, sorted by camera, with their written names; no distractors."
     known = records[records['pid'] > 0].sort_values(['camid', 'path'])
     drawn = stable_shuffle(sorted(set(zip(known['domain'], known['pid']))), 'sheet', seed)[:identities]
     line, gap = 12, 4

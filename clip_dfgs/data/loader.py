@@ -241,15 +241,10 @@ def workers_for(device, asked:int=None)->int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return min(8, max(1, cores//int(os.environ.get('LOCAL_WORLD_SIZE', 1)) - 1))  # the launcher sets it
 
-# %% ../../nbs/data/07_loader.ipynb #876ea3ed
+# %% ../../nbs/data/07_loader.ipynb #5ebb7d86
 class FeatureDataset:
-    "Features with their labels in the shape of a data set; a batch is gathered on their device."
-    def __init__(
-        self,
-        features:torch.Tensor, # shape [n, D]
-        labels, # shape [n]
-        device='cpu', # where they lie
-    ):
+    "Features [n,D] with their labels [n] in the shape of a data set; a batch is gathered on their device."
+    def __init__(self, features:torch.Tensor, labels, device='cpu'):
         self.features, self.labels = features.to(device), torch.as_tensor(np.array(labels)).to(device)
 
     def set_epoch(self, epoch:int): pass

@@ -287,7 +287,7 @@ def _by_camera(records:pd.DataFrame)->pd.DataFrame:
     return pd.DataFrame([dict(zip(by, key), identities=_identities(rows), images=len(rows))
                          for key, rows in records.groupby(by)])
 
-# %% ../../nbs/data/04_datasets.ipynb #a07321c3
+# %% ../../nbs/data/04_datasets.ipynb #5f3f5e36
 def _spec(text:str): # (name, folder) of `name:folder`
     name, colon, folder = text.partition(':')
     if colon and name and folder: return name, folder
@@ -297,10 +297,10 @@ def _spec(text:str): # (name, folder) of `name:folder`
 def options_for(spec:str, options:dict)->dict:
     "The options of a call (None: not given, '': none) that a data set knows; a csv with cameras needs no rule."
     name, file = _spec(spec)
-    known = {*_options(name)}
-    if name == 'csv' and Path(file).expanduser().is_file():
-        with open(Path(file).expanduser(), encoding='utf-8-sig', errors='replace') as lines: head = lines.readline()
-        if 'camid' in [word.strip().strip('"') for word in head.split(',')]: known -= {'camera'}
+    known, file = {*_options(name)}, Path(file).expanduser()
+    if name == 'csv' and file.is_file():
+        with open(file, encoding='utf-8-sig', errors='replace') as lines: head = lines.readline(100_000).lower()
+        if {'camid', 'camera'} & {word.strip(' \n"') for word in head.split(',')}: known -= {'camera'}
     return {k: v for k, v in options.items() if k in known and v not in (None, '')}
 
 def check_options(specs, options:dict):

@@ -19,7 +19,7 @@ from ..utils.files import stable_shuffle
 class ImageError(ValueError):
     "An image, or the cache of images, that cannot be read or written; the message names the file."
 
-# %% ../../nbs/data/05_image_io.ipynb #31f09d9d
+# %% ../../nbs/data/05_image_io.ipynb #fc61e228
 def _as_eight_bits(values:np.ndarray, full, name:str, hint:str='scale them')->np.ndarray: # uint8
     "Gray levels of which `full` is white, or floats, as bytes; `ImageError` if no more than two levels would be left."
     top = values.max()
@@ -47,7 +47,7 @@ def why_unreadable(problem:Exception)->str:
     return f'{type(problem).__name__}: {words}' if words else type(problem).__name__
 
 @contextlib.contextmanager
-def _decoding(name): # a context
+def decoding(name): # a context
     "Whatever a decoder raises as an `ImageError` that names the image."
     try: yield
     except ImageError: raise
@@ -55,11 +55,11 @@ def _decoding(name): # a context
         why = 'is missing' if isinstance(problem, FileNotFoundError) else f'cannot be read ({why_unreadable(problem)})'
         raise ImageError(f'{name} {why}') from None
 
-# %% ../../nbs/data/05_image_io.ipynb #dba94a62
+# %% ../../nbs/data/05_image_io.ipynb #075095a3
 def to_rgb(image:Image.Image, name='image')->Image.Image:
     "The red, green and blue of an image by the rules of this chapter; `ImageError` for what has no pixels or range."
     if min(image.size) < 1: raise ImageError(f'{name} is empty ({image.width} x {image.height} pixels)')
-    with _decoding(name): upright = ImageOps.exif_transpose(image)
+    with decoding(name): upright = ImageOps.exif_transpose(image)
     # Pillow gives gray of 16 bits as I from PPM files, and older ones do so from PNG files
     deep = image.mode.startswith('I;16') or image.mode == 'I' and image.format in ('PNG', 'PPM')
     if image.mode in ('I', 'F') and not deep:
@@ -73,7 +73,7 @@ def nearly_one_color(pixels:np.ndarray)->bool:
     "Whether an image shows nothing: its numbers lie within 16 of each other."
     return int(pixels.max()) - int(pixels.min()) <= 16
 
-# %% ../../nbs/data/05_image_io.ipynb #0aab5b16
+# %% ../../nbs/data/05_image_io.ipynb #6518b3e4
 def load_image(
     path, # image file
     size=(256, 128), # (H, W) to resize to; None keeps the image's own
@@ -93,7 +93,7 @@ def load_image(
         uint8 [H,W,3]
     """
     # the file, not its name: what Pillow opens by name it maps, and maps wrongly if it has to be turned
-    with _decoding(f'image {path}'), open(path, 'rb') as file, Image.open(file) as image:
+    with decoding(f'image {path}'), open(path, 'rb') as file, Image.open(file) as image:
         image = to_rgb(image, f'image {path}')
     if size is not None: image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.array(image)

@@ -19,7 +19,7 @@ from ..utils.files import stable_shuffle
 class ImageError(ValueError):
     "An image, or the cache of images, that cannot be read or written; the message names the file."
 
-# %% ../../nbs/data/05_image_io.ipynb #fc61e228
+# %% ../../nbs/data/05_image_io.ipynb #e5235b46
 def _as_eight_bits(values:np.ndarray, full, name:str, hint:str='scale them')->np.ndarray: # uint8
     "Gray levels of which `full` is white, or floats, as bytes; `ImageError` if no more than two levels would be left."
     top = values.max()
@@ -50,20 +50,19 @@ def why_unreadable(problem:Exception)->str:
 def decoding(name): # a context
     "Whatever a decoder raises as an `ImageError` that names the image."
     try: yield
-    except ImageError: raise
     except Exception as problem:
         why = 'is missing' if isinstance(problem, FileNotFoundError) else f'cannot be read ({why_unreadable(problem)})'
-        raise ImageError(f'{name} {why}') from None
+        raise problem if isinstance(problem, ImageError) else ImageError(f'{name} {why}') from None
 
-# %% ../../nbs/data/05_image_io.ipynb #075095a3
+# %% ../../nbs/data/05_image_io.ipynb #8ddbb0d0
 def to_rgb(image:Image.Image, name='image')->Image.Image:
     "The red, green and blue of an image by the rules of this chapter; `ImageError` for what has no pixels or range."
-    if min(image.size) < 1: raise ImageError(f'{name} is empty ({image.width} x {image.height} pixels)')
-    with decoding(name): upright = ImageOps.exif_transpose(image)
     # Pillow gives gray of 16 bits as I from PPM files, and older ones do so from PNG files
-    deep = image.mode.startswith('I;16') or image.mode == 'I' and image.format in ('PNG', 'PPM')
-    if image.mode in ('I', 'F') and not deep:
-        raise ImageError(f'{name} holds numbers of 32 bits, whose range is not known; scale it to 8 or 16 bits')
+    deep, wrong = image.mode.startswith('I;16') or image.mode == 'I' and image.format in ('PNG', 'PPM'), ''
+    if min(image.size) < 1: wrong = f'is empty ({image.width} x {image.height} pixels)'
+    elif image.mode in ('I', 'F') and not deep: wrong = 'holds numbers of 32 bits; scale it to 8 or 16 bits'
+    if wrong: raise ImageError(f'{name} {wrong}')
+    with decoding(name): upright = ImageOps.exif_transpose(image)
     if deep: upright = _gray(upright, name, getattr(image, 'tag_v2', {}), image.info.get('transparency'))
     elif upright.has_transparency_data: upright = _on_gray(upright)
     return upright.convert('RGB')

@@ -225,14 +225,14 @@ def _cuhk03_config(file:Path)->list:
                              identity=f'{pair}_{person}', camera=view))
     return rows
 
-# %% ../../nbs/data/02_parsers.ipynb #a9876421
+# %% ../../nbs/data/02_parsers.ipynb #8ec3ae93
 @contextlib.contextmanager
 def reading(name:str, file): # a context
     "Every error of reading a file as one `DatasetError` that names it."
     try: yield
-    except DatasetError: raise
     except Exception as e:
-        raise DatasetError(f'{name}: {file} cannot be read ({type(e).__name__}: {first_line(e)})') from None
+        said = DatasetError(f'{name}: {file} cannot be read ({type(e).__name__}: {first_line(e)})')
+        raise e if isinstance(e, DatasetError) else said from None
 
 def read_mat(file)->dict: # of arrays
     "The variables of a MATLAB file before version 7.3."

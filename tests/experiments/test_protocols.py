@@ -21,7 +21,7 @@ from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.experiments.protocols import PROTOCOLS, PUBLISHED, Setting, count_steps, evaluate_partitions
 from clip_dfgs.experiments.protocols import plan_protocol, plot_matrix, protocol_sets, protocol_table, read_sets
 from clip_dfgs.experiments.protocols import run_protocol, setting_data, train_matrix, with_spread
-from clip_dfgs.viz.rankings import evaluate_run
+from clip_dfgs.viz.runs import evaluate_run
 from clip_dfgs.training.trainer import fit
 from trees import make_tree
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
-from clip_dfgs.viz import embeddings as insight
-from clip_dfgs.viz.rankings import run_models
+from clip_dfgs.viz import runs as insight
+from clip_dfgs.viz.runs import run_models
 from clip_dfgs.models.reid_model import ReIDEncoder
 from clip_dfgs.inference.attention import attention_rollout, attention_maps, patch_features, patch_similarity
 from clip_dfgs.models.reid_model import ReIDModel

@@ -19,7 +19,7 @@ from scipy import stats
 from clip_dfgs.data.image_io import ImageError
 from clip_dfgs.viz import charts
 from clip_dfgs.viz import images as plots
-from clip_dfgs.viz.embeddings import plot_points
+from clip_dfgs.viz.runs import plot_points
 from clip_dfgs.evaluation.metrics import evaluate, nearest_gallery
 from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, PKSampler
 from clip_dfgs.evaluation.metrics import verification

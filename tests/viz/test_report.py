@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from clip_dfgs.viz import rankings as ranks
+from clip_dfgs.viz import runs as ranks
 from clip_dfgs.viz import report
-from clip_dfgs.viz.rankings import Absent
+from clip_dfgs.viz.runs import Absent
 from clip_dfgs.inference.embed import embed_images
 from clip_dfgs.models.reid_model import ReIDModel
 from command import said

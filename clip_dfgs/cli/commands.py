@@ -80,7 +80,6 @@ def sources_beside(
     if not known.get('source'): raise ValueError('--source is missing; write --source name:folder')
     return {name: value for name, value in known.items() if name not in named}
 
-# %% ../../nbs/cli/02_commands.ipynb #1cc94e98
 def render(
     out:Path, # folder to make
     *,
@@ -143,7 +142,7 @@ def train(
     resume:bool=False, # go on with a run that stopped
     overwrite:bool=False, # replace a run that exists
     options:DataOptions=DataOptions(),
-    config=None, # a `TrainConfig`
+    config=None, # a `TrainConfig`; its validate_steps and select need `hold_out`
 ):
     "Train through all stages and test on every target."
     import pandas as pd
@@ -151,8 +150,6 @@ def train(
     from clip_dfgs.data.records import pool
     from clip_dfgs.inference.evaluator import check_targets
     from clip_dfgs.training.trainer import fit
-    if not hold_out and (config.validate_steps or config.select != 'last'):
-        raise ValueError('--validate-steps and --select need validation identities, such as --hold-out 0.1')
     sources, targets = read_data(options, source=source, target=target)
     rows, validate = held_out(pool(sources, include_test=include_test), hold_out, config.seed)
     _warn_one_batch(rows['label'].nunique(), config)
@@ -371,7 +368,6 @@ def test(
             ends = (f'{name} {100*low:.1f} to {100*high:.1f}' for name, (low, high) in result.intervals.iterrows())
             print(f'  {domain}: {", ".join(ends)}')
 
-# %% ../../nbs/cli/02_commands.ipynb #b53cfee4
 def compare(
     first:Path, # RUN, RUN/model, or pedestrians: the small CLIP that ships
     second:Path, # another
@@ -476,10 +472,9 @@ def embed(
         if not named and given[k] is not None: raise ValueError(f'--{k} would change nothing in a plain folder')
     images = find_images(data, domains=options.domain, **given)
     done = embed_gallery(images, _model_place(model), out, dtype, overwrite, batch, block)
-    for path, why in [*done.problems.items()][:3]:
-        warnings.warn(f'skipped: {printable(path)}: {printable(why)}', stacklevel=2)
-    if len(done.problems) > 3:
-        warnings.warn(f'{len(done.problems):,} files are skipped, listed in {out/"unreadable.csv"}', stacklevel=2)
+    skipped = [f'skipped: {printable(path)}: {printable(why)}' for path, why in done.problems.items()]
+    if len(skipped) > 3: skipped[3:] = [f'{len(skipped):,} files are skipped, listed in {out/"unreadable.csv"}']
+    for line in skipped: warnings.warn(line, stacklevel=2)
     print(done)
 
 def _model_place(word:str|None)->str|None:

@@ -46,7 +46,6 @@ COMMANDS = { # name -> heading of the overview, function, a line that runs
     'serve': ('using a model', commands.serve, 'gallery'),
     'features': ('using a model', commands.features, 'gallery --to features.parquet')}
 
-# %% ../../nbs/cli/01_main.ipynb #23823221
 def overview()->str: # a screen
     "What `--help` prints: the commands by heading."
     lines, own = ['usage: clip-dfgs COMMAND ...    more by: clip-dfgs COMMAND --help', '',
@@ -89,8 +88,8 @@ def parser_of(
     name:str, # of a command
     words=(), # of the command line: --recipe and --config decide what the other settings are by default
 )->tuple: # its parser, and its base `TrainConfig` or None
-    "The arguments of one command; ValueError for an unknown one."
-    _, f, example = COMMANDS[check_choice('command', name, tuple(COMMANDS))]
+    "The arguments of one command."
+    _, f, example = COMMANDS[name]
     def layout(prog): return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=100)
     prog, base, about = f'clip-dfgs {name}', None, comments(f)
     parser = ArgumentParser(prog=prog, usage=f'{prog} ... [OPTIONS]', description=f.__doc__, formatter_class=layout,
@@ -190,17 +189,11 @@ def config_of(
     if str(values['pretrained']).lower() == 'none': values['pretrained'] = None
     if values['clip'] == 'pedestrians' and 'pretrained' not in named: values['pretrained'] = 'pedestrians'
     config = config_from(values)
-    _check_weights(config, base, named)
-    _check_idle(config, named)
-    return config
-
-def _check_weights(config:TrainConfig, base:TrainConfig, named):
-    "ValueError where the weights are another model's."
     if 'pretrained' not in named and config.clip not in ('pedestrians', base.clip):
         raise ValueError(f'--clip {config.clip} needs --pretrained: the tag or file of its weights, or none for random '
                          f'ones; {base.pretrained!r} of the recipe belongs to {base.clip}')
-    if config.pretrained == 'pedestrians' != config.clip:
-        raise ValueError(f"--clip {config.clip} cannot have the weights 'pedestrians'")
+    _check_idle(config, named)
+    return config
 
 # %% ../../nbs/cli/01_main.ipynb #9b6142d5
 _WALK = ('order', 'shuffle_neighbors', 'curriculum', 'pk_ratio')
@@ -221,11 +214,9 @@ def _check_idle(config:TrainConfig, named):
 def run(words):
     "Run one command, given as the words behind the program's name; ValueError for what is wrong with them."
     if not words or words[0] in ('-h', '--help'): return print(overview())
-    if words == ['--version']: return print(f'clip-dfgs {version}')
+    if words[0] == '--version': return print(f'clip-dfgs {version}')
     if words[0] == '--completion': return print(completion(' '.join(words[1:]) or 'bash'))
-    if words[0].startswith('-'):
-        near = suggest(words[0], ('--help', '--version', '--completion'))
-        raise ValueError(f'clip-dfgs has no option {words[0]}{near or ";"} see clip-dfgs --help')
+    check_choice('command', words[0], (*COMMANDS, '--help', '--version', '--completion'))
     parser, base = parser_of(words[0], words[1:])
     given = read(parser, words[1:])
     named = {w[2:].partition('=')[0].replace('-', '_') for w in words if w.startswith('--')}

@@ -52,7 +52,7 @@ def demo_world(
 
 # %% ../../nbs/experiments/03_demo.ipynb #01502c04
 def epochs_compared(
-    model:ReIDModel, # whose features decide who looks like whom
+    model:ReIDModel, # whose features decide which identities look alike
     rows:pd.DataFrame, # pooled training rows
     batch:int=64, # images in a batch, four of each identity
     k:int=10, # nearest identities in the graph
@@ -63,17 +63,13 @@ def epochs_compared(
     pixels = cached_images(rows['path'].tolist(), model.config['image_size'], cache, progress=False)
     features = F.normalize(embed_images(model, pixels), dim=1)
     labels, cameras = (rows[name].to_numpy(copy=True) for name in ('label', 'cam_label'))
-    means = identity_features(features, torch.from_numpy(labels))
-    graph = nearest_identities(means, k=max(k, batch//4 - 1))
+    graph = nearest_identities(identity_features(features, torch.from_numpy(labels)), k=max(k, batch//4 - 1))
     given = dict(batch=batch, instances=4, seed=seed)
-    walk = graph[:, :k]
-    samplers = {'PK': PKSampler(labels, cameras, **given),
-                'GS': GraphSampler(labels, cameras, graph, **given),
-                'DFGS released order': DepthFirstGraphSampler(labels, cameras, walk, order='released', **given),
-                'DFGS': DepthFirstGraphSampler(labels, cameras, walk, **given)}
+    samplers = {'PK': PKSampler(labels, cameras, **given), 'GS': GraphSampler(labels, cameras, graph, **given)}
+    for name, order in (('DFGS released order', 'released'), ('DFGS', 'complete')):
+        samplers[name] = DepthFirstGraphSampler(labels, cameras, graph[:, :k], order=order, **given)
     lines = {}
-    for name, sampler in samplers.items():
-        batches = list(sampler)
+    for name, batches in ((name, list(sampler)) for name, sampler in samplers.items()):
         if not batches: continue # the released order can end before its first batch is full
         held = epoch_statistics(batches, labels, cameras, features)
         lines[name] = {'% of images': 100*held['images'], '% of identities': 100*held['identities'],
@@ -85,29 +81,15 @@ def study_intervals()->pd.DataFrame: # a row a variant: mean, low, high, n
     "Differences to PK in mAP on unseen domains as nbs/paper/samplers_compared.ipynb found them, in points."
     return pd.read_csv(files('clip_dfgs')/'samplers_compared.csv', index_col='variant')
 
-def ranks_compared(
-    study:Study, # of one seed or more
-)->pd.DataFrame: # a row a variant, in percent: mAP of each domain, their mean, mean Rank-1, differences to PK
-    "Ranks on the unseen domains, and the difference to PK beside that of the study of several seeds."
+def ranks_compared(study:Study)->pd.DataFrame: # a row a variant, in percent
+    "mAP of each unseen domain, means, and the difference to PK beside that of the study of several seeds."
     last = study.finished()
     table = 100*last.pivot_table(index='variant', columns='domain', values='mAP', sort=False)
     table.columns = [f'{domain} mAP' for domain in table.columns]
-    means = 100*last.groupby('variant', sort=False)[['mAP', 'R1']].mean()
-    table[['mean mAP', 'mean R1']] = means
-    gains = table['mean mAP'] - table.loc['PK', 'mean mAP']
-    table['to PK'] = gains.where(~table.index.isin(['start', 'PK', 'zero-shot']))
-    known = study_intervals()
-    table[['study low', 'study high']] = known[['low', 'high']].reindex(table.index)
+    table[['mean mAP', 'mean R1']] = 100*last.groupby('variant', sort=False)[['mAP', 'R1']].mean()
+    table['to PK'] = (table['mean mAP'] - table.loc['PK', 'mean mAP']).drop(['start', 'PK'])
+    table[['study low', 'study high']] = study_intervals()[['low', 'high']].reindex(table.index)
     return table
-
-# %% ../../nbs/experiments/03_demo.ipynb #c5a7cf68
-def demo_config(
-    seed:int=0, # decides everything random
-    steps:int=150, # of the adapt stage and of each fine-tuning
-)->TrainConfig:
-    "The small recipe at the demo's length."
-    config = TrainConfig(seed=seed)
-    return replace(config, adapt=replace(config.adapt, steps=steps), finetune=replace(config.finetune, steps=steps))
 
 # %% ../../nbs/experiments/03_demo.ipynb #4ac2bc3c
 _MADE = ('data', 'cache', 'study', 'sampler.csv', 'results.csv', 'report.html')
@@ -116,14 +98,12 @@ def _cleared(out:Path, overwrite:bool): # a folder that is free for the demo; Va
     if not out.exists() or out.is_dir() and not any(out.iterdir()): return
     if not overwrite:
         raise ValueError(f'{out} exists and is not empty; replace it with --overwrite or choose another folder')
-    if not out.is_dir(): raise ValueError(f'{out} is a file, not a folder; choose another folder')
-    others = sorted(p.name for p in out.iterdir() if p.name not in _MADE)
+    others = sorted(p.name for p in out.iterdir() if p.name not in _MADE) if out.is_dir() else ['no folder']
     if others: raise ValueError(f'{out} holds {others[0]}, which is not of a demo; choose another folder')
     shutil.rmtree(out)
 
-def _shown(value)->str: # a number of the table
-    if pd.isna(value): return ''
-    return f'{value:.2f}' if abs(value) < 1 else f'{value:.1f}'
+def _shown(table:pd.DataFrame)->str: # its numbers with one digit behind the point, small ones with two
+    return table.to_string(float_format=lambda v: f'{v:.2f}' if abs(v) < 1 else f'{v:.1f}', na_rep='')
 
 # %% ../../nbs/experiments/03_demo.ipynb #8d0a8a7d
 def run_demo(
@@ -140,13 +120,14 @@ def run_demo(
     rows, targets = demo_world(out/'data', seed, identities)
     print(f'sources {", ".join(SOURCES)}: {len(rows):,} images of {rows["label"].nunique()} identities; '
           f'unseen {", ".join(TARGETS)}: {len(targets):,} images')
-    config = replace(demo_config(seed, steps), cache=str(out/'cache'))
+    config = TrainConfig(seed=seed, cache=str(out/'cache'))
+    config = replace(config, adapt=replace(config.adapt, steps=steps), finetune=replace(config.finetune, steps=steps))
     compare_variants(rows, targets, config, {}, [seed], out/'study') # the start alone
     folder = out/'study'/f'seed-{seed}'
     held = epochs_compared(ReIDModel.load(folder/'start'/'model'), rows, seed=seed, cache=config.cache)
     write_csv(held, out/'sampler.csv')
-    print(f'\nWhat an epoch holds:\n{held.map(_shown).to_string()}\n')
-    variants = {'PK': dict(sampler='pk'), 'GS': dict(sampler='gs'), 'DFGS': dict(sampler='dfgs')}
+    print(f'\nWhat an epoch holds:\n{_shown(held)}\n')
+    variants = {name: dict(sampler=name.lower()) for name in ('PK', 'GS', 'DFGS')}
     table = ranks_compared(compare_variants(rows, targets, config, variants, [seed], out/'study'))
     zero = ReIDModel.create(config.clip, config.pretrained, image_size=config.image_size)
     found = evaluate_records(zero, targets, cache=config.cache)
@@ -154,7 +135,7 @@ def run_demo(
     scores |= {'mean mAP': np.mean([*scores.values()]), 'mean R1': 100*np.mean([r.cmc[1] for r in found.values()])}
     table = pd.concat([pd.DataFrame(scores, index=['zero-shot']), table]).rename_axis('trained with')
     write_csv(table, out/'results.csv')
-    print(f'\nRanks on the unseen domains, in percent:\n{table.map(_shown).to_string()}')
+    print(f'\nRanks on the unseen domains, in percent:\n{_shown(table)}')
     print('This is one seed. The last two columns are the 95 % interval of the difference to PK over several seeds '
           '(nbs/paper/samplers_compared.ipynb).')
     for name in ('start', *variants): write_csv(targets, folder/name/'targets.csv', index=False) # the report ranks them

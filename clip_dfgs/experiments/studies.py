@@ -14,19 +14,18 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
-from ..evaluation.bootstrap import t_interval
 from .protocols import one_domain_each, rank_partitions, tables_by_domain
 from ..training.config import TrainConfig, config_dict
 from ..training.trainer import fit
 from ..utils.checks import check_choice
 from ..utils.files import write_text
+from ..viz.charts import draw_intervals, legend_outside, line_styles, make_panels, paired_differences
 
 # %% ../../nbs/experiments/02_studies.ipynb #b4db18c8
 COLUMNS = ('seed', 'variant', 'step', 'domain', 'mAP', 'R1', 'mINP', 'queries', 'deviation', 'last')
@@ -41,25 +40,13 @@ class Study:
     history:pd.DataFrame=None # what training said on the way: seed, variant, step, loss, violated, spread, ...
 
     @classmethod
-    def load(
-        cls,
-        out, # folder of `compare_variants`
-    )->'Study':
-        """Read a study from its folder, also while it is running.
-
-        Parameters
-        ----------
-        out
-            folder of `compare_variants`
-        """
+    def load(cls, out)->'Study':
+        "Read a study from the folder of `compare_variants`, also while it is running."
         out = Path(out)
         if not any(out.glob('seed-*')): raise ValueError(f'{out}: no study is there; `compare_variants` makes one')
         return cls(out, *_tables(out))
 
-    def only(
-        self,
-        *domains:str, # of the table
-    )->'Study':
+    def only(self, *domains:str)->'Study':
         """The same study on some of its domains; ValueError where one is not there.
 
         Raises
@@ -70,17 +57,6 @@ class Study:
         for name in domains: check_choice('domain', name, self.table['domain'].unique())
         def part(rows): return None if rows is None else rows[rows['domain'].isin(domains)]
         return replace(self, table=part(self.table), queries=part(self.queries))
-
-    def last(self)->pd.DataFrame: # a row a seed, a column a variant, mean over domains, in points
-        """mAP of each variant's finished model; a seed that has not come so far is left out.
-
-        Returns
-        -------
-        pd.DataFrame
-            a row a seed, a column a variant, mean over domains, in points
-        """
-        means = self.finished().groupby(['seed', 'variant'], sort=False)['mAP'].mean()
-        return 100*means.unstack('variant')
 
     def finished(self)->pd.DataFrame: # rows of the table
         """The results of finished models; in a table without the column `last`, those of each variant's last step.
@@ -93,81 +69,78 @@ class Study:
         if 'last' in self.table: return self.table[self.table['last'].astype(bool)]
         return self.table[self.table['step'] == self.table.groupby('variant')['step'].transform('max')]
 
-    def differences(
-        self,
-        to:str='PK', # the variant to compare with
-        level:float=.95, # of the intervals
-        resamples:int=1000, # of the bootstrap over identities
-    )->pd.DataFrame: # a row a variant: mean, low, high, n, and the bootstrap's low and high, in points of mAP
-        """Paired differences in mAP of the finished models; ValueError where `to` is not a variant.
-
-        Parameters
-        ----------
-        to : str
-            the variant to compare with
-        level : float
-            of the intervals
-        resamples : int
-            of the bootstrap over identities
+    def last(self)->pd.DataFrame: # a row a seed, a column a variant, mean over domains, in points
+        """mAP of each variant's finished model; a seed that has not come so far is left out.
 
         Returns
         -------
         pd.DataFrame
-            a row a variant: mean, low, high, n, and the bootstrap's low and high, in points of mAP
-
-        Raises
-        ------
-        ValueError
-            where `to` is not a variant
+            a row a seed, a column a variant, mean over domains, in points
         """
-        wide = self.last()
-        if to not in wide: raise ValueError(f'{to!r} is not among the variants: {", ".join(wide)}')
-        rows = {}
-        for variant in wide.columns.drop([to, 'start'], errors='ignore'):
-            gain = (wide[variant] - wide[to]).dropna()
-            low, high = t_interval(gain, level)
-            drawn = self._resampled(variant, to, resamples)
-            ends = np.quantile(drawn, [(1 - level)/2, (1 + level)/2]) if len(drawn) else (np.nan, np.nan)
-            rows[variant] = {'mean': gain.mean(), 'low': low, 'high': high, 'n': len(gain),
-                             'queries low': ends[0], 'queries high': ends[1]}
-        return pd.DataFrame(rows).T.rename_axis('variant')
-
-    def _resampled(self, variant, to, resamples):
-        "Mean difference over seeds for identities drawn anew within each seed and domain, in points."
-        if self.queries is None: return np.empty(0)
-        rng, total, seeds = np.random.default_rng(0), np.zeros(resamples), 0
-        last = self.queries.merge(self.finished()[['seed', 'variant', 'step']].drop_duplicates())
-        for seed, part in last.groupby('seed'):
-            pair = part.pivot_table(index=['domain', 'identity'], columns='variant', values='AP',
-                                    aggfunc=['sum', 'count'])
-            if not {variant, to} <= set(pair['sum'].columns): continue
-            seeds, domains = seeds + 1, pair.groupby(level='domain')
-            total += sum(_redrawn(p['sum'][variant] - p['sum'][to], p['count'][to], resamples, rng)
-                         for _, p in domains)/len(domains)
-        return 100*total/seeds if seeds else np.empty(0)
-
-    def plot(
-        self,
-        to:str='PK', # the variant to compare with
-    )->Figure:
-        """Paired differences with their intervals, and mAP over steps.
-
-        Parameters
-        ----------
-        to : str
-            the variant to compare with
-        """
-        return plot_study(self, to)
+        return 100*self.finished().groupby(['seed', 'variant'], sort=False)['mAP'].mean().unstack('variant')
 
     def __repr__(self):
         done = self.table.groupby('variant', sort=False)['seed'].nunique()
         return f'Study in {self.out}: seeds done: ' + ', '.join(f'{k} {n}' for k, n in done.items())
 
-# %% ../../nbs/experiments/02_studies.ipynb #15cd65cc
+# %% ../../nbs/experiments/02_studies.ipynb #89299d79
+def differences(
+    self:Study,
+    to:str='PK', # the variant to compare with
+    level:float=.95, # of the intervals
+    resamples:int=1000, # of the bootstrap over identities
+)->pd.DataFrame: # a row a variant: mean, low, high, n, and the bootstrap's low and high, in points of mAP
+    "Paired differences in mAP of the finished models; ValueError where `to` is not a variant."
+    wide = self.last()
+    if to != 'start': wide = wide.drop(columns='start', errors='ignore')
+    table = paired_differences(wide, to, level).drop(columns='sd').rename_axis('variant')
+    shares = (1 - level)/2, (1 + level)/2
+    ends = [np.quantile(_resampled(self, variant, to, resamples), shares) for variant in table.index]
+    table[['queries low', 'queries high']] = np.reshape(ends, (-1, 2))
+    return table
+
+Study.differences = differences
+
+def _resampled(study:Study, variant:str, to:str, resamples:int)->np.ndarray: # [resamples], NaN where nothing is known
+    "Mean difference over seeds for identities drawn anew within each seed and domain, in points."
+    rng, total = np.random.default_rng(0), []
+    if study.queries is None: return np.array([np.nan])
+    last = study.queries.merge(study.finished()[['seed', 'variant', 'step']].drop_duplicates())
+    for _, part in last.groupby('seed'):
+        pair = part.pivot_table(index=['domain', 'identity'], columns='variant', values='AP', aggfunc=['sum', 'count'])
+        if not {variant, to} <= set(pair['sum'].columns): continue
+        domains = [_redrawn(p['sum'][variant] - p['sum'][to], p['count'][to], resamples, rng)
+                   for _, p in pair.groupby(level='domain')]
+        total.append(np.mean(domains, axis=0))
+    return 100*np.mean(total, axis=0) if total else np.array([np.nan])
+
 def _redrawn(gain, count, resamples:int, rng)->np.ndarray: # [resamples]
     "Mean over queries of a difference that is summed by identity, for identities drawn with replacement."
     rows = rng.integers(0, len(gain), (resamples, len(gain)))
     return gain.to_numpy()[rows].sum(1)/count.to_numpy()[rows].sum(1)
+
+# %% ../../nbs/experiments/02_studies.ipynb #d9095e18
+def plot(
+    self:Study,
+    to:str='PK', # the variant to compare with
+)->Figure:
+    "Paired differences with their intervals, and mAP over steps."
+    wide, gains = self.last(), self.differences(to)
+    fig, ((left, right),) = make_panels(1, 2, (4.5, .5*len(gains) + 2.2))
+    draw_intervals(left, gains, wide[gains.index].sub(wide[to], axis=0))
+    left.set_xlabel(f'points of mAP more than {to}')
+    left.set_title(f'{len(wide)} seeds, 95 % t intervals', fontsize=10)
+    steps = self.table.groupby(['variant', 'step'], sort=False)['mAP'].mean()*100
+    variants = steps.index.unique('variant').drop('start', errors='ignore')
+    for variant, style in zip(variants, line_styles(len(variants))):
+        curve = [*steps.get('start', [np.nan]), *steps[variant]]
+        right.plot([0, *steps[variant].index], curve, marker='.', label=variant, **style)
+    right.set(xlabel='step of the last stage', ylabel='mAP on the targets, %')
+    right.set_title('over steps, mean over seeds', fontsize=10)
+    legend_outside(fig)
+    return fig
+
+Study.plot = plot
 
 # %% ../../nbs/experiments/02_studies.ipynb #5ba057cf
 def compare_variants(
@@ -218,7 +191,6 @@ def compare_variants(
     else: _together(processes, work)
     return Study.load(out)
 
-# %% ../../nbs/experiments/02_studies.ipynb #14bbb56c
 def _work(turn:int, rows, targets, config:TrainConfig, variants:dict, seeds:list, out:Path, every:int, until:float):
     "All seeds, beginning with another one in each process."
     for seed in np.roll(seeds, -turn).tolist():
@@ -231,8 +203,8 @@ def _one_thread(turn:int, *work):
 
 def _together(processes:int, work:tuple):
     "Several processes do the work of one; RuntimeError where one of them fails."
-    context = multiprocessing.get_context('spawn')
-    workers = [context.Process(target=_one_thread, args=(turn, *work)) for turn in range(processes)]
+    spawn = multiprocessing.get_context('spawn')
+    workers = [spawn.Process(target=_one_thread, args=(turn, *work)) for turn in range(processes)]
     for worker in workers: worker.start()
     for worker in workers: worker.join()
     failed = sum(worker.exitcode != 0 for worker in workers)
@@ -292,9 +264,11 @@ def _known(folder:Path, variant:str, step:int=None, tables=None)->bool:
     done = table.loc[table['last'], 'domain']
     return len(done) > 0 and (tables is None or {*tables} == {*done})
 
-def _file(folder:Path, variant:str, kind:str)->Path:
-    "Where the results or the queries of a variant are."
+def _file(folder:Path, variant:str, kind:str)->Path: # of the results ('ranks') or the queries of a variant
     return folder/f'{plain_name(variant)}.{kind}.csv'
+
+def plain_name(name:str)->str: # a variant's name as the name of a folder
+    return ''.join(letter if letter.isalnum() or letter in '-.' else '_' for letter in name)
 
 def _append(file:Path, rows:pd.DataFrame):
     "Add rows to a table that is written anew, whole; rows of the same step are replaced."
@@ -302,15 +276,10 @@ def _append(file:Path, rows:pd.DataFrame):
     if len(old): rows = pd.concat([old[old['step'] != rows['step'].iloc[0]], rows])
     write_text(rows.to_csv(index=False), file)
 
-def _read(file:Path)->pd.DataFrame:
-    "A table of a study; an empty one where the file is not there yet."
+def _read(file:Path)->pd.DataFrame: # empty where the file is not there yet
     return pd.read_csv(file, dtype=dict(variant=str, domain=str)) if file.exists() else pd.DataFrame()
 
 # %% ../../nbs/experiments/02_studies.ipynb #3ae012ea
-def plain_name(name:str)->str:
-    "A variant's name as the name of a folder."
-    return ''.join(letter if letter.isalnum() or letter in '-.' else '_' for letter in name)
-
 @contextlib.contextmanager
 def _claimed(run:Path, wait:bool=False): # a context that gives whether the run is ours
     "Hold a run's lock, or say that another process has it; a process that is killed lets go of it."
@@ -327,8 +296,8 @@ def _remember(out:Path, config:TrainConfig, variants:dict, every:int):
     "Write what the study is, or check that it is the same."
     plain = {name: config_dict(replace(config, **changes)) for name, changes in variants.items()}
     mine = dict(config=config_dict(replace(config, seed=0)), every=every)
-    names = [plain_name(name) for name in variants]
-    if len(set(names)) < len(names): raise ValueError('two variants are called the same but for signs; rename one')
+    if len({*map(plain_name, variants)}) < len(variants):
+        raise ValueError('two variants are called the same but for signs; rename one')
     file = out/'study.json'
     old = json.loads(file.read_text()) if file.exists() else dict(mine, variants={})
     if {k: old[k] for k in mine} != mine:
@@ -338,42 +307,15 @@ def _remember(out:Path, config:TrainConfig, variants:dict, every:int):
             raise ValueError(f'{out}: the variant {name!r} was another one; rename it or choose another folder')
     write_text(json.dumps(mine | dict(variants=old['variants'] | plain), indent=1), file)
 
-# %% ../../nbs/experiments/02_studies.ipynb #4cf886b8
 def _tables(out:Path)->list: # results, queries and histories of a study
     "What a study has written, seed by seed, the start first and the variants in the study's order."
     names, found = ['start', *json.loads((out/'study.json').read_text())['variants']], ([], [], [])
     for folder in sorted(out.glob('seed-*'), key=lambda folder: int(folder.name[5:])):
         for name in names:
             for kind, tables in zip(('ranks', 'queries'), found): tables.append(_read(_file(folder, name, kind)))
-            file = folder/plain_name(name)/'history.csv'
-            if name == 'start' or not file.exists() or not len(found[0][-1]): continue
-            history = pd.read_csv(file)
+            history = _read(folder/plain_name(name)/'history.csv')
+            if name == 'start' or not len(history) or not len(found[0][-1]): continue
             history = history[history['stage'] == 'finetune']
             found[2].append(history.assign(seed=int(folder.name[5:]), variant=name))
     found = [[table for table in tables if len(table)] for tables in found]
     return [pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=COLUMNS) for tables in found]
-
-# %% ../../nbs/experiments/02_studies.ipynb #d9095e18
-def plot_study(
-    study:Study,
-    to:str='PK', # the variant to compare with
-)->Figure:
-    "Paired differences with their intervals, and mAP over steps."
-    wide, gains = study.last(), study.differences(to)
-    fig, (left, right) = plt.subplots(1, 2, figsize=(9, .5*len(gains) + 2.2), layout='constrained')
-    for place, (variant, row) in enumerate(gains.iterrows()):
-        left.plot((wide[variant] - wide[to]).dropna(), [place + .18]*int(row['n']), 'o', ms=4, c='.6')
-        left.plot([row['low'], row['high']], [place, place], c='k', lw=1.5)
-        left.plot(row['mean'], place, 'ks', ms=6)
-    left.axvline(0, c='tab:red', lw=1)
-    left.set(yticks=range(len(gains)), yticklabels=gains.index, ylim=(len(gains) - .5, -.5))
-    left.set(xlabel=f'points of mAP more than {to}')
-    left.set_title(f'● a seed (n = {int(gains["n"].min())}), ■ mean and 95 % t interval')
-    start = 100*study.table[study.table['variant'] == 'start']['mAP'].mean()
-    for variant, part in study.table[study.table['variant'] != 'start'].groupby('variant', sort=False):
-        curve = 100*part.groupby('step')['mAP'].mean()
-        right.plot([0, *curve.index], [start, *curve], marker='.', label=variant)
-    right.set(xlabel='step of the last stage', ylabel='mAP on the targets, %', title='over steps, mean over seeds')
-    right.legend(frameon=False, loc='center left', bbox_to_anchor=(1, .5))
-    plt.close(fig)
-    return fig

@@ -49,7 +49,6 @@ def _array(
     try: return np.asarray(values)
     except ValueError as error: raise ValueError(f'{name}: rows of equal length are needed ({error})') from None
 
-# %% ../../nbs/utils/01_checks.ipynb #c1c71f0e
 def _as_array(labels, name:str)->np.ndarray:
     "Labels as an array in which nothing has been turned into another kind; ValueError for floats too coarse to tell."
     if isinstance(labels, (list, tuple)):
@@ -78,12 +77,11 @@ def read_array(
     name:str, # for errors: query_ids, gallery_cams, ...
     n:int=None, # how many images there are; None: as many as values
 )->np.ndarray: # int64 or text; or objects, None where a label is unknown
-    "Labels in plain types, one kind in a list; ValueError that names the first offender."
+    "Labels in plain types, one kind in a list; ValueError for others, OverflowError for numbers above 64 bits."
     array = _as_array(values, name)
-    if array.ndim != 1 or n not in (None, len(array)):
+    if array.ndim != 1 or not len(array) or n not in (None, len(array)):
         images = 'one label for each image' if n is None else f'one for each of the {n} images'
         raise ValueError(f'{name} has shape {array.shape}: give {images}')
-    if not len(array): raise ValueError(f'{name} has shape {array.shape}: it is empty')
     if array.dtype.kind in 'iu' and not (array == -1).any() and (array.dtype.kind == 'i' or array.max() < 2**63):
         return array.astype(np.int64)
     plain = []
@@ -99,8 +97,7 @@ def read_array(
         raise ValueError(f'{name} mix {KINDS[type(first)]} (row {known[0]}: {first!r}) and {KINDS[type(other)]} '
                          f'(row {row}: {other!r}): write all one way')
     if len(known) < len(plain): return np.array(plain + [None], object)[:-1]
-    try: return np.array(plain, str if isinstance(plain[0], str) else np.int64)
-    except OverflowError: raise ValueError(f'{name} do not fit into 64 bits: give them as text') from None
+    return np.array(plain, str if isinstance(plain[0], str) else np.int64)
 
 # %% ../../nbs/utils/01_checks.ipynb #dbff8030
 def as_labels(
@@ -121,7 +118,6 @@ def _unknown_rows(labels:np.ndarray)->np.ndarray:
     "Rows of labels read by `read_array` that are unknown."
     return np.flatnonzero([v is None for v in labels]) if labels.dtype == object else np.zeros(0, int)
 
-# %% ../../nbs/utils/01_checks.ipynb #82aa7483
 def as_cameras(
     values, # camera of each image: list, array, tensor or column, shape [n]; None: none is known
     n:int, # number of images
@@ -186,12 +182,6 @@ def checked_ranks(ranks)->tuple: # whole numbers
         if whole and min(whole) >= 1 and whole == several: return whole
     except (TypeError, ValueError): pass
     raise ValueError(f'ranks={ranks!r}: give at least one, whole numbers counting from 1')
-
-# %% ../../nbs/utils/01_checks.ipynb #5c425bfd
-def checked_resamples(bootstrap)->int:
-    "How many resamples; ValueError for what is no number of them."
-    if isinstance(bootstrap, (int, np.integer)) and not isinstance(bootstrap, bool) and bootstrap >= 0: return bootstrap
-    raise ValueError(f'bootstrap={bootstrap!r}: give the number of resamples, such as 1000, or 0 for no intervals')
 
 # %% ../../nbs/utils/01_checks.ipynb #779e1bff
 def suggest(

@@ -120,7 +120,6 @@ def _why_not(path:Path)->str:
     if not begin.startswith(_FIRST_BYTES) and (begin[:4], begin[8:]) != (b'RIFF', b'WEBP'): return ''
     return ending if ending and not ending[1:].isdigit() else 'without an ending'
 
-# %% ../../nbs/utils/02_files.ipynb #92f3d176
 def _walk(folder, deep:bool)->list:
     "What is in a folder and is no folder, sorted, without what is hidden; no folder twice, however it is linked."
     found, seen = [], set()

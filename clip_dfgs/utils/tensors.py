@@ -76,7 +76,6 @@ def smallest(
     columns = torch.cat([columns, rest], 1)
     return _select(values.gather(1, columns), columns, k)
 
-# %% ../../nbs/utils/03_tensors.ipynb #8a51fe30
 def _select(values, columns, k:int)->tuple[torch.Tensor, torch.Tensor]:
     "The k smallest values [b, c] and their columns; on a CPU both are packed into one number, which sorts faster."
     if values.shape[1] > 256 or values.device.type != 'cpu' or values.dtype != torch.float32:

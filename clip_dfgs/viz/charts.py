@@ -30,7 +30,6 @@ MARKERS = 'osD^vP*Xp<h>8d'
 _DASHES = ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 DPI = 100
 
-# %% ../../nbs/viz/01_charts.ipynb #c55d2f7a
 def make_panels(
     rows:int=1, # rows of panels
     columns:int=1, # panels in a row
@@ -45,23 +44,15 @@ def make_panels(
     if title: fig.suptitle(title, fontsize=10)
     return fig, axes
 
-# %% ../../nbs/viz/01_charts.ipynb #fd6b3403
 def named(things)->dict: # a mapping as it is; one thing under an empty name
     return dict(things) if isinstance(things, Mapping) else {'': things}
 
-# %% ../../nbs/viz/01_charts.ipynb #2eaf13c9
-def line_styles(
-    n:int, # curves
-)->list: # keyword arguments of `plot`
+def line_styles(n:int)->list: # keyword arguments of `plot`
     "A color and a dash for each of n curves."
     return [dict(color=PALETTE[i % len(PALETTE)], ls=_DASHES[i % len(_DASHES)]) for i in range(n)]
 
-# %% ../../nbs/viz/01_charts.ipynb #2142c052
-def legend_outside(
-    fig:Figure, # with labeled curves, bars or dots
-    columns:int=4, # entries in a row
-):
-    "One legend for all panels, below them; nothing where nothing has a label."
+def legend_outside(fig:Figure, columns:int=4):
+    "One legend for all panels, below them, so many entries in a row; nothing where nothing has a label."
     entries = {}
     for ax in fig.axes:
         for handle, name in zip(*ax.get_legend_handles_labels()): entries.setdefault(name, handle)
@@ -73,19 +64,17 @@ def legend_outside(
 _NO_PART = r'step|epoch|loss|mean_loss|rate|images_per_s|violated_\w+|embedding_std' # columns beside loss parts
 _BELOW = dict(rate='learning\nrate', violated_triplets='violated,\nshare') # column -> label of a panel of its own
 
-# %% ../../nbs/viz/01_charts.ipynb #bc87a6cc
 def _draw_curve(ax, x, y, smooth:int, **style):
     "A running mean over `smooth` points, with the points behind it."
     y = pd.Series(np.asarray(y, dtype=float))
     if smooth > 1: ax.plot(x, y, color=style['color'], lw=.6, alpha=.3)
     ax.plot(x, y.rolling(smooth, min_periods=1).mean(), marker='o' if len(y) == 1 else None, **style)
 
-# %% ../../nbs/viz/01_charts.ipynb #fda42905
 def plot_history(
     history:pd.DataFrame, # columns stage, step, loss, and optional loss parts, rate, violated_triplets
     smooth:int=None, # rows in the running mean; None: a twentieth of the stage
 )->Figure:
-    """Loss curves of each stage, with learning rate and violated triplets below; ValueError for an empty history.
+    """Loss curves of each stage, with learning rate and violated triplets below.
 
     Parameters
     ----------
@@ -93,13 +82,7 @@ def plot_history(
         columns stage, step, loss, and optional loss parts, rate, violated_triplets
     smooth : int
         rows in the running mean; None: a twentieth of the stage
-
-    Raises
-    ------
-    ValueError
-        for an empty history
     """
-    if not len(history): raise ValueError('history is empty: no step has been logged yet')
     numeric = history.select_dtypes('number').dropna(axis=1, how='all').columns
     parts = ['loss', *(name for name in numeric if not re.fullmatch(_NO_PART, name))]
     below = [name for name in _BELOW if name in numeric]
@@ -131,7 +114,6 @@ def _plot_lines(lines:dict, title:str, drawstyle:str='default', **axes)->Figure:
     legend_outside(fig, columns=1)
     return fig
 
-# %% ../../nbs/viz/01_charts.ipynb #6b1e4bff
 def plot_cmc(
     results, # a RetrievalResult, or a mapping from names to them
     max_rank:int=20, # last rank drawn

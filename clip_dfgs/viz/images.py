@@ -38,7 +38,6 @@ def _draw_batches(ax, points, labels, batches):
     for row in np.flatnonzero(used == 0): dot(row, s=34, facecolor='none', edgecolor='0.65', lw=.8)
     ax.set(xticks=[], yticks=[], aspect='equal')
 
-# %% ../../nbs/viz/02_images.ipynb #e195bcba
 def plot_batches(
     points, # image features in the plane, shape [n, 2]
     labels, # identity 0..N-1 of each, shape [n]
@@ -76,14 +75,12 @@ def _batch_spread(batches, labels:np.ndarray, centers:torch.Tensor)->np.ndarray:
     "Mean distance between the identities of each batch; NaN for one identity."
     return np.array([float(torch.pdist(centers[np.unique(labels[list(batch)])]).mean()) for batch in batches])
 
-# %% ../../nbs/viz/02_images.ipynb #c0f2f15c
 def _share_seen(batches, images:int)->np.ndarray: # shape [batches]
     "Which share of all images has been seen after each batch."
     first = np.full(images, len(batches)) # the batch in which an image is seen first
     for number in reversed(range(len(batches))): first[batches[number]] = number
     return np.cumsum(np.bincount(first, minlength=len(batches) + 1)[:len(batches)])/images
 
-# %% ../../nbs/viz/02_images.ipynb #2a29b9f2
 def plot_epoch(
     epochs, # lists of rows, or a mapping from sampler names to them
     labels, # identity 0..N-1 of each image, shape [n]
@@ -158,7 +155,6 @@ def _framed(ax, image, left, kind=None):
     color, dash = {True: (RIGHT, '-'), False: (WRONG, (0, (2, 1.2))), None: ('black', '-')}[kind]
     ax.add_patch(Rectangle((left, 0), W, H, fill=False, ec=color, ls=dash, lw=.8 if kind is None else 2.6))
 
-# %% ../../nbs/viz/02_images.ipynb #548805b7
 def plot_ranked_gallery(
     query, # features [Q, D]
     gallery, # features [G, D]
@@ -234,12 +230,8 @@ def overlay(
         out.append(share*colormaps['cividis'](large)[..., :3] + (1 - share)*gray)
     return np.stack(out)
 
-# %% ../../nbs/viz/02_images.ipynb #73991d68
-def plot_image_rows(
-    rows:dict, # name -> images, uint8 or float 0..1, shape [n,H,W,3], as many in each row
-    title:str='', # above the figure
-)->Figure:
-    "Rows of images, each with a name at its left."
+def plot_image_rows(rows:dict, title:str='')->Figure:
+    "Rows of images: name -> uint8 or float 0..1, shape [n,H,W,3], as many in each row; the name stands at the left."
     n, H, W, _ = np.shape(next(iter(rows.values())))
     fig, axes = make_panels(len(rows), n, ((72 + 60/n)/DPI, (64*H/W + 8)/DPI + .5/len(rows)), title)
     for line, (name, images) in zip(axes, rows.items()):

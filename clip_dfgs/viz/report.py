@@ -29,7 +29,7 @@ from ..utils.files import write_text
 from . import runs as views
 from .charts import legend_outside, make_panels, PALETTE, plot_history
 from .images import plot_batch_images, plot_epoch
-from .runs import Absent, check_same_targets, evaluate_run, run_config, run_table
+from .runs import Absent, check_same_targets, evaluate_run, run_config, run_folder, run_table
 
 # %% ../../nbs/viz/04_report.ipynb #265a028f
 def runs_in(folder)->list: # of run folders, the oldest first
@@ -37,8 +37,7 @@ def runs_in(folder)->list: # of run folders, the oldest first
     folder = Path(folder)
     if (folder/'config.json').exists(): return [folder]
     found = sorted(folder.glob('*/config.json'), key=lambda file: file.stat().st_mtime)
-    if not found: raise ValueError(f'{folder}: no run found; a run folder holds config.json')
-    return [file.parent for file in found]
+    return [file.parent for file in found] or [run_folder(folder)] # which says that there is none
 
 def run_names(folders)->list: # of words, one a run
     "What runs are called: their folders' names, with the folders above where two have the same."
@@ -93,17 +92,15 @@ def plot_validation(run)->Figure:
 
 # %% ../../nbs/viz/04_report.ipynb #1c3e2042
 def plot_epochs(folders)->list: # of figures, one for all runs with the same training rows
-    "Coverage of the first epoch of each run; `Absent` where no run has one."
+    "Coverage of the first epoch of each run that has one."
     alike = {} # row numbers mean the same in runs of the same rows only
     for name, folder in zip(run_names(folders), folders):
         planned = run_table(folder, 'epoch')
         if planned is None: continue
         batches = planned.groupby('batch', sort=True)['row'].apply(list).tolist()
         alike.setdefault(tuple(run_table(folder, 'records')['label']), {})[name] = batches
-    if not alike: raise Absent('No run has an epoch.csv: none has a fine-tuning stage, or none came to it.')
     return [plot_epoch(epochs, np.array(labels)) for labels, epochs in alike.items()]
 
-# %% ../../nbs/viz/04_report.ipynb #310d29b2
 _DIAGNOSES = dict(batches='batches', identities='identities, %', images='images, %', ids_per_batch='identities a batch',
                   repeats='images met again, %', overlap_with_previous='identities shared with the batch before',
                   cameras_per_tuplet='cameras a tuplet')
@@ -136,7 +133,6 @@ def each(runs, part): # yields text, figures and tables
         except (Absent, ImageError) as e: found = f'*{e}*'
         yield from found if isinstance(found, list) else [found]
 
-# %% ../../nbs/viz/04_report.ipynb #cb5bfb29
 def _text(words:str)->str: # HTML
     "A heading or a paragraph with **bold**, *emphasis* and `code`; nothing in it is taken for HTML."
     level = len(words) - len(words.lstrip('#'))
@@ -236,7 +232,6 @@ def _prompt_parts(runs, images:bool):
            'CLIP, about 0.2 for a random vector.')
     yield from each(runs, learned)
 
-# %% ../../nbs/viz/04_report.ipynb #07ffda83
 def write_report(
     folder, # a run folder, or one of several runs
     title:str=None, # of the page; None = the folder's name
@@ -292,7 +287,6 @@ def _comparison_parts(runs:list, images:bool): # yields text, figures and tables
     yield '## Distances'
     yield from each(runs, views.plot_pair_distances)
 
-# %% ../../nbs/viz/04_report.ipynb #9ce6d0f7
 def _changed_parts(found, names):
     "Queries that one run ranks otherwise."
     yield '## Queries that changed most'
@@ -318,7 +312,6 @@ def write_comparison(
         found = runs_in(folder)
         if len(found) > 1: raise ValueError(f'{folder} holds {len(found)} runs; name one of them')
         runs.append(found[0].resolve())
-    if runs[0] == runs[1]: raise ValueError(f'{first} and {second} are one run; name two')
     check_same_targets(*runs)
     out = Path(out or runs[1]/f'against_{runs[0].name}.html')
     return _written(title or ' and '.join(run_names(runs)), _comparison_parts(runs, images), out)

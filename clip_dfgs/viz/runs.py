@@ -54,7 +54,6 @@ def run_config(run)->TrainConfig:
     "The settings of a run."
     return config_from(json.loads((Path(getattr(run, 'out', run))/'config.json').read_text('utf-8')))
 
-# %% ../../nbs/viz/03_runs.ipynb #18e86560
 _TEXT = ('path', 'domain', 'split', 'stage', 'identity', 'camera') # columns of names: a domain may be called 0012 or NA
 
 def run_table(
@@ -88,7 +87,6 @@ def _stage_model(folder:Path, checkpoint:Path)->tuple|None: # (name, model); Non
     model.load_state_dict({k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')})
     return f'after {state["stage"]}', model
 
-# %% ../../nbs/viz/03_runs.ipynb #f2b72f6e
 def run_models(run): # yields (name, `ReIDModel`): 'start', 'after prompts' and the like where they are kept, 'end'
     "The models of a run that are on the disk, in the order of training; `Absent` before it has ended."
     folder, device = run_folder(run), 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -102,9 +100,10 @@ def run_models(run): # yields (name, `ReIDModel`): 'start', 'after prompts' and 
 # %% ../../nbs/viz/03_runs.ipynb #42b3b71f
 def run_images(run)->pd.DataFrame: # records
     "The target images of a run; its training images where it has no targets."
-    targets = run_table(run, 'targets')
+    folder = run_folder(run)
+    targets = run_table(folder, 'targets')
     if targets is not None: return targets
-    return run_table(run, 'records', f'{run}: targets.csv and records.csv are missing')
+    return run_table(folder, 'records', f'{folder}: targets.csv and records.csv are missing')
 
 def run_pixels(run, rows:pd.DataFrame, model:ReIDModel):
     "Decoded images of rows at the model's size."
@@ -114,6 +113,12 @@ def one_image_each(rows:pd.DataFrame, n:int)->pd.DataFrame: # n rows
     "The first image of n identities that are spread over a table."
     first = rows.drop_duplicates(['domain', 'pid'])
     return first.iloc[np.unique(np.linspace(0, len(first) - 1, n).round().astype(int))]
+
+def model_with_text(run)->ReIDModel:
+    "The model of a run, with its prompts; `Absent` for one without a text encoder."
+    model = ReIDModel.load(run_folder(run)/'model').eval()
+    if not model.has_text: raise Absent(f'{run}: {model.config["clip"]} has no text encoder')
+    return model
 
 # %% ../../nbs/viz/03_runs.ipynb #03199966
 @dataclass(eq=False, repr=False)
@@ -132,7 +137,6 @@ class RankedTarget:
         known = (*self.features, *ids, *camera_rule(*sides), *self.pixels)
         return plot_ranked_gallery(*known, rows=list(rows), k=k, **options)
 
-# %% ../../nbs/viz/03_runs.ipynb #57d3988b
 def evaluate_run(
     run, # a `Run`, or the folder of one, tested on targets
     bootstrap:int=1000, # resamples behind the intervals
@@ -179,25 +183,16 @@ def as_written(run, found:dict)->str: # '' where they agree
     return f'`results.csv` has another mAP ({", ".join(other)}): it was evaluated otherwise.' if other else ''
 
 # %% ../../nbs/viz/03_runs.ipynb #a23fba38
-def extreme_queries(
-    result:RetrievalResult,
-    worst:bool=True, # else the best
-    n:int=3, # how many
-)->list: # positions of queries
-    "Queries of the lowest or highest average precision, of different identities as long as there are some."
+def extreme_queries(result:RetrievalResult, worst:bool=True, n:int=3)->list: # positions of queries
+    "The n queries of the lowest or highest average precision, of different identities as long as there are some."
     scored = result.per_query[result.per_query['matches'] > 0]
     margin = (scored['wrong_distance'] - scored['match_distance']).fillna(np.inf)
     order = scored.assign(margin=margin).sort_values(['AP', 'margin'], ascending=worst, kind='stable')
     again = order.duplicated('pid')
     return [*order.index[~again], *order.index[again]][:n]
 
-def plot_extreme_queries(
-    one:RankedTarget, # of one domain
-    worst:bool=True, # else the best
-    n:int=3, # queries
-    k:int=8, # gallery images of each
-)->Figure:
-    "The worst or best queries and what is found for them, with their average precision."
+def plot_extreme_queries(one:RankedTarget, worst:bool=True, n:int=3, k:int=8)->Figure:
+    "The n worst or best queries of a domain and the k images found for each, with their average precision."
     rows = extreme_queries(one.result, worst, n)
     fig = one.plot(rows, k, title=f'{"worst" if worst else "best"} queries: a query, then the gallery from near to far')
     fig.set_figheight(fig.get_figheight() + .2*len(rows)) # for the titles
@@ -222,12 +217,8 @@ def paired_table(first:dict, second:dict)->pd.DataFrame: # a row a domain and sc
     found = {domain: compare(first[domain].result, second[domain].result) for domain in first}
     return 100*pd.concat(found, names=['domain', 'score']).drop(columns='better')
 
-# %% ../../nbs/viz/03_runs.ipynb #288ba4be
-def plot_paired(
-    paired:pd.DataFrame, # of `paired_table`
-    names:tuple=('the first', 'the second'), # of the runs
-)->Figure:
-    "Paired differences as dots with their intervals; filled where the interval excludes zero."
+def plot_paired(paired:pd.DataFrame, names)->Figure:
+    "Differences of `paired_table` with their intervals, filled where these exclude zero; `names` of both runs."
     panels = paired.groupby(level='domain', sort=False)
     title = f'{names[1]} minus {names[0]}, 95 % intervals over identities'
     fig, axes = make_panels(1, len(panels), (4.2, .32*len(paired)/len(panels) + 1.1), title, sharex=True)
@@ -242,12 +233,8 @@ def _gains(first:RankedTarget, second:RankedTarget)->pd.Series: # position of a 
     a, b = first.result.per_query, second.result.per_query
     return (b['AP'] - a['AP'])[a['matches'] > 0]
 
-def plot_gains(
-    first:dict, # of `evaluate_run`
-    second:dict, # of `evaluate_run`, of the same targets
-    names:tuple=('the first', 'the second'), # of the runs
-)->Figure:
-    "Each query's change of average precision, from the largest loss to the largest gain."
+def plot_gains(first:dict, second:dict, names)->Figure:
+    "Each query's change of average precision between two results of `evaluate_run`, from the largest loss to gain."
     size = (5.2 if len(first) == 1 else 4.2, 3)
     fig, axes = make_panels(1, len(first), size, f'{names[1]} minus {names[0]}, query by query', sharey=True)
     for ax, domain in zip(axes[0], first):
@@ -292,12 +279,8 @@ CAPTIONS = [f'A photo of a {who} wearing a {color} {upper} and {lower} trousers.
             for color in 'black white grey red blue green yellow brown beige pink purple orange'.split()
             for upper in ('t-shirt', 'jacket', 'coat') for lower in ('black', 'blue', 'grey', 'white')]
 
-def nearest_words(
-    vectors:torch.Tensor, # shape [n,W]
-    table:torch.Tensor, # token embeddings, shape [V,W]
-    k:int=3, # how many
-)->tuple: # rows of the table, shape [n,k]; their cosines, shape [n,k]
-    "The rows of a table nearest in direction to vectors, the nearest first."
+def nearest_words(vectors:torch.Tensor, table:torch.Tensor, k:int=3)->tuple: # rows and cosines, shapes [n,k]
+    "The k rows of a table [V,W] nearest in direction to vectors [n,W], the nearest first."
     cosine = F.normalize(vectors.float(), dim=1) @ F.normalize(table.float(), dim=1).T
     return tuple(cosine.topk(min(k, len(table)), dim=1))[::-1]
 
@@ -309,8 +292,7 @@ def plot_text_matches(
     limit:int=500, # identities that are searched
 )->Figure:
     "The images that agree most with sentences, and where; `Absent` for a run without a text encoder."
-    model, rows = ReIDModel.load(run_folder(run)/'model').eval(), one_image_each(run_images(run), limit)
-    if not model.has_text: raise Absent(f'{run}: {model.config["clip"]} has no text encoder')
+    model, rows = model_with_text(run), one_image_each(run_images(run), limit)
     words, usual = model.encode_captions(texts), model.encode_captions(CAPTIONS)
     pixels, shown = run_pixels(run, rows, model), {}
     best = nearest_words(words, embed_images(model, pixels, part='projected'), n)[0].numpy()
@@ -326,15 +308,13 @@ def project_2d(
     method:str='pca', # or 'tsne'
     seed:int=0, # of t-SNE
 )->np.ndarray: # shape [n,2]
-    "Features, scaled to unit length, in the plane; ValueError for fewer than four, or where scikit-learn is missing."
+    "Features, scaled to unit length, in the plane; t-SNE needs scikit-learn: pip install clip_dfgs[report]."
     check_choice('method', method, ('pca', 'tsne'))
     points = F.normalize(features.float(), dim=1).cpu()
-    if len(points) < 4: raise ValueError(f'{len(points)} images are too few for a plane; give at least 4')
     if method == 'pca':
         U, S, _ = torch.linalg.svd(points - points.mean(0), full_matrices=False)
         return (U*S)[:, :2].numpy()
-    try: from sklearn.manifold import TSNE
-    except ImportError: raise ValueError('t-SNE needs scikit-learn: pip install "clip_dfgs[report]"') from None
+    from sklearn.manifold import TSNE
     return TSNE(2, perplexity=min(30, (len(points) - 1)/3), init='pca', random_state=seed).fit_transform(points.numpy())
 
 # %% ../../nbs/viz/03_runs.ipynb #10f4d848
@@ -402,7 +382,6 @@ def pair_distances(query, gallery, query_ids, gallery_ids, query_cams=None, gall
     others[tuple(matches)] = others[tuple(junk)] = False
     return distances[tuple(matches)], distances[others]
 
-# %% ../../nbs/viz/03_runs.ipynb #b791ac37
 def plot_histograms(pairs:dict)->Figure: # name -> of `pair_distances`
     "Histograms of distances within and between identities, with the share that they overlap."
     fig, axes = make_panels(1, len(pairs), (2.9, 2.5), sharex=True, sharey=True)
@@ -423,13 +402,11 @@ def plot_histograms(pairs:dict)->Figure: # name -> of `pair_distances`
 # %% ../../nbs/viz/03_runs.ipynb #16435cb9
 def plot_pair_distances(
     run, # a `Run`, or the folder of one
-    domain:str=None, # which target; None = the first
     limit:int=1000, # images of each side
 )->Figure:
-    "Distances of a target's pairs, for each model of a run; `Absent` where the run has no such target."
+    "Distances of the first target's pairs, for each model of a run; `Absent` for a run without targets."
     rows, pairs = run_table(run, 'targets', f'{run} has no targets; test it on query and gallery images'), {}
-    rows = rows[rows['domain'] == (domain or rows['domain'].iloc[0])]
-    if not len(rows): raise Absent(f'{run} has no target {domain!r}')
+    rows = rows[rows['domain'] == rows['domain'].iloc[0]]
     sides = [rows[rows['split'] == side] for side in ('query', 'gallery')]
     sides = [side.sample(min(limit, len(side)), random_state=0) for side in sides]
     for name, model in run_models(run):
@@ -438,18 +415,11 @@ def plot_pair_distances(
     return plot_histograms(pairs)
 
 # %% ../../nbs/viz/03_runs.ipynb #1c9c7671
-def _prompted(run)->ReIDModel:
-    "The model of a run with learned prompts; `Absent` for one without."
-    model = ReIDModel.load(run_folder(run)/'model').eval()
-    if hasattr(model, 'prompts'): return model
-    raise Absent(f'{run}: {model.config["clip"]} has no text encoder, so there are no prompts')
-
 def _chosen(model:ReIDModel, labels)->list:
     "Labels given, or so many spread over all."
     if not isinstance(labels, int): return [int(label) for label in labels]
     return np.unique(np.linspace(0, model.num_ids - 1, labels).round().astype(int)).tolist()
 
-# %% ../../nbs/viz/03_runs.ipynb #4f6d5727
 def plot_prompts(
     run, # a `Run`, or the folder of one
     labels=3, # of identities, or how many
@@ -469,7 +439,7 @@ def plot_prompts(
     limit : int
         images that are searched
     """
-    model, rows = _prompted(run), run_table(run, 'records', f'{run}: records.csv is missing')
+    model, rows = model_with_text(run), run_table(run, 'records', f'{run}: records.csv is missing')
     labels = _chosen(model, labels)
     mine = rows['label'].isin(labels)
     others = rows[~mine].sample(min(max(0, limit - int(mine.sum())), int((~mine).sum())), random_state=0)
@@ -495,16 +465,14 @@ def _words_of(model:ReIDModel)->tuple: # token ids, words
            if i < len(table) and known[i] and word.endswith('</w>') and word.removesuffix('</w>').isalpha()]
     return torch.tensor(ids), [words[i].removesuffix('</w>') for i in ids]
 
-# %% ../../nbs/viz/03_runs.ipynb #1c9c7672
 def prompt_words(
     run, # a `Run`, or the folder of one
     labels=4, # of identities, or how many
     k:int=3, # words for each token
 )->pd.DataFrame: # a row an identity, a column for each learned token
     "The words nearest to each learned context token, with their cosines; `Absent` without prompts."
-    model = _prompted(run)
+    model = model_with_text(run)
     labels, (ids, words) = _chosen(model, labels), _words_of(model)
-    if not len(ids): raise Absent(f'{run}: no word of its text encoder was trained')
     context, table = model.prompts.context.detach()[labels], text_tower(model.clip).token_embedding.weight.detach()
     rows, cosines = nearest_words(context.flatten(0, 1), table[ids], k)
     cells = [', '.join(f'{words[i]} {c:.2f}' for i, c in zip(*pair)) for pair in zip(rows.tolist(), cosines.tolist())]
@@ -519,7 +487,7 @@ def prompt_captions(
     k:int=2, # sentences for each identity
 )->pd.DataFrame: # label, caption, cosine; k rows an identity
     "The sentences nearest to learned prompts; `Absent` without prompts."
-    model = _prompted(run)
+    model = model_with_text(run)
     labels, captions = _chosen(model, labels), list(dict.fromkeys(captions))
     with torch.no_grad(): texts = model.text_features(torch.tensor(labels))
     rows, cosines = nearest_words(texts, model.encode_captions(captions), k)

@@ -411,7 +411,7 @@ def demo(
     overwrite:bool=False, # replace a demo that exists
 ):
     "Render domains, train with PK, GS and DFGS, test on unseen cameras."
-    from clip_dfgs.experiments.demo import run_demo
+    from clip_dfgs.experiments.studies import run_demo
     run_demo(out, seed, identities, steps, overwrite)
 
 # %% ../../nbs/cli/02_commands.ipynb #62ad6c85

@@ -21,9 +21,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..data.datasets import check_dataset, identity_splits, load_dataset, options_for
-from ..data.image_cache import cached_images
+from ..data.loader import cached_images
 from ..data.leakage import find_leakage
-from ..data.records import pool
+from ..data.records import check_domains, pool
 from ..inference.embed import embed_together, make_accelerator, process_state
 from ..inference.evaluator import check_targets, from_main, _ranked
 from ..models.reid_model import ReIDModel
@@ -337,13 +337,11 @@ def plan_protocol(
 
 # %% ../../nbs/experiments/01_protocols.ipynb #0caa5bf6
 def tables_by_domain(tables)->dict: # a record table, or several; domain -> its rows
-    "One table for each domain; ValueError for a domain that stands in two tables."
-    found = {}
-    for table in [tables] if isinstance(tables, pd.DataFrame) else tables:
-        for domain, rows in table.groupby('domain', sort=False):
-            if domain in found: raise ValueError(f'two tables are of the domain {domain!r}; name them apart')
-            found[domain] = rows.reset_index(drop=True)
-    return found
+    "One table for each domain; `DatasetError` for a domain that stands in two tables."
+    tables = [tables] if isinstance(tables, pd.DataFrame) else list(tables)
+    check_domains(tables)
+    return {domain: rows.reset_index(drop=True)
+            for table in tables for domain, rows in table.groupby('domain', sort=False)}
 
 # %% ../../nbs/experiments/01_protocols.ipynb #991258b7
 def train_matrix(

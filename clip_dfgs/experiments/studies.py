@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from ..data.datasets import load_dataset
-from ..data.image_cache import cached_images
+from ..data.loader import cached_images
 from ..data.records import pool
 from .protocols import one_domain_each, rank_partitions, tables_by_domain
 from ..inference.embed import embed_images

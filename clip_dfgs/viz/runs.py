@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 
-from ..data.image_cache import cached_images
+from ..data.loader import cached_images
 from ..data.leakage import camera_rule, find_leakage
 from ..evaluation.bootstrap import compare
 from ..evaluation.distances import distance_blocks

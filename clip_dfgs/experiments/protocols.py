@@ -94,11 +94,8 @@ def protocol_sets(
     return list(dict.fromkeys(n for s in settings for n in s.sources + s.targets))
 
 # %% ../../nbs/experiments/01_protocols.ipynb #9df656d7
-def setting_data(
-    setting:Setting, # of a protocol
-    tables:dict, # of `read_sets`
-)->tuple: # pooled training rows, and {target: its partitions}
-    "What one run of a protocol is trained on and tested on; `DatasetError` for a target that cannot be tested."
+def setting_data(setting:Setting, tables:dict)->tuple: # pooled training rows, and {target: its partitions}
+    "What one run is trained and tested on, of tables of `read_sets`; `DatasetError` for a target without a test."
     targets = {t: identity_splits(t, tables[t]) for t in setting.targets}
     for t, parts in targets.items():
         partitions = {p['partition'].iloc[0] if 'partition' in p else 0 for p in parts}
@@ -135,20 +132,15 @@ def rank_partitions(
     def rank(): return [_ranked(features[[row_of[path] for path in t['path']]], t, device, ()) for t in tests]
     return [*zip(places, from_main(rank, accelerator), tests)]
 
-def evaluate_partitions(
-    model:ReIDModel, # trained
-    parts, accelerator=None, cache=None, # as in `rank_partitions`
-)->pd.DataFrame: # a row a domain and partition: mAP, R1, R5, R10, mINP in percent, queries, unmatched
-    "Results of each domain and partition; tables of the same partition (two directions of VIPeR) are averaged."
+def evaluate_partitions(model:ReIDModel, parts, accelerator=None, cache=None)->pd.DataFrame: # as `rank_partitions`
+    "Percent by domain and partition; tables of the same partition (two directions of VIPeR) are averaged."
     rows = [place | dict(100*result.summary(), queries=result.queries, unmatched=result.unmatched)
             for place, result, _ in rank_partitions(model, parts, accelerator, cache)]
     return pd.DataFrame(rows).groupby(['domain', 'split'], as_index=False, sort=False).mean()
 
 # %% ../../nbs/experiments/01_protocols.ipynb #b737c563
-def with_spread(
-    splits:pd.DataFrame, # columns target, split, scores
-)->pd.DataFrame: # the same rows, after each target two more: split `mean` and `std`
-    "Results by split, with mean and standard deviation below them."
+def with_spread(splits:pd.DataFrame)->pd.DataFrame: # columns target, split, scores
+    "Results by split, and below those of a target two rows more: split `mean` and `std`."
     tables = []
     for target, rows in splits.groupby('target', sort=False):
         numbers = rows.drop(columns='split').select_dtypes('number')
@@ -219,12 +211,8 @@ def run_protocol(
     return results
 
 # %% ../../nbs/experiments/01_protocols.ipynb #499fe15f
-def run_jobs(
-    out:Path, # folder of the run folders
-    jobs:dict, # name of a run folder -> its training rows and its targets
-    config:TrainConfig, resume:bool, overwrite:bool, # as in `run_protocol`
-)->pd.DataFrame: # columns run, target, split, scores
-    "Several runs; ValueError for what cannot work, and warnings, before the first of them has begun."
+def run_jobs(out:Path, jobs:dict, config:TrainConfig, resume:bool, overwrite:bool)->pd.DataFrame: # a row a split
+    "Runs of `jobs_of`, in folders of `out`; ValueError for what cannot work, and warnings, before the first has begun."
     _check_jobs(jobs, config)
     on_main(process_state(), lambda: [check_folder(out/n, config, resume, overwrite) for n in jobs])
     for sentence in _leaks_of(jobs) if process_state().is_main_process else (): warnings.warn(sentence, stacklevel=3)
@@ -278,11 +266,8 @@ def run_setting(
     return done
 
 # %% ../../nbs/experiments/01_protocols.ipynb #f20cba31
-def count_steps(
-    rows:pd.DataFrame, # pooled training rows
-    config:TrainConfig, # with its stages
-)->dict: # stage -> steps
-    "Optimizer steps of every stage on one process."
+def count_steps(rows:pd.DataFrame, config:TrainConfig)->dict: # stage -> steps
+    "Optimizer steps of every stage for pooled training rows, on one process."
     found, alone = {}, make_accelerator('no')
     for name in STAGES:
         stage = getattr(config, name)

@@ -134,11 +134,8 @@ def _redrawn(gain, count, resamples:int, rng)->np.ndarray: # [resamples]
     return gain.to_numpy()[rows].sum(1)/count.to_numpy()[rows].sum(1)
 
 # %% ../../nbs/experiments/02_studies.ipynb #d9095e18
-def plot(
-    self:Study,
-    to:str='PK', # the variant to compare with
-)->Figure:
-    "Paired differences with their intervals, and mAP over steps."
+def plot(self:Study, to:str='PK')->Figure:
+    "Paired differences to a variant with their intervals, and mAP over steps."
     wide, gains = self.last(), self.differences(to)
     fig, ((left, right),) = make_panels(1, 2, (4.5, .5*len(gains) + 2.2))
     draw_intervals(left, gains, wide[gains.index].sub(wide[to], axis=0))

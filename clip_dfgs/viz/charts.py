@@ -263,12 +263,8 @@ def paired_differences(
     return pd.DataFrame.from_dict(rows, orient='index', columns=['mean', 'low', 'high', 'sd', 'n'])
 
 # %% ../../nbs/viz/01_charts.ipynb #30657df0
-def draw_intervals(
-    ax, # a panel
-    table:pd.DataFrame, # a row a method: mean, low, high
-    pairs:pd.DataFrame=None, # a column a method, a dot for each row
-):
-    "A row a method: its interval, its mean (filled where the interval excludes zero), and each pair."
+def draw_intervals(ax, table:pd.DataFrame, pairs:pd.DataFrame=None):
+    "A row a method: mean (filled where its interval excludes zero), low to high, and each of the method's pairs."
     for y, (name, row) in enumerate(table.iterrows()):
         ax.plot([row.low, row.high], [y, y], color='0.25', lw=1.6, zorder=2, label='interval of the mean')
         dot = dict(s=22, facecolor='none', edgecolor=PALETTE[0], zorder=3, label='each pair')

@@ -137,10 +137,7 @@ class RankedTarget:
         known = (*self.features, *ids, *camera_rule(*sides), *self.pixels)
         return plot_ranked_gallery(*known, rows=list(rows), k=k, **options)
 
-def evaluate_run(
-    run, # a `Run`, or the folder of one, tested on targets
-    bootstrap:int=1000, # resamples behind the intervals
-)->dict: # domain -> `RankedTarget`
+def evaluate_run(run, bootstrap:int=1000)->dict: # domain -> `RankedTarget`
     "Evaluate the targets of a run with its model and precision; `Absent` before it has ended or was tested."
     folder, found = run_folder(run), {}
     model, config = ReIDModel.load(folder/'model').eval(), run_config(folder)
@@ -303,12 +300,8 @@ def plot_text_matches(
     return plot_image_rows(shown, 'images found by text, and where they agree\n(one scale a row; yellow: most)')
 
 # %% ../../nbs/viz/03_runs.ipynb #10f4d847
-def project_2d(
-    features:torch.Tensor, # shape [n,D]
-    method:str='pca', # or 'tsne'
-    seed:int=0, # of t-SNE
-)->np.ndarray: # shape [n,2]
-    "Features, scaled to unit length, in the plane; t-SNE needs scikit-learn: pip install clip_dfgs[report]."
+def project_2d(features:torch.Tensor, method:str='pca', seed:int=0)->np.ndarray: # shape [n,2]
+    "Features, scaled to unit length, in the plane ('pca' or 'tsne', for which pip install clip_dfgs[report])."
     check_choice('method', method, ('pca', 'tsne'))
     points = F.normalize(features.float(), dim=1).cpu()
     if method == 'pca':

@@ -69,11 +69,8 @@ def warn_leaks(targets, training=()): # records; paths of the images that are tr
     train = pd.DataFrame(dict(path=list(training))) if len(training) else None
     for sentence in find_leakage(train, targets)['sentence']: warnings.warn(sentence, stacklevel=2)
 
-def sources_beside(
-    file, # config.json of a run
-    named, # options that stand on the command line
-)->dict: # source, target, camera, ... as the run had them
-    "The data sets of a run, where its config is given and no source; ValueError where they are unknown."
+def sources_beside(file, named)->dict: # source, target, camera, ... as the run had them
+    "The data sets of the run whose config.json is given, but for named options; ValueError where they are unknown."
     from clip_dfgs.data.datasets import remembered, remembered_sets
     folder = Path(file or 'none').expanduser().parent
     known = remembered_sets(folder) | remembered(folder) if file else {}
@@ -192,10 +189,8 @@ def print_results(results): # domain -> RetrievalResult
     table = by_target(table[[name for name in table if not name.endswith((' low', ' high'))]]) # too wide for a screen
     print(table.astype(dict(queries=int, unmatched=int)).round(1).to_string())
 
-def by_target(
-    table, # of `results_table`, with rows such as `viper/0`
-): # a row a target, with columns `mAP std` and `R1 std` where there are splits
-    "Published splits as one row: mean and standard deviation over the splits, the two directions of VIPeR averaged."
+def by_target(table): # of `results_table`; a row a target, with `mAP std` and `R1 std` where there are splits
+    "Rows such as `viper/0` as one: mean and standard deviation over splits, the two directions of VIPeR averaged."
     rows = table.drop(index='mean')
     if not rows.index.str.contains('/').any(): return table
     splits = rows.select_dtypes('number').groupby(rows.index.str.rstrip('ab'), sort=False).mean()

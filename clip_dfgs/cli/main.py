@@ -84,11 +84,8 @@ def add_option(parser, p:inspect.Parameter, words:str, by_place:bool=False):
 _METAVARS = {int: 'N', float: 'X', _path: 'PATH'}
 
 # %% ../../nbs/cli/01_main.ipynb #1448420c
-def parser_of(
-    name:str, # of a command
-    words=(), # of the command line: --recipe and --config decide what the other settings are by default
-)->tuple: # its parser, and its base `TrainConfig` or None
-    "The arguments of one command."
+def parser_of(name:str, words=())->tuple: # its parser, and its base `TrainConfig` or None
+    "The arguments of one command; --recipe and --config among the words decide what settings are by default."
     _, f, example = COMMANDS[name]
     def layout(prog): return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=100)
     prog, base, about = f'clip-dfgs {name}', None, comments(f)
@@ -105,10 +102,7 @@ def parser_of(
     return parser, base
 
 # %% ../../nbs/cli/01_main.ipynb #10968bef
-def read(
-    parser:ArgumentParser, # of a command
-    words, # of the command line, without program and command
-)->dict: # argument -> value; those with a dot in nested dictionaries
+def read(parser:ArgumentParser, words)->dict: # argument -> value; those with a dot in nested dictionaries
     "The values of a command's arguments; ValueError of one line for what is wrong with the words."
     words = [re.sub(r'^--[\w.-]+', lambda option: option[0].replace('_', '-'), word) for word in words]
     known = [name for action in parser._actions for name in action.option_strings]
@@ -117,6 +111,9 @@ def read(
         raise ValueError(f'{parser.prog} has no option {word}{suggest(word, known) or ";"} see {parser.prog} --help')
     try: return parser.parse_args(words).as_dict()
     except ArgumentError as e: said = ' '.join(str(e).split())
+    late = said.partition('unrecognized arguments: ')[2].split()
+    if late and words[-len(late):] == late != words[1:1 + len(late)]: # `search gallery --top 3 a.jpg`
+        return read(parser, [words[0], *late, *words[1:-len(late)]])
     missing = re.search(r'arguments are required: (.*)', said)
     wrong = re.search(r'Parser key "(.+?)":.*?<class \'(\w+)\'>.*(?:Got value|Given value): (.*)', said)
     if missing:
@@ -170,12 +167,8 @@ def _settings(config, prefix:str=''): # yields name, type, value and comment of 
 _MIXED = dict(pk_ratio=Union[float, str], pretrained=Union[bool, str, None])
 
 # %% ../../nbs/cli/01_main.ipynb #56e7d3de
-def config_of(
-    given:dict, # of `read`
-    base:TrainConfig, # of `base_config`
-    named, # options that stand on the command line, without dashes
-)->TrainConfig:
-    "The settings of a command line; ValueError for one that would have no effect."
+def config_of(given:dict, base:TrainConfig, named)->TrainConfig:
+    "Settings of `read` and `base_config`; ValueError where an option of the command line (named) has no effect."
     values = {name: given[name] for name in TrainConfig.__dataclass_fields__}
     for name in STAGES:
         trained = values[name]['steps'] or values[name]['epochs']

@@ -70,7 +70,7 @@ def run_table(
 # %% ../../nbs/viz/03_runs.ipynb #f2b72f6d
 def _first_model(folder:Path)->ReIDModel:
     "The model that a run began with."
-    config, end = run_config(folder), ReIDModel.load(folder/'model').config
+    config, end = run_config(folder), json.loads((folder/'model'/'config.json').read_text('utf-8'))
     if config.init: return ReIDModel.load(config.init)
     same = {name: end[name] for name in ('num_ids', 'image_size', 'stride', 'cameras')}
     return ReIDModel.create(config.clip, config.pretrained, normalization=config.normalization,

@@ -102,7 +102,7 @@ def parser_of(name:str, words=())->tuple: # its parser, and its base `TrainConfi
     return parser, base
 
 # %% ../../nbs/cli/01_main.ipynb #10968bef
-def read(parser:ArgumentParser, words)->dict: # argument -> value; those with a dot in nested dictionaries
+def read(parser:ArgumentParser, words, again:bool=True)->dict: # argument -> value; with a dot: in nested ones
     "The values of a command's arguments; ValueError of one line for what is wrong with the words."
     words = [re.sub(r'^--[\w.-]+', lambda option: option[0].replace('_', '-'), word) for word in words]
     known = [name for action in parser._actions for name in action.option_strings]
@@ -112,8 +112,8 @@ def read(parser:ArgumentParser, words)->dict: # argument -> value; those with a 
     try: return parser.parse_args(words).as_dict()
     except ArgumentError as e: said = ' '.join(str(e).split())
     late = said.partition('unrecognized arguments: ')[2].split()
-    if late and words[-len(late):] == late != words[1:1 + len(late)]: # `search gallery --top 3 a.jpg`
-        return read(parser, [words[0], *late, *words[1:-len(late)]])
+    if again and late and words[-len(late):] == late: # `search gallery --top 3 a.jpg`
+        return read(parser, [words[0], *late, *words[1:-len(late)]], again=False)
     missing = re.search(r'arguments are required: (.*)', said)
     wrong = re.search(r'Parser key "(.+?)":.*?<class \'(\w+)\'>.*(?:Got value|Given value): (.*)', said)
     if missing:

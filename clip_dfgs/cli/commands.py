@@ -323,7 +323,7 @@ def tested(
     from clip_dfgs.data.datasets import as_trained
     from clip_dfgs.inference.embed import make_accelerator
     from clip_dfgs.inference.evaluator import check_targets, evaluate_records
-    from clip_dfgs.inference.extractor import load_model
+    from clip_dfgs.inference.embed import load_model
     known = as_trained(models, target, options.options())
     tables, = read_data(replace(options, **known), target=target)
     opened = [load_model(place, 'cpu') for place in models]
@@ -404,7 +404,7 @@ def export(
     std:tuple=(), # the same
 ):
     "Write a model as an ONNX file, checked against torch."
-    from clip_dfgs.inference.extractor import load_model
+    from clip_dfgs.inference.embed import load_model
     from clip_dfgs.inference.onnx import describe_onnx, export_onnx
     check_ending(to, '.onnx')
     shape = None if size is None else _numbers('size', size.split('x'), 2, int)

@@ -13,7 +13,7 @@ from PIL import Image
 from clip_dfgs.data.image_io import crops, ImageError, load_image
 from clip_dfgs.gallery.gallery import Gallery
 from clip_dfgs.gallery.search import text_features
-from clip_dfgs.inference.extractor import FeatureExtractor
+from clip_dfgs.inference.embed import FeatureExtractor
 from clip_dfgs.models.reid_model import Embedder
 from clip_dfgs.models.reid_model import ReIDModel
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings, strategies as st
 
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.models.prompts import PROMPT, PromptLearner, all_text_features
-from clip_dfgs.models.towers import encode_embeddings, text_tower
-from clip_dfgs.models.weights import new_clip, tokenizer_of
+from clip_dfgs.models.towers import encode_embeddings, new_clip, text_tower
+from clip_dfgs.models.weights import tokenizer_of
 
 
 def close(a, b, tol=1e-4): torch.testing.assert_close(a, b, atol=tol, rtol=tol)

@@ -310,8 +310,8 @@ def _embed(extractor, images:list, progress:bool, channels:str, leave_out:bool)-
         return _pinned(torch.from_numpy(pixels), extractor.device)
 
     starts = range(0, len(images), extractor.batch)
-    out = _in_blocks(read, starts, extractor._features, desc='features', disable=not progress)
-    if not out: out = [extractor._features(torch.zeros(1, 3, *size, dtype=torch.uint8))[:0].float().cpu()] # its width
+    with evaluating(model): out = _in_blocks(read, starts, extractor._features, desc='features', disable=not progress)
+    if not out: out = [torch.zeros(0, model.width)]
     found = torch.cat(out)
     bad = (~found.isfinite()).any(1).nonzero().flatten().tolist()
     if bad and not leave_out:
@@ -325,7 +325,7 @@ def _features(self:FeatureExtractor, pixels:Tensor)->Tensor: # [B,D], on the dev
     "Features of one block."
     half = dict(bf16=torch.bfloat16, fp16=torch.float16).get(self.precision)
     loose = torch.autocast(self.device.type, half) if half else contextlib.nullcontext()
-    with evaluating(self.model), loose: return self.model.embed(pixels.to(self.device, non_blocking=True))
+    with torch.inference_mode(), loose: return self.model.embed(pixels.to(self.device, non_blocking=True))
 
 # %% ../../nbs/inference/01_embed.ipynb #c48a4e63
 @patch

@@ -377,11 +377,11 @@ def _glued(texts:list, text_cfg:dict)->list:
 
 def _token_ids(model:ReIDModel, texts)->Tensor: # shape [B,context]
     "Token ids of sentences; ValueError for what is no text, a warning for sentences that are empty, cut or glued."
-    ordered = not isinstance(texts, (set, frozenset, dict))
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    if not ordered or not all(isinstance(text, str) for text in texts):
+    ordered = np.iterable(texts) and not isinstance(texts, (set, frozenset, dict))
+    several = [texts] if isinstance(texts, str) else list(texts) if ordered else [None]
+    if not all(isinstance(text, str) for text in several):
         raise ValueError(f'captions are a list of texts, not {texts!r:.60}')
-    context, said = text_tower(model.clip).context_length, []
+    texts, context, said = several, text_tower(model.clip).context_length, []
     if not texts: return torch.zeros(0, context, dtype=torch.long)
     tokenizer, empty = model.tokenizer(), sum(not text.strip() for text in texts)
     if empty: said.append(f'{empty} of {len(texts)} captions are empty; their features say nothing')

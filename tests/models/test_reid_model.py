@@ -102,8 +102,8 @@ REFUSED = {
     'camera 2 was met': lambda m: m.embed(pictures(2), torch.tensor([2, 0])),
     r'images have shape .2, 128, 64, 3., the model takes .B, 3, 128, 64': lambda m: m.embed(torch.zeros(2, 128, 64, 3)),
     'images are torch.int64': lambda m: m.embed(torch.zeros(1, 3, 128, 64, dtype=torch.int64)),
-    'captions are a list of texts, not ..[ab]': lambda m: m.encode_captions({'a', 'b'}),
-    'captions are a list of texts, not .97': lambda m: m.encode_captions(b'a'),
+    'captions are a list of texts, not {': lambda m: m.encode_captions({'a', 'b'}),
+    "captions are a list of texts, not b'a'": lambda m: m.encode_captions(b'a'),
     'captions are a list of texts, not .*None': lambda m: m.encode_captions(['a', None]),
     'unknown stage': lambda m: m.trainable('two')}
 

@@ -38,7 +38,6 @@ from pathlib import Path
 
 import torch
 from loading import Plain
-from open_clip.transformer import VisionTransformer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
@@ -290,7 +289,7 @@ def timed(job, device, steps):
 def plain_features(model, images):
     "The three features as they are usually computed."
     visual = model.clip.visual
-    if isinstance(visual, VisionTransformer): return ImageFeatures(*plain_image(visual, images))
+    if hasattr(visual, 'transformer'): return ImageFeatures(*plain_image(visual, images))
     return tower_features(visual, images)
 
 

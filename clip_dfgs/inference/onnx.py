@@ -103,6 +103,11 @@ def _noise(n:int, size:tuple)->np.ndarray: # uint8 [n,3,H,W]
     return np.random.default_rng(n).integers(0, 256, (n, 3, *size), dtype=np.uint8)
 
 # %% ../../nbs/inference/04_onnx.ipynb #be911619
+def _save(content, facts:dict, file):
+    "Write an ONNX file with what its images need."
+    content.metadata_props.add(key='clip_dfgs', value=json.dumps(facts))
+    onnx.save(content, str(file))
+
 def _trace(embedder, file, images:np.ndarray):
     "Write the module as ONNX with a free batch size."
     free = dict(images={0: 'batch'}, features={0: 'batch'})
@@ -163,10 +168,6 @@ def _wrap(file, own:tuple, facts:dict):
     graph.output[0].type.tensor_type.shape.dim[1].dim_value = facts['width']
     _save(content, facts, file)
 
-def _save(content, facts:dict, file):
-    "Write an ONNX file with what its images need."
-    content.metadata_props.add(key='clip_dfgs', value=json.dumps(facts))
-    onnx.save(content, str(file))
 
 # %% ../../nbs/inference/04_onnx.ipynb #9c351f40
 _SLOWER = dict(

@@ -296,11 +296,11 @@ def heads(self:ReIDModel, f:ImageFeatures)->tuple[Tensor,Tensor]:
 # %% ../../nbs/models/05_reid_model.ipynb #344933f4
 def check_images(model:ReIDModel, images:Tensor)->Tensor: # [B,3,H,W], uint8 or normalized; normalized
     "Normalized images of the model's size and precision; ValueError for another shape or kind."
-    size = tuple(model.config['image_size'])
-    if images.ndim != 4 or images.shape[1:] != (3, *size):
-        raise ValueError(f'images have shape {tuple(images.shape)}, the model takes [B, 3, {size[0]}, {size[1]}]')
-    if images.dtype == torch.uint8: images = model.normalize(images)
-    if not images.is_floating_point(): raise ValueError(f'images are {images.dtype}, not uint8 and not normalized')
+    (height, width), kind = model.config['image_size'], images.dtype
+    if images.shape[1:] != (3, height, width) or kind != torch.uint8 and not kind.is_floating_point:
+        raise ValueError(f'images are {kind} {tuple(images.shape)}, the model takes uint8 or normalized '
+                         f'[B, 3, {height}, {width}]')
+    if kind == torch.uint8: images = model.normalize(images)
     return images.to(next(model.clip.visual.parameters(), images).dtype)
 
 def check_range(what:str, numbers:Tensor, count:int): # labels or cameras, and how many of them the model knows

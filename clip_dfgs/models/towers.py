@@ -232,8 +232,7 @@ def _fit_timm(visual, size:tuple, stride:int|None):
     table, patches = getattr(trunk, 'pos_embed', None), getattr(trunk, 'patch_embed', None)
     old = getattr(patches, 'grid_size', None)
     windows = {'window_size': trunk._ref_window_sizes} if hasattr(trunk, '_ref_window_sizes') else {}
-    try: trunk.set_input_size(img_size=size, **windows)
-    except Exception as e: raise ValueError(f'{cannot_take(visual, size)} ({first_line(e)})') from None
+    with one_line(cannot_take(visual, size)): trunk.set_input_size(img_size=size, **windows)
     learned = isinstance(table, nn.Parameter) and table.ndim == 3 and old is not None
     if learned and trunk.pos_embed.shape != table.shape:
         trunk.pos_embed = nn.Parameter(resize_grid(table.data[0], old, patches.grid_size)[None])

@@ -202,8 +202,8 @@ def _own_file(name:str, pretrained)->Path:
                          'those, a file, or None for random ones')
     if name.startswith('hf-hub:'): return _hub_file(name)
     files = [f for suffix in ('.safetensors', '.bin', '.pt', '.pth') for f in sorted(_bundle(name).glob('*' + suffix))]
-    if not files: raise ValueError(f'{name}: holds no .safetensors, .bin or .pt; pretrained=None makes random weights')
-    return files[0]
+    with one_line(f'{name}: holds no .safetensors, .bin or .pt; pretrained=None makes random weights'):
+        return files[0]
 
 # %% ../../nbs/models/02_weights.ipynb #a0a909e1
 def _read_config(path:Path)->dict: # with `model_cfg`
@@ -274,12 +274,13 @@ def guess_architecture(state:dict, what:str)->dict: # `clip` and `stride` of `Re
     sizes = {(2, 2, 2, 2): 18, (3, 4, 6, 3): 50 if deep else 34, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
     if 'image_encoder.conv1.weight' in state: return dict(clip='ViT-B-16')
     if any_of('image_encoder.layer1.'): return dict(clip='RN50')
-    if any(key.startswith('b1.') for key in state):
-        raise ValueError(f'{what}: a TransReID checkpoint with JPM, whose feature is of several branches, is not read')
-    if len(patches) in widths: return dict(clip=f'timm:vit_{widths[len(patches)]}_patch{patches.shape[-1]}_224')
+    branches = any(key.startswith('b1.') for key in state)  # of TransReID with JPM, whose feature is of several
+    if len(patches) in widths and not branches:
+        return dict(clip=f'timm:vit_{widths[len(patches)]}_patch{patches.shape[-1]}_224')
     if depths in sizes and not any_of('.IN.'):  # an IBN layer has an instance norm inside
         return dict(clip=f'timm:resnet{sizes[depths]}', stride=16 if any_of('bottleneck.') else None)
-    raise ValueError(f'{what}: its architecture is not known; name it: ReIDModel.create(NAME, {what!r})')
+    raise ValueError(f'{what}: its architecture is not known' + ' (TransReID with JPM is not read)'*branches
+                     + f'; name it: ReIDModel.create(NAME, {what!r})')
 
 # %% ../../nbs/models/02_weights.ipynb #d49d8e72
 def _tag(name:str, tag:str)->dict: # open_clip's record

@@ -30,7 +30,7 @@ TOWERS = dict(
     timm_vit=dict(clip='timm:test_vit2', pretrained=None, image_size=(64, 32)))
 
 
-def bytes_like(model, n, seed=1):
+def noise(n, model, seed=1):
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, (n, 3, *model.config['image_size']), dtype=np.uint8)
 
@@ -39,7 +39,7 @@ def bytes_like(model, n, seed=1):
 def test_exported_features_are_torchs(tower, tmp_path):
     model = ReIDModel.create(**TOWERS[tower])
     assert export_onnx(model, tmp_path/'m.onnx') < 1e-3
-    images = bytes_like(model, 7)
+    images = noise(7, model)
     session = onnxruntime.InferenceSession(str(tmp_path/'m.onnx'))
     found = session.run(None, dict(images=images))[0]
     with torch.no_grad(): want = Embedder(model)(torch.from_numpy(images)).numpy()
@@ -57,7 +57,7 @@ def test_smaller_files_agree_within_what_is_stated(tower, precision, tmp_path):
     export_onnx(model, tmp_path/'whole.onnx')
     with pytest.warns(UserWarning, match=f'^{precision} .* CPU'):
         seen = export_onnx(model, tmp_path/'m.onnx', precision=precision)
-    images = bytes_like(model, 6, seed=2)
+    images = noise(6, model, seed=2)
     light = OnnxExtractor(tmp_path/'m.onnx')
     assert light.facts['precision'] == precision and precision in repr(light)
     with torch.no_grad(): want = Embedder(model)(torch.from_numpy(images)).numpy()
@@ -70,12 +70,9 @@ def test_smaller_files_agree_within_what_is_stated(tower, precision, tmp_path):
     assert (tmp_path/'m.onnx').stat().st_size < .7*(tmp_path/'whole.onnx').stat().st_size
 
 
-@pytest.mark.parametrize('tower, precision, message', [
-    ('resnet', 'int8', 'matrix products, and this tower has none'),
-    ('vit', 'int4', "unknown precision 'int4'; did you mean 'int8'")])
-def test_precisions_that_cannot_be(tower, precision, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        export_onnx(ReIDModel.create(**TOWERS[tower]), tmp_path/'m.onnx', precision=precision)
+def test_a_precision_that_cannot_be(tmp_path):
+    with pytest.raises(ValueError, match='matrix products, and this tower has none'):
+        export_onnx(ReIDModel.create(**TOWERS['resnet']), tmp_path/'m.onnx', precision='int8')
     assert not list(tmp_path.iterdir())
 
 
@@ -90,13 +87,6 @@ def test_the_callers_model_stays_as_it_was(tmp_path):
     assert [module.training for module in model.modules()] == modes
     assert [p.requires_grad for p in model.parameters()] == gradients
     for name, value in model.state_dict().items(): torch.testing.assert_close(value, state[name], rtol=0, atol=0)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
-def test_a_model_stays_on_its_device(tmp_path):
-    model = ReIDModel.create(**TOWERS['vit']).cuda()
-    export_onnx(model, tmp_path/'m.onnx')
-    assert {p.device.type for p in model.parameters()} == {'cuda'}
 
 
 def test_weights_that_are_not_numbers_are_not_exported(tmp_path):
@@ -193,22 +183,15 @@ def test_files_of_other_programs(made, given, tmp_path):
     assert light([]).shape == (0, 3)
 
 
-def test_a_file_of_bytes_and_one_of_ours_in_a_feature_extractor(exported, tmp_path):
-    foreign(tmp_path/'x.onnx', kind='UINT8')
-    np.testing.assert_allclose(OnnxExtractor(tmp_path/'x.onnx')(picture(0, 8, 4))[0], picture(0, 8, 4).mean((0, 1)),
-                               rtol=1e-5)
-    images = [picture(seed, 90, 40) for seed in range(3)]
-    found, want = FeatureExtractor(exported[1])(images), FeatureExtractor(exported[0])(images)
-    torch.testing.assert_close(found, want, atol=1e-4, rtol=0)
-    with pytest.raises(ValueError, match='no text encoder'): FeatureExtractor(exported[1]).text('a man')
-
-
-def test_a_model_in_half_precision_is_exported_and_embeds(exported, tmp_path):
+def test_files_and_models_in_half_precision_in_a_feature_extractor(exported, tmp_path):
     half = ReIDModel.create('pedestrians', 'pedestrians').half()
     export_onnx(half, tmp_path/'half.onnx')
-    images, want = [picture(seed) for seed in range(3)], FeatureExtractor(exported[0])([picture(s) for s in range(3)])
-    for extract in (FeatureExtractor(half), FeatureExtractor(tmp_path/'half.onnx')):
-        assert torch.nn.functional.cosine_similarity(extract(images), want).min() > .999
+    images = [picture(seed, 90, 40) for seed in range(3)]
+    want = FeatureExtractor(exported[0])(images)
+    torch.testing.assert_close(FeatureExtractor(exported[1])(images), want, atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match='no text encoder'): FeatureExtractor(exported[1]).text('a man')
+    for place in (half, tmp_path/'half.onnx'):
+        assert torch.nn.functional.cosine_similarity(FeatureExtractor(place)(images), want).min() > .999
     assert next(half.parameters()).dtype == torch.float16
 
 
@@ -265,28 +248,14 @@ def saved(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize('precision', ['float32', 'int8'])
-def test_a_run_is_exported_by_a_command(precision, saved, tmp_path):
-    code, out, err = command('export', saved, '--to', tmp_path/'f.onnx', '--precision', precision)
-    assert code == 0 and (precision == 'float32') == (err == '')
-    assert out.startswith(f'{tmp_path/"f.onnx"}: ') and precision in out
-    light = OnnxExtractor(tmp_path/'f.onnx')
-    assert light.facts['precision'] == precision
-    want = FeatureExtractor(saved/'model')(picture()).numpy()
-    assert np.linalg.norm(light(picture()) - want) <= PRECISIONS[precision]
-
-
-def test_the_input_and_its_size_are_options(saved, exported, tmp_path):
-    "By definition: what is fed is undone, and an image of 256x128 becomes one of 128x64."
-    code, _, err = command('export', saved, '--to', tmp_path/'f.onnx', '--input', 'imagenet', '--size', '256x128')
-    assert (code, err) == (0, '')
-    small = picture(5)
-    large = small.repeat(2, 0).repeat(2, 1)
-    fed = large[None].transpose(0, 3, 1, 2)/255
-    mean, std = np.reshape([[.485, .456, .406], [.229, .224, .225]], (2, 3, 1, 1))
-    fed = ((fed - mean)/std).astype(np.float32)
-    found = onnxruntime.InferenceSession(str(tmp_path/'f.onnx')).run(None, dict(images=fed))[0]
-    np.testing.assert_allclose(found, FeatureExtractor(exported[0])(small).numpy(), atol=1e-4)
+def test_a_run_is_exported_by_a_command(saved, tmp_path):
+    options = ['--precision', 'int8', '--input', 'imagenet', '--size', '256x128']
+    code, out, err = command('export', saved, '--to', tmp_path/'f.onnx', *options)
+    assert code == 0 and err and out.startswith(f'{tmp_path/"f.onnx"}: ') and 'int8' in out
+    light, large = OnnxExtractor(tmp_path/'f.onnx'), picture(5).repeat(2, 0).repeat(2, 1)
+    assert (light.facts['precision'], light.facts['input']) == ('int8', 'imagenet')
+    want = FeatureExtractor(saved/'model')(picture(5)).numpy()
+    assert np.linalg.norm(light(large) - want) <= PRECISIONS['int8']
 
 
 def test_a_file_of_another_program_is_described_by_the_command(tmp_path):
@@ -323,12 +292,9 @@ def test_a_published_tracker_model_gives_its_published_features(tmp_path):
 
 @pytest.mark.parametrize('line, words', [
     ('export RUN --to DIR/f.onnx --size 256', '--size 256'), ('export RUN --to DIR/f.onnx --mean 0 0 0', '--mean'),
-    ('export RUN --to DIR/f.onnx --input bytes', "unknown input 'bytes'"),
     ('export RUN --to DIR/f.pt', 'f.onnx'), ('export RUN', 'required: --to'),
-    ('export DIR/none --to DIR/f.onnx', 'none'),
     ('export RUN --to DIR/f.onnx --precision half', "unknown precision 'half'"),
     ('export RUN --to DIR/f.onnx --tolerance 0', 'differs from torch'),
-    ('export RUN --to DIR/f.onnx --tolerance much', '--tolerance much'),
     ('export DIR/damaged --to DIR/f.onnx', 'damaged')])
 def test_mistakes_of_the_command_are_one_line(line, words, saved, tmp_path):
     shutil.copytree(saved, tmp_path/'damaged')

@@ -293,7 +293,6 @@ def heads(self:ReIDModel, f:ImageFeatures)->tuple[Tensor,Tensor]:
     "Logits [B,N] of the pooled and of the projected feature."
     return self.neck_pooled(f.pooled), self.neck_projected(f.projected)
 
-# %% ../../nbs/models/05_reid_model.ipynb #344933f4
 def check_images(model:ReIDModel, images:Tensor)->Tensor: # [B,3,H,W], uint8 or normalized; normalized
     "Normalized images of the model's size and precision; ValueError for another shape or kind."
     (height, width), kind = model.config['image_size'], images.dtype
@@ -426,7 +425,6 @@ def save(self:ReIDModel, folder):
     with atomic_write(Path(folder)/'model.safetensors') as part: save_file(state, part)
     write_text(json.dumps(self.config, indent=1), Path(folder)/'config.json')
 
-# %% ../../nbs/models/05_reid_model.ipynb #fb98c902
 @patch(cls_method=True)
 def load(cls:ReIDModel, folder)->ReIDModel:
     """Read what `save` wrote; ValueError if it is not there or not whole.

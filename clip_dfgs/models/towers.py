@@ -136,7 +136,6 @@ def seeded(seed:int):
     try: yield
     finally: torch.random.set_rng_state(state)
 
-# %% ../../nbs/models/01_towers.ipynb #552fd66f
 @contextlib.contextmanager
 def one_line(what:str): # the beginning of the message
     "Any error inside as a ValueError of one line; the libraries that read and build models raise many kinds."
@@ -406,7 +405,6 @@ def front_keys_values(transformer:nn.Module, front:Tensor, mask:Tensor|None)->li
         front = run_block(block, front, mask)
     return [*found, _keys_values(final, final.ln_1(front))]
 
-# %% ../../nbs/models/01_towers.ipynb #4b75d5f6
 def run_blocks(
     transformer:nn.Module, # open_clip's, with `resblocks`
     x:Tensor, # tokens, shape [B,L,W]

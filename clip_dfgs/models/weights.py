@@ -42,7 +42,6 @@ def _not_weights(path:Path)->str: # "" if nothing speaks against it
     if begin.startswith((b'version https://git-lfs', b'<')): return 'it is a web page or a pointer, not the file itself'
     return ''
 
-# %% ../../nbs/models/02_weights.ipynb #76ebf6dd
 def _harmless()->list:
     "What checkpoints hold besides tensors and cannot run code: numpy's single numbers."
     kinds = [type(np.dtype(t)) for t in (np.float64, np.float32, np.float16, np.int64, np.int32, np.uint8, np.bool_)]
@@ -62,7 +61,6 @@ def _open(path:Path)->tuple: # what it holds, and whether it is a TorchScript ar
             return torch.jit.load(str(path), map_location='cpu').state_dict(), True
         return torch.load(file, map_location='cpu', weights_only=True), False
 
-# %% ../../nbs/models/02_weights.ipynb #8bfb8235
 def _trouble(error:Exception)->str:
     "An error of reading, as what it means and what to do."
     objects = re.findall(r'GLOBAL (\S+)', str(error))
@@ -251,7 +249,6 @@ def _recipe_of(visual:nn.Module, state:dict, table:str, patch:int, what:str)->di
         return dict(image_size=size, stride=stride)
     raise ValueError(f'{what}: {length} positions are those of no known re-ID recipe')
 
-# %% ../../nbs/models/02_weights.ipynb #5b0cf057
 def _clip_reid(cfg:dict, state:dict, what:str)->tuple[nn.Module,dict]: # with `visual`; what `load_clip` finds
     "The image tower of a CLIP-ReID checkpoint; the text side of `cfg` is removed."
     state = {key.replace('image_encoder.', 'visual.'): value for key, value in state.items()
@@ -295,7 +292,6 @@ def _fetch(model:nn.Module, name:str, tag:str, record:dict)->dict: # weights by 
         path = open_clip.download_pretrained(record)
     return open_clip.convert.convert_state_dict(model, read_weights(path)[0])
 
-# %% ../../nbs/models/02_weights.ipynb #40266a35
 def _from_file(name:str, cfg:dict, file:Path, asked:bool|None, seed:int)->tuple[nn.Module,dict]:
     "A model of `cfg` with the weights of `file`, and what the file or a config beside it says."
     state, origin = read_weights(file)

@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from ..data.folders import camera_expression
+from ..data.parsers import camera_expression
 from ..data.image_io import listed
 from ..data.datasets import load_named, options_for
 from .search import nearest_rows, printable, text_features

@@ -329,13 +329,21 @@ def _features(self:FeatureExtractor, pixels:Tensor)->Tensor: # [B,D], on the dev
 
 # %% ../../nbs/inference/01_embed.ipynb #c48a4e63
 @patch
-def text(self:FeatureExtractor, texts)->Tensor: # a sentence, or several; [B, projected width], on the CPU
+def text(
+    self:FeatureExtractor,
+    texts, # a sentence, or several
+)->Tensor: # [B, projected width], on the CPU
     """Features of sentences, in the space of the image features' last columns.
+
+    Parameters
+    ----------
+    texts
+        a sentence, or several
 
     Returns
     -------
     Tensor
-        a sentence, or several; [B, projected width], on the CPU
+        [B, projected width], on the CPU
     """
     with evaluating(self.model): out = self.model.encode_captions(texts).float().cpu()
     return F.normalize(out, dim=1) if self.normalize else out

@@ -1,5 +1,4 @@
 "The small CLIP: stored small, read back, and what the weights that ship know."
-import json
 
 import pytest
 import torch
@@ -42,15 +41,6 @@ def test_damaged_files_are_named(tmp_path, file, content):
     (tmp_path/file).write_bytes(content)
     with pytest.raises(ValueError, match='the small CLIP is damaged') as e: load_small_clip(tmp_path/'s')
     assert '\n' not in str(e.value)
-
-
-def test_rows_of_another_table_are_refused(tmp_path):
-    config = PEDESTRIANS | dict(model_cfg=PEDESTRIANS['model_cfg'] | dict(
-        text_cfg=PEDESTRIANS['model_cfg']['text_cfg'] | dict(vocab_size=100)))
-    save_small_clip(new_small_clip(), touched_rows=[49406], path=tmp_path/'s')
-    (tmp_path/'s.json').write_text(json.dumps(config))
-    with pytest.raises(ValueError, match='the small CLIP is damaged'):
-        load_small_clip(tmp_path/'s')
 
 
 @pytest.mark.slow

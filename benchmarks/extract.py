@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from clip_dfgs.inference.onnx import PRECISIONS, OnnxExtractor, export_onnx
-from clip_dfgs.inference.extractor import FeatureExtractor
+from clip_dfgs.inference.embed import FeatureExtractor
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.synthetic.domain import captioned_images
 

@@ -42,7 +42,7 @@ from clip_dfgs.data.records import pool
 from clip_dfgs.data.transforms import Augment
 from clip_dfgs.evaluation.metrics import evaluate
 from clip_dfgs.experiments.studies import Study, compare_variants
-from clip_dfgs.models.timm_towers import imagenet_file
+from clip_dfgs.models.weights import imagenet_file
 from clip_dfgs.training.config import Stage, TrainConfig
 from clip_dfgs.utils.files import stable_shuffle, write_text
 

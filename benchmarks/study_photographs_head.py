@@ -32,7 +32,7 @@ from clip_dfgs.data.records import pool
 from clip_dfgs.models.reid_model import BNNeck
 from clip_dfgs.models.prompts import all_text_features
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.models.timm_towers import fill_imagenet, load_timm
+from clip_dfgs.models.weights import fill_imagenet, load_timm
 from clip_dfgs.models.towers import ImageFeatures
 from clip_dfgs.sampling.graph import nearest_identities
 from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, update_graph

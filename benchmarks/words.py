@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from clip_dfgs.inference.extractor import FeatureExtractor
+from clip_dfgs.inference.embed import FeatureExtractor
 from clip_dfgs.synthetic.domain import domain_cast, render_domain
 from clip_dfgs.gallery.search import text_features
-from clip_dfgs.inference.extractor import load_model
+from clip_dfgs.inference.embed import load_model
 from clip_dfgs.synthetic.people import whole_captions
 
 DOMAINS = (88101, 88102, 88103)

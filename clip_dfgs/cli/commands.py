@@ -334,9 +334,11 @@ def tested(
     from clip_dfgs.data.datasets import as_trained
     from clip_dfgs.inference.embed import make_accelerator
     from clip_dfgs.inference.evaluator import check_targets, evaluate_records
-    from clip_dfgs.inference.extractor import load_model
-    tables, = read_data(replace(options, **as_trained(models, target, options.options())), target=target)
-    records, opened = pd.concat(tables, ignore_index=True), [load_model(place, 'cpu') for place in models]
+    from clip_dfgs.inference.embed import load_model
+    known = as_trained(models, target, options.options())
+    tables, = read_data(replace(options, **known), target=target)
+    opened = [load_model(place, 'cpu') for place in models]
+    records = pd.concat(tables, ignore_index=True)
     check_targets(records, exclude)
     warn_leaks(records, [path for m in models for path in trained_on(m)])
     a = make_accelerator(precision)
@@ -422,7 +424,7 @@ def export(
     std:tuple=(), # the same
 ):
     "Write a model as an ONNX file, checked against torch."
-    from clip_dfgs.inference.extractor import load_model
+    from clip_dfgs.inference.embed import load_model
     from clip_dfgs.inference.onnx import describe_onnx, export_onnx
     check_ending(to, '.onnx')
     shape = None if size is None else _numbers('size', size.split('x'), 2, int)

@@ -24,7 +24,7 @@ from ..data.parsers import camera_expression
 from ..data.image_io import listed
 from ..data.datasets import load_named, options_for
 from .search import nearest_rows, printable, text_features
-from ..inference.extractor import FeatureExtractor, load_model
+from ..inference.embed import FeatureExtractor, load_model
 from ..models.reid_model import ReIDModel
 from ..utils.checks import check_choice, positive_int, suggest
 from ..utils.files import atomic_write, digest_of_file, fsync, image_files, left_out, write_text

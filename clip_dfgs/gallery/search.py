@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.image_io import listed, to_pixels
-from ..inference.extractor import FeatureExtractor
+from ..inference.embed import FeatureExtractor
 from ..synthetic.people import whole_captions, words_in
 from ..utils.tensors import full_precision_matmul, smallest
 

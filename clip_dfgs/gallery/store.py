@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from .gallery import check_free, file_digest, Gallery, model_digest, write_gallery, write_table
 from .search import printable
-from ..inference.extractor import FeatureExtractor, load_model, _embed
+from ..inference.embed import FeatureExtractor, load_model, _embed
 from ..utils.checks import check_choice, positive_int
 from ..utils.files import atomic_write
 

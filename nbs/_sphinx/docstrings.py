@@ -66,12 +66,19 @@ def documented(node, lines):
     return doc.lineno, doc.end_lineno, re.sub(r'[ \t]+$', '', whole, flags=re.M).replace('\\', '\\\\')
 
 
+def patched(node):
+    "The class that a function is patched into as a public method; None for other definitions."
+    decorators = [ast.unparse(d) for d in getattr(node, 'decorator_list', [])]
+    if not any(d.split('(')[0] == 'patch' for d in decorators) or node.name.startswith('_'): return None
+    return ast.unparse(node.args.args[0].annotation)
+
+
 def rewrite(path, names):
     "Rewrite the docstrings of some names of a module."
     source = path.read_text(encoding='utf-8')
     lines, changes = source.split('\n'), []
     for node in ast.parse(source).body:
-        if getattr(node, 'name', None) not in names: continue
+        if getattr(node, 'name', None) not in names and patched(node) not in names: continue
         inner = [m for m in getattr(node, 'body', []) if isinstance(m, ast.FunctionDef)
                  and (not m.name.startswith('_') or m.name == '__call__')] if isinstance(node, ast.ClassDef) else []
         changes += [c for c in (documented(n, lines) for n in [node, *inner]) if c]

@@ -14,7 +14,7 @@ from clip_dfgs.evaluation.distances import distance_blocks
 from clip_dfgs.evaluation.metrics import evaluate, nearest_gallery
 from clip_dfgs.inference.embed import embed_images
 from clip_dfgs.inference.evaluator import evaluate_records
-from clip_dfgs.inference.extractor import FeatureExtractor
+from clip_dfgs.inference.embed import FeatureExtractor
 from clip_dfgs.sampling.graph import identity_features, nearest_identities
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.experiments.protocols import seconds_per_step

@@ -13,7 +13,7 @@ from PIL import Image
 from clip_dfgs.data.image_io import crops, ImageError, load_image
 from clip_dfgs.gallery.gallery import Gallery
 from clip_dfgs.gallery.search import text_features
-from clip_dfgs.inference.extractor import FeatureExtractor
+from clip_dfgs.inference.embed import FeatureExtractor
 from clip_dfgs.models.reid_model import Embedder
 from clip_dfgs.models.reid_model import ReIDModel
 
@@ -178,7 +178,7 @@ def test_one_rule_of_pixels_for_files_and_pil_images(extract, tmp_path):
 @pytest.mark.parametrize('call, name', [
     (lambda e: FeatureExtractor(e.model, channels='gbr'), "'gbr'"), (lambda e: e(picture(), channels='BGR'), "'BGR'"),
     (lambda e: e(picture(), bad='skip'), "'skip'"), (lambda e: e(picture()/255/255), 'divided by 255 twice'),
-    (lambda e: e.text(7), 'int'), (lambda e: e.text(['a', 7]), 'int'),
+    (lambda e: e.text(7), 'captions'), (lambda e: e.text(['a', 7]), 'captions'),
     (lambda e: FeatureExtractor(torch.nn.Linear(1, 1)), 'Linear'),
     (lambda e: crops(picture(), [[.1, .2, .3, .9]]), 'shares of the frame'), # they would be crops of one pixel
     *((lambda e, n=n: FeatureExtractor(e.model, batch=n), 'batch=') for n in (0, -1, 1.5, '3', None, True))])

@@ -5,9 +5,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
 from clip_dfgs.inference.attention import attention_maps, attention_rollout, patch_features, patch_similarity
-from clip_dfgs.models.reid_model import ReIDEncoder, ReIDModel
-from clip_dfgs.models.towers import vit_tokens
-from clip_dfgs.models.weights import new_clip
+from clip_dfgs.models.reid_model import ReIDModel
+from clip_dfgs.models.towers import new_clip, vit_tokens
 
 
 def close(a, b, tol=1e-4): torch.testing.assert_close(a, b, atol=tol, rtol=tol)
@@ -25,7 +24,7 @@ def model_of(size=(32, 32), **vision):
     if 'timm_model_name' in vision: cfg |= dict(custom_text=True)
     said = dict(format=2, clip='ViT-B-16', model_cfg=cfg, token_seed=None, image_size=list(size), stride=None,
                 cameras=0, num_ids=0, seed=0, normalization=dict(mean=[.5]*3, std=[.5]*3))
-    return ReIDEncoder(new_clip(cfg), said).eval()
+    return ReIDModel(new_clip(cfg), said).eval()
 
 
 # ---- attention rollout
@@ -138,7 +137,6 @@ def test_a_tower_that_shows_nothing_is_named():
     model.clip.visual = Sealed()
     with pytest.raises(ValueError, match='Sealed shows neither attention nor a feature map'):
         attention_maps(model, pictures(1, 32, 32))
-    with pytest.raises(ValueError, match='no picture'): attention_maps(model, pictures(0, 32, 32))
 
 
 def test_a_map_leaves_the_model_as_it_was():

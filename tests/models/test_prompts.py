@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.models.prompts import PROMPT, PromptLearner, all_text_features
-from clip_dfgs.models.towers import encode_embeddings, text_tower
-from clip_dfgs.models.weights import new_clip, tokenizer_of
+from clip_dfgs.models.prompts import PROMPT, PromptLearner
+from clip_dfgs.models.towers import encode_embeddings, new_clip, text_tower
+from clip_dfgs.models.weights import tokenizer_of
 
 
 def close(a, b, tol=1e-4): torch.testing.assert_close(a, b, atol=tol, rtol=tol)
@@ -72,13 +72,6 @@ def test_seed_decides_the_context_and_nothing_else():
     assert abs(a.std().item() - .02) < 2e-4 and abs(a.mean().item()) < 2e-4
 
 
-@pytest.mark.parametrize('block', [7, 1000])
-def test_all_features_do_not_depend_on_the_block(model, block):
-    found = all_text_features(model, block)
-    assert found.shape == (30, 128) and not found.requires_grad
-    close(found, model.text_features(torch.arange(30)).detach())
-
-
 def test_loaded_prompts_have_the_same_text_features(model, tmp_path):
     with torch.no_grad():  # "person", as if it had been trained
         model.clip.token_embedding.weight[2533] += 1
@@ -97,11 +90,3 @@ def test_a_tower_that_looks_both_ways_gets_the_whole_sentence():
     with torch.inference_mode():
         prompts.context[0] = clip.text.token_embedding(ids[0, 5:9])
         close(encode_embeddings(text_tower(clip), prompts(torch.tensor([0])), prompts.at), clip.encode_text(ids))
-
-
-def test_a_tokenizer_that_merges_the_placeholders_is_refused():
-    def merging(texts): return torch.tensor([[1, 5, 6, 5, 6, 49407, 0, 0]])
-
-    clip = new_clip(dict(embed_dim=16, vision_cfg=dict(image_size=32, layers=1, width=64, patch_size=16),
-                         text_cfg=dict(width=32, heads=2, layers=1)))
-    with pytest.raises(ValueError, match='prompts cannot be learned with it'): PromptLearner.for_clip(clip, merging, 2)

@@ -12,8 +12,9 @@ from hypothesis import given, settings, strategies as st
 from openai_layout import CONFIG, SMALL, image_features, openai_state, slow_resize
 
 from clip_dfgs.models.small_clip import PEDESTRIANS, new_small_clip
-from clip_dfgs.models.towers import encode_tokens, fit_tower, resize_grid, run_blocks, text_tower, tower_features
-from clip_dfgs.models.weights import fill_weights, new_clip, seeded, tokenizer_of
+from clip_dfgs.models.towers import encode_tokens, fit_tower, new_clip, resize_grid, run_blocks, seeded, text_tower
+from clip_dfgs.models.towers import tower_features
+from clip_dfgs.models.weights import fill_weights, tokenizer_of
 
 
 def close(a, b, tol=1e-3): torch.testing.assert_close(a, b, atol=tol, rtol=tol)
@@ -23,7 +24,7 @@ def noise(*shape, seed=0, **options):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **options)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(old=st.tuples(st.integers(1, 6), st.integers(1, 6)), new=st.tuples(st.integers(1, 9), st.integers(1, 9)),
        seed=st.integers(0, 99))
 def test_resized_positions_are_bilinear(old, new, seed):
@@ -167,8 +168,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]/'benchmarks'))
 from towers import TABLE, judged  # noqa: E402
 
 WRITTEN = pd.read_csv(TABLE, dtype=str, keep_default_na=False)
-SAMPLE = [('open_clip', 'ViT-B-16-SigLIP'), ('open_clip', 'ViT-L-14-worldwide'), ('open_clip', 'roberta-ViT-B-32'),
-          ('open_clip', 'RN50'), ('timm', 'levit'), ('timm', 'convnext'), ('timm', 'vision_transformer')]
+SAMPLE = [('open_clip', 'ViT-B-16-SigLIP'), ('timm', 'levit'), ('timm', 'convnext')]
 
 
 def test_no_tower_is_wrong_and_none_fails_with_an_error_of_its_own():

@@ -16,10 +16,10 @@ from openai_layout import CONFIG, SMALL, archive, image_features, marked, openai
 from safetensors.torch import save_file
 from torch import nn
 
-from clip_dfgs.inference.extractor import load_model
-from clip_dfgs.models.timm_towers import guess_architecture, load_timm
+from clip_dfgs.inference.embed import load_model
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.models.weights import new_clip, read_weights
+from clip_dfgs.models.towers import new_clip
+from clip_dfgs.models.weights import guess_architecture, load_timm, read_weights
 
 STATE = {'visual.conv1.weight': torch.ones(1), 'token_embedding.weight': torch.zeros(2), 'logit_scale': torch.ones(())}
 
@@ -56,7 +56,7 @@ def check_features(model, state, quick):
 @pytest.mark.filterwarnings('ignore:.*taken for OpenAI')
 def test_openai_files_of_every_kind_get_quick_gelu(home, kind):
     state = openai_state(**SMALL, half=kind != 'plain float')
-    path = home/('w.safetensors' if kind == 'safetensors' else 'w.pt')
+    path = home/'w.pt'                                                           # known by what it holds
     if kind == 'archive': archive(marked(state), path)
     elif kind == 'safetensors': save_file(state, path)
     else: torch.save(marked(state) if kind == 'marked' else state, path)
@@ -107,7 +107,7 @@ HOLDERS = st.sampled_from([(), ('state_dict',), ('model',), ('model_state_dict',
 EXTRAS = st.sampled_from([{}, dict(epoch=3), dict(best=np.float64(.5), optimizer=dict(state={}, lr=1e-3))])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(wrappers=WRAPPERS, holders=HOLDERS, extras=EXTRAS, ordered=st.booleans(), old=st.booleans())
 def test_wrappers_and_keys_are_taken_away(tmp_path_factory, wrappers, holders, extras, ordered, old):
     path = tmp_path_factory.mktemp('w')/'run.pth'
@@ -121,18 +121,10 @@ def test_wrappers_and_keys_are_taken_away(tmp_path_factory, wrappers, holders, e
     assert origin == ('checkpoint' if holders else 'bare')
 
 
-def test_two_tensors_of_one_name_are_refused_and_two_states_are_named(tmp_path):
-    torch.save({'a': torch.ones(1), 'module.a': torch.zeros(1)}, tmp_path/'two.pt')
-    with pytest.raises(ValueError, match='two of its tensors are named a without their wrappers'):
-        read_weights(tmp_path/'two.pt')
+def test_two_states_are_named(tmp_path):
     torch.save(dict(state_dict=dict(a=torch.ones(1)), state_dict_ema=dict(a=torch.zeros(1))), tmp_path/'ema.pt')
     with pytest.warns(UserWarning, match='holds state_dict and state_dict_ema; state_dict is read'):
         assert read_weights(tmp_path/'ema.pt')[0]['a'] == 1
-
-
-def test_safetensors_are_known_by_their_content(tmp_path):
-    save_file(STATE, tmp_path/'w.pt')
-    assert read_weights(tmp_path/'w.pt')[0].keys() == STATE.keys()
 
 
 class Bomb:
@@ -151,55 +143,31 @@ def test_nothing_is_unpickled_and_the_way_out_is_named(tmp_path, monkeypatch, ex
     assert not (tmp_path/'exploded').exists()
 
 
-def whole(tmp_path):
-    torch.save(STATE, tmp_path/'whole.pt')
-    return (tmp_path/'whole.pt').read_bytes()
-
-
-def whole_safetensors(tmp_path):
-    save_file(STATE, tmp_path/'whole.safetensors')
-    return (tmp_path/'whole.safetensors').read_bytes()
-
-
 @pytest.mark.parametrize('name,content,reason', [
-    ('w.pt', lambda d: b'', 'it is empty'), ('w.safetensors', lambda d: b'', 'it is empty'),
-    ('w.pt', lambda d: whole(d)[:-99], 'damaged or was cut short'),
-    ('w.pt', lambda d: whole(d)[:3], 'not a weight file'),
-    ('w.safetensors', lambda d: whole_safetensors(d)[:-3], 'damaged or was cut short'),
-    ('w.safetensors', lambda d: whole_safetensors(d)[:12], 'damaged or was cut short'),
-    ('w.safetensors', lambda d: b'half a file', 'neither torch.save nor safetensors wrote it'),
-    ('w.pt', lambda d: b'some text', 'neither torch.save nor safetensors wrote it'),
-    ('w.pt', lambda d: b'<!DOCTYPE html><html>403</html>', 'it is a web page'),
-    ('w.bin', lambda d: b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'a pointer, not the file'),
-    ('w-00001-of-00002.safetensors', whole_safetensors, 'one part of weights in several files'),
-    ('model.safetensors.index.json', lambda d: b'{"weight_map": {}}', 'one part of weights in several files')])
-def test_what_is_no_weight_file_is_named_in_one_line(tmp_path, name, content, reason):
-    path = tmp_path/name
-    path.write_bytes(content(tmp_path))
-    with pytest.raises(ValueError, match=reason) as e: read_weights(path)
+    ('w.pt', b'', 'it is empty'), ('w.pt', b'<!DOCTYPE html><html>403</html>', 'it is a web page'),
+    ('w.bin', b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'a pointer, not the file'),
+    ('w.safetensors', b'half a file', 'neither torch.save nor safetensors'), ('w.pt', -99, 'damaged, cut short'),
+    ('w.safetensors', -3, 'damaged, cut short'), ('w.safetensors', 12, 'damaged, cut short'),
+    ('w-00001-of-00002.safetensors', b'x', 'one part of weights in several files'), ('folder', None, 'it is a folder'),
+    ('none.pt', None, 'there is no such file')])
+def test_what_is_no_weight_file_is_named_in_one_line(home, name, content, reason):
+    "Bytes, or so many of a whole file."
+    path = home/name
+    (home/'folder').mkdir()
+    if isinstance(content, int):
+        save_file(STATE, path) if name.endswith('safetensors') else torch.save(STATE, path)
+        content = path.read_bytes()[:content]
+    if content is not None: path.write_bytes(content)
+    with pytest.raises(ValueError, match=reason) as e: create(path)
     message = str(e.value)
     assert name in message and '\n' not in message and '\x1b' not in message
 
 
-def test_folders_and_paths_without_a_file_are_named(home):
-    (home/'folder').mkdir()
-    ReIDModel.create('pedestrians', None).save(home/'saved')
-    for name, reason in (('folder', 'it is a folder'), ('none.pt', 'there is no such file'),
-                         ('saved', 'it is a folder of ReIDModel.save, for ReIDModel.load')):
-        for path in (home/name, str(home/name)):
-            with pytest.raises(ValueError, match=f'{name}: not a weight file; {reason}'): create(path)
-    for nothing in ('', 3, 1.5, False):
-        with pytest.raises(ValueError, match='it takes a tag, a file, or None'): create(nothing)
-
-
 # ---------------------------------------------------------------- into the model
 @pytest.mark.parametrize('damage,message', [
-    (lambda s: s.pop('visual.proj'), '1 missing, first visual.proj'),
     (lambda s: s.update({'visual.more': torch.zeros(1)}), '1 unknown, first visual.more'),
     (lambda s: s.update({'ln_final.weight': torch.zeros(9)}), '1 misshapen, first ln_final.weight'),
-    (lambda s: s.update({'ln_final.weight': torch.zeros(64, dtype=torch.int8)}), '1 quantized, first ln_final.weight'),
-    (lambda s: s.update({'ln_final.weight': torch.zeros(64).to(torch.float8_e4m3fn)}), '1 quantized, first ln_final'),
-    (lambda s: s.update({'ln_final.weight': torch.full((64,), torch.nan)}), '1 unfinite, first ln_final.weight')])
+    (lambda s: s.update({'ln_final.weight': torch.zeros(64).to(torch.float8_e4m3fn)}), '1 quantized, first ln_final')])
 def test_weights_that_do_not_fit_say_so(home, damage, message):
     state = openai_state(**SMALL)
     damage(state)
@@ -222,19 +190,14 @@ def test_batch_norms_without_counters_load(tmp_path, name):
 
 # ---------------------------------------------------------------- names, tags and weights
 @pytest.mark.parametrize('call,message', [
-    (dict(clip='ViT-B-61'), 'did you mean'), (dict(clip='zzzz'), 'unknown model'),
+    (dict(clip='zzzz'), 'unknown model'),
     (dict(clip='timm:resnet5', pretrained=None), 'did you mean'),
     (dict(pretrained='nofile.pt'), "has no weights 'nofile.pt', and no such file exists; tags: openai"),
-    (dict(clip='ViT-B-32', pretrained='pedestrians'), "clip 'ViT-B-32' cannot have the weights 'pedestrians'"),
     (dict(clip='timm:resnet18', pretrained='pedestrians'), "'timm:resnet18' cannot have the weights 'pedestrians'"),
-    (dict(clip='any nonsense', pretrained='pedestrians'), "cannot have the weights 'pedestrians'"),
-    (dict(clip='pedestrians', pretrained='openai'), "clip 'pedestrians' cannot have the weights 'openai'"),
     (dict(clip='pedestrians', pretrained='nofile.pt'), "clip 'pedestrians' cannot have the weights 'nofile.pt'"),
     (dict(clip='pedestrians', quick_gelu=True), 'pedestrians: was trained with GELU'),
     (dict(clip='timm:resnet18', pretrained=None, quick_gelu=True), 'only a CLIP has the choice of quick_gelu'),
     (dict(clip='ViT-B-16', pretrained=True), 'ViT-B-16 has no weights True'),
-    (dict(clip='coca_ViT-B-32', pretrained=None), 'CoCa'),
-    (dict(clip='roberta-ViT-B-32', pretrained=None), 'roberta-base'),
     (dict(clip='pedestrians', pretrained=None, image_size=(8, 8)), 'does not suit patches of 16'),
     (dict(clip='pedestrians', pretrained=None, stride=17), 'stride 17'),
     (dict(clip='pedestrians', pretrained=None, normalization='imagenet'), 'unknown normalization'),
@@ -246,17 +209,7 @@ def test_mistakes_are_named(call, message):
     assert '\n' not in str(e.value)
 
 
-def test_a_name_that_brings_its_weights_takes_no_other_tag(home):
-    (home/'open_clip_config.json').write_text(json.dumps(dict(model_cfg=CONFIG)))
-    save_file(openai_state(**SMALL, half=False), home/'w.safetensors')
-    name = f'local-dir:{home}'
-    with pytest.raises(ValueError, match="brings its own weights, not 'openai'"): ReIDModel.create(name, 'openai')
-    brought, random = (ReIDModel.create(name, p, image_size=(64, 32)).clip.visual.proj for p in (True, None))
-    close(brought.data, openai_state(**SMALL, half=False)['visual.proj'], 0)
-    assert not torch.equal(brought, random)
-
-
-@pytest.mark.parametrize('damage', ['', '{', '[]', '{"model_cfg": 3}'])
+@pytest.mark.parametrize('damage', ['{', '[]', '{"model_cfg": 3}'])
 def test_a_damaged_config_beside_weights_is_named(home, damage):
     (home/'open_clip_config.json').write_text(damage)
     save_file(openai_state(**SMALL), home/'w.safetensors')
@@ -285,16 +238,14 @@ def test_tags_and_hub_models_go_through_open_clips_own_download(home, monkeypatc
     assert torch.equal(hub.clip.visual.proj, model.clip.visual.proj)
 
 
-@pytest.mark.parametrize('error,said', [(OSError('no network'), 'no network'), (OSError(), 'OSError'),
-                                        (OSError('\n\x1b[31mno\x1b[0m network\nmore'), 'no network')])
-def test_a_failed_download_is_one_line(home, monkeypatch, error, said):
-    def offline(*args, **options): raise error
+def test_a_failed_download_is_one_line(home, monkeypatch):
+    def offline(*args, **options): raise OSError('\n\x1b[31mno\x1b[0m network\nmore')
     monkeypatch.setattr(open_clip, 'get_pretrained_cfg', lambda name, tag: dict(url='x'))
     monkeypatch.setattr(open_clip, 'download_pretrained', offline)
     monkeypatch.setattr(open_clip.pretrained, 'download_pretrained_from_hf', offline)
-    with pytest.raises(ValueError, match=rf"the weights 'mine' could not be had \({said}\); pass a file"):
+    with pytest.raises(ValueError, match=r"the weights 'mine' could not be had; pass a file \(no network\)"):
         create('mine')
-    with pytest.raises(ValueError, match=rf'hf-hub:x/y: could not be fetched \({said}\)'):
+    with pytest.raises(ValueError, match=r'hf-hub:x/y: could not be fetched \(no network\)'):
         ReIDModel.create('hf-hub:x/y')
 
 
@@ -305,23 +256,13 @@ def test_leftovers_of_a_backbones_file_are_said_but_for_the_classifier(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         load_timm('resnet18', tmp_path/'head.pt')
+    ordered = {f'_part{i}.{k.rsplit(".", 1)[-1]}': v for i, (k, v) in enumerate(state.items())}
+    torch.save(ordered | {next(iter(ordered)): torch.zeros(1)}, tmp_path/'wrong.pt')     # not all shapes
+    with pytest.raises(ValueError, match='does not fit the model: .* missing'):
+        load_timm('resnet18', tmp_path/'wrong.pt')
     torch.save(state | {'layer5.weight': torch.zeros(3)}, tmp_path/'more.pt')
     with pytest.warns(UserWarning, match='1 tensors are not of the backbone and left out, first layer5.weight'):
         load_timm('resnet18', tmp_path/'more.pt')
-
-
-def test_other_names_are_taken_in_order_only_where_all_shapes_agree(tmp_path):
-    state = load_timm('resnet18', seed=3)[0].visual.trunk.state_dict()
-    kinds = [k.rsplit('.', 1)[-1] for k in state]
-    renamed = {f'_part{i}.{kind}': v for i, (kind, v) in enumerate(zip(kinds, state.values()))}
-    torch.save(renamed, tmp_path/'renamed.pt')
-    with pytest.warns(UserWarning, match='are taken in their order'):
-        back = load_timm('resnet18', tmp_path/'renamed.pt')[0].visual.trunk.state_dict()
-    assert all(torch.equal(v, back[k]) for k, v in state.items() if v.is_floating_point())
-    first = next(iter(renamed))
-    torch.save(renamed | {first: torch.zeros(1)}, tmp_path/'wrong.pt')
-    with pytest.raises(ValueError, match='does not fit the model: .* missing'):
-        load_timm('resnet18', tmp_path/'wrong.pt')
 
 
 # ---------------------------------------------------------------- files of other code bases
@@ -414,7 +355,7 @@ def test_clip_reids_checkpoints(home, stride):
     assert not shift[1:].any()
 
 
-@pytest.mark.parametrize('stride', [16, 12])
+@pytest.mark.parametrize('stride', [12])
 @pytest.mark.filterwarnings('ignore:.*(not of the backbone|reach no feature|pass normalization)')
 def test_transreids_checkpoints(stride, tmp_path):
     made = ReIDModel.create('timm:vit_tiny_patch16_224', None, image_size=(256, 128), stride=stride, seed=2).eval()

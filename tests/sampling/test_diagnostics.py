@@ -41,11 +41,11 @@ def test_any_kind_of_labels_and_batches(labels, batches):
 
 
 @pytest.mark.parametrize('call, words', [
-    (lambda: epoch_statistics([[0, 6]], LABELS), 'batch 0 holds row 6; there are 6 images'),
-    (lambda: epoch_statistics([[0], [-1]], LABELS), 'batch 1 holds row -1'),
-    (lambda: pair_repetition([[[9]]], LABELS), 'row 9'),
+    (lambda: epoch_statistics([[0, 6]], LABELS), 'batch 0 holds int64 0 to 6; rows are 0..5'),
+    (lambda: epoch_statistics([[0], [-1]], LABELS), 'batch 1 holds int64 -1'),
+    (lambda: pair_repetition([[[9]]], LABELS), '9 to 9'),
     (lambda: epoch_statistics([[0]], LABELS, [0, 1]), 'cameras'),
-    (lambda: epoch_statistics([[0.5]], LABELS), 'batch 0 is of float64'),
+    (lambda: epoch_statistics([[0.5]], LABELS), 'batch 0 holds float64'),
     (lambda: epoch_statistics([[0]], [0, None]), 'labels.* row 1'),
     (lambda: pair_repetition([], [0., np.nan]), 'labels.* row 1'),
     (lambda: epoch_statistics([[0, 2]], LABELS, features=torch.zeros(4, 2)),

@@ -20,7 +20,7 @@ from clip_dfgs.data.records import pool
 from clip_dfgs.inference.evaluator import results_table
 from clip_dfgs.data.records import hold_out
 from clip_dfgs.utils.files import TrainError
-from clip_dfgs.training.history import read_rows
+from clip_dfgs.training.run import read_rows
 from clip_dfgs.training.trainer import fit
 
 SMALL_BATCH = dict(batch=16, instances=4)

@@ -19,7 +19,7 @@ TAGS = dict(DFGS='dfgs', GS='gs', CoOp='coop', CLIP='clip', SupCon='supcon', BoT
             rollout='rollout', MaskCLIP='maskclip',
             **{'CLIP-ReID': 'clipreid', 'k-reciprocal': 'kreciprocal'})
 PAPER = ['00_method', 'sampling/01_graph', 'sampling/02_depth_first', 'sampling/03_samplers', 'training/02_losses',
-         'training/08_trainer']                               # the paper in six chapters
+         'training/06_trainer']                               # the paper in six chapters
 FOLDERS = ['data', 'sampling', 'models', 'evaluation', 'inference', 'synthetic', 'training', 'gallery', 'viz',
            'experiments', 'cli', 'utils']
 

@@ -16,7 +16,6 @@ from clip_dfgs.training.checkpoints import checkpoints
 from clip_dfgs.training.config import config_from
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.data.records import pool
-from clip_dfgs.training.history import read_rows
 from clip_dfgs.training.run import check_folder
 from clip_dfgs.training.trainer import fit
 
@@ -57,8 +56,8 @@ def test_resume_refuses_another_run(world, whole, tmp_path):
     with pytest.raises(ValueError, match='another sampler'): fit(rows, config(sampler='gs'), whole, resume=True)
     with pytest.raises(ValueError, match='not empty'): fit(rows, config(), whole)
     with pytest.raises(ValueError, match='other images'): fit(some, config(), whole, resume=True)
-    words = r"was trained with precision 'no', here it is 'bf16'; resume with precision='no'"
-    with pytest.raises(ValueError, match=words): fit(rows, config(precision='bf16'), whole, resume=True)
+    bf16 = config(precision='bf16')
+    with pytest.raises(ValueError, match='precision=no, not bf16'): fit(rows, bf16, whole, resume=True)
     (tmp_path/'mine').write_text('precious')
     for how in ('resume', 'overwrite'):
         with pytest.raises(ValueError, match='holds no run'): fit(rows, config(), tmp_path, **{how: True})
@@ -113,7 +112,7 @@ def test_overwriting_follows_no_link(world, copied, tmp_path):
     assert (tmp_path/'elsewhere'/'precious').exists()
 
 
-@pytest.mark.parametrize('deletions', [0, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 4, 5))])
+@pytest.mark.parametrize('deletions', [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1, 3, 4, 5))])
 def test_killed_while_an_old_run_is_replaced(world, copied, deletions):
     "After any number of deletions: other images are never given the old weights, and overwriting works."
     rows = rows_of(world)
@@ -142,14 +141,6 @@ def test_what_a_killed_run_was_writing_is_cleared_away(world, copied):
     for name in leftovers: (copied/name).write_text('x')
     begin(rows_of(world), config(), copied, resume=True)
     assert not list(copied.rglob('.*'))
-
-
-def test_history_with_a_torn_line(tmp_path):
-    f = tmp_path/'history.csv'
-    f.write_text('stage,epoch,step,loss,id\nadapt,0,1,0.5,0.25\nadapt,0,2,1.5,\nadapt,0,3,0.7')
-    assert read_rows(f) == [dict(stage='adapt', epoch=0, step=1, loss=.5, id=.25),
-                               dict(stage='adapt', epoch=0, step=2, loss=1.5)]
-    assert read_rows(tmp_path/'none') == []
 
 
 def test_collapse_is_said_once(world, tmp_path, capfd):

@@ -10,14 +10,13 @@ import pandas as pd
 import pytest
 import torch
 from runs import one_thread_one_cache # noqa: F401, a fixture for the whole file
-from runs import config, held, only, rows_of, same, started, two, watched, weights
+from runs import config, held, only, rows_of, same, started, watched, weights
 
 from clip_dfgs.training.checkpoints import checkpoints
 from clip_dfgs.utils.files import TrainError
 from clip_dfgs.inference.evaluator import evaluate_records
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.training.history import read_rows
-from clip_dfgs.training.validation import best_step
+from clip_dfgs.training.run import best_step, read_rows
 from clip_dfgs.training.trainer import fit
 
 
@@ -67,14 +66,14 @@ def test_ranking_changes_nothing_of_the_training(world, seen, tmp_path):
     assert alone.history['loss'].equals(seen[0].history['loss']) and not (tmp_path/'alone'/'best').exists()
 
 
-def test_batch_norm_and_modes_are_left_alone(world, tmp_path):
-    "Averages of batch norm do not see held-out people, and a frozen tower stays frozen."
-    for norm in ('live', 'frozen'):
-        c = only(config(clip='timm:resnet10t', validate_steps=1, checkpoint_steps=0), finetune=2)
-        c = replace(c, finetune=replace(c.finetune, norm=norm))
-        ranked = fit(held(world)[0], c, tmp_path/norm, validate=held(world)[1])
-        alone = fit(held(world)[0], replace(c, validate_steps=0), tmp_path/f'{norm} alone')
-        assert same(ranked.model.state_dict(), alone.model.state_dict())
+@pytest.mark.parametrize('norm', [pytest.param('live', marks=pytest.mark.slow), 'frozen'])
+def test_batch_norm_and_modes_are_left_alone(world, tmp_path, norm):
+    "Averages of batch norm do not see held-out identities, and a frozen tower stays frozen."
+    c = only(config(clip='timm:resnet10t', validate_steps=1, checkpoint_steps=0), finetune=2)
+    c = replace(c, finetune=replace(c.finetune, norm=norm))
+    ranked = fit(held(world)[0], c, tmp_path/'ranked', validate=held(world)[1])
+    alone = fit(held(world)[0], replace(c, validate_steps=0), tmp_path/'alone')
+    assert same(ranked.model.state_dict(), alone.model.state_dict())
 
 
 @pytest.mark.parametrize('moment', [*(pytest.param(at, marks=pytest.mark.slow) for at in ('adapt 2', 'best')),
@@ -156,10 +155,3 @@ def test_a_run_goes_on_with_the_same_held_out_images(world, tmp_path):
     for name, given, words in (('with', None, 'made with validate'), ('without', validate, 'made without validate'),
                                ('with', validate.assign(camid=validate['camid'] + 1), 'other images')):
         with pytest.raises(ValueError, match=words): fit(rows, c, tmp_path/name, validate=given, resume=True)
-
-
-def test_two_processes_write_one_table(world, tmp_path):
-    assert two(world, tmp_path/'run', watched(select='best'), validate=True) == [0, 0]
-    table = pd.read_csv(tmp_path/'run'/'validation.csv')
-    assert not table.duplicated(['stage', 'step', 'domain']).any() and len(table) == 4
-    assert (tmp_path/'run'/'model'/'config.json').exists()

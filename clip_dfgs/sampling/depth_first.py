@@ -31,7 +31,6 @@ def _showings(label, group, tuplets, instances:int)->np.ndarray:
 def tuplet_table(labels, cameras, instances:int, rng)->tuple: # tuplets [T, K]; those of identity v: first[v]:first[v+1]
     "All images dealt out in tuplets of K, each with as many cameras as can be; every image once, completed evenly."
     label, instances = rows_of_graph(labels), positive_int('instances', instances)
-    if label.min() < 0: raise ValueError(f'labels run from {label.min()}; identities are 0..N-1')
     cameras = as_cameras(cameras, len(label))
     camera = np.zeros_like(label) if cameras is None else np.unique(cameras, return_inverse=True)[1].reshape(-1)
     tuplets = -(-np.bincount(label) // instances)
@@ -202,11 +201,11 @@ def _released_walk(neighbors, tuplets, ids_per_batch, start):
 def check_neighbors(neighbors, n:int)->np.ndarray: # int64, shape [n, k]
     "The graph as an array of int64, or ValueError if it is of another N or points outside 0..N-1."
     graph = _array('neighbors', neighbors)
-    if graph.ndim != 2 or len(graph) != n:
-        raise ValueError(f'neighbors have shape {list(graph.shape)}; [{n}, k] is needed for {n} identities')
-    if graph.size and (graph.dtype.kind not in 'iu' or graph.min() < 0 or graph.max() >= n):
-        raise ValueError(f'neighbors are {graph.dtype} from {graph.min()} to {graph.max()}; whole numbers 0..{n - 1} '
-                         'are needed')
+    wrong = graph.size and (graph.dtype.kind not in 'iu' or graph.min() < 0 or graph.max() >= n)
+    if graph.ndim != 2 or len(graph) != n or wrong:
+        span = f', from {graph.min()} to {graph.max()}' if graph.size else ''
+        raise ValueError(f'neighbors are {graph.dtype} of shape {list(graph.shape)}{span}; whole numbers 0..{n - 1} of '
+                         f'shape [{n}, k] are needed')
     return graph.astype(np.int64, copy=False)
 
 # %% ../../nbs/sampling/02_depth_first.ipynb #774cc789
@@ -225,9 +224,8 @@ ORDERS = ('complete', 'paper', 'released')
 # %% ../../nbs/sampling/02_depth_first.ipynb #34d5fde5
 def check_share(pk_ratio:float, order:str)->float:
     "The share of random batches; ValueError outside 0..1, and in the released order, which has none."
-    if not 0 <= pk_ratio <= 1: raise ValueError(f'pk_ratio={pk_ratio}; it is a share, 0..1')
-    if pk_ratio and order == 'released': raise ValueError(f'pk_ratio={pk_ratio}: the released order has none')
-    return float(pk_ratio)
+    if 0 <= pk_ratio <= (order != 'released'): return float(pk_ratio)
+    raise ValueError(f'pk_ratio={pk_ratio}; it is a share, 0..1, and 0 in the released order')
 
 # %% ../../nbs/sampling/02_depth_first.ipynb #6c6ce8be
 def random_batch_mask(batches:int, share:float)->np.ndarray: # bool, shape [batches]
@@ -276,11 +274,10 @@ def depth_first_batches(
     tuplets, ids_per_batch = _tuplet_counts(tuplets), positive_int('ids_per_batch', ids_per_batch)
     n, rng, tally = len(tuplets), np.random.default_rng(0) if rng is None else rng, {} if tally is None else tally
     if ids_per_batch > n: raise ValueError(f'a batch of {ids_per_batch} identities cannot be made of {n} identities')
-    if start is not None and positive_int('start', start, 0) >= n:
-        raise ValueError(f'start={start}; identities run from 0 to {n - 1}')
+    if start is not None: start = range(n)[positive_int('start', start, 0)]
     tally.update(restarts=0, topped_up=0)
     if order == 'released':
-        start = int(rng.integers(n)) if start is None else int(start)
+        start = int(rng.integers(n)) if start is None else start
         return _released_walk(check_neighbors(neighbors, n), tuplets, ids_per_batch, start)
     if neighbors is None: neighbors, share = np.empty((n, 0), np.int64), 1.
     random = random_batch_mask(min_batches(tuplets, ids_per_batch), share)

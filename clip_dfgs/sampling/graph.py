@@ -92,7 +92,6 @@ def identity_features(
 def _view(x, metric:str, weight:float=1.)->tuple: # features [N, D], the same less their mean, squared norms, weight
     "Features ready for products: taking their mean off changes no distance and saves digits."
     x = torch.as_tensor(x).float()
-    if x.ndim != 2: raise ValueError(f'features have shape {list(x.shape)}; [N, D] is needed')
     bad = (~torch.isfinite(x)).any(1).nonzero().flatten().tolist()
     if bad: raise ValueError(f'{len(bad):,} of {len(x):,} features are not finite, first row {bad[0]}')
     if metric == 'cosine': x = torch.nn.functional.normalize(x, dim=1)
@@ -105,10 +104,10 @@ def _views(features, metric:str, second=None, weight:float=1.)->list[tuple]:
     check_choice('metric', metric, ('euclidean', 'cosine'))
     views = [_view(features, metric)]
     if second is None: return views
-    if not np.isfinite(weight) or weight < 0: raise ValueError(f'weight={weight}: give a number, not negative')
+    if not 0 <= weight < np.inf: raise ValueError(f'weight={weight}: give a number, not negative')
     views.append(_view(torch.as_tensor(second).to(views[0][0].device), metric, float(weight)))
-    if len(views[1][0]) != len(views[0][0]):
-        raise ValueError(f'the two views have {len(views[0][0])} and {len(views[1][0])} identities')
+    one, other = (len(x) for x, *_ in views)
+    if one != other: raise ValueError(f'the two views have {one} and {other} identities')
     return views
 
 # %% ../../nbs/sampling/01_graph.ipynb #3e0dbbfe

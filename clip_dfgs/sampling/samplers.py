@@ -36,7 +36,8 @@ def _check_batches(labels, cameras, batch, instances):
 # %% ../../nbs/sampling/03_samplers.ipynb #517dc2b4
 class IdentitySampler(StatefulBatchSampler):
     "Labels, cameras and batches of P identities with K images each; a subclass orders the identities of an epoch."
-    _options, _neighbors = (), None
+    _options:tuple = () # attributes to print
+    _neighbors:torch.Tensor|None = None
 
     def __init__(self, labels, cameras, batch, instances, seed, rank, world):
         super().__init__(seed, rank, world)
@@ -284,10 +285,7 @@ class _Pointed(PKSampler):
         return self._pointers if self._used is None else self._pointers + self._used
 
     @pointers.setter
-    def pointers(self, values):
-        self._pointers, self._used = np.array(values, np.int64), None
-        if self._pointers.shape != self.tuplets.shape:
-            raise ValueError(f'pointers have shape {self._pointers.shape}; there are {len(self.tuplets)} identities')
+    def pointers(self, values): self._pointers, self._used = np.array(values, np.int64), None
 
     def set_epoch(self, epoch:int):
         "The epoch that the next pass plans: 0, 1, ...; the pointers move on behind what was used in the one before."

@@ -42,13 +42,15 @@ class BatchIterator:
 # %% ../../nbs/sampling/04_stateful.ipynb #7953cd47
 class PlannedBatches(Sampler):
     "Epochs that are planned as a whole; a subclass implements `plan(epoch)`."
+    _plan:np.ndarray|None = None
+
     def __init__(self,
         seed:int=0, # together with the epoch it decides everything
         rank:int=0, # which of the ranks this is
         world:int=1, # number of ranks; batch b of the epoch goes to rank b mod world
     ):
         self.seed, self.rank = positive_int('seed', seed, 0), positive_int('rank', rank, 0)
-        self.world, self.epoch, self._plan = positive_int('world', world), 0, None
+        self.world, self.epoch = positive_int('world', world), 0
         if self.rank >= self.world: raise ValueError(f'rank={rank} of world={world}; ranks run from 0 to world - 1')
 
     def __setattr__(self, name, value):
@@ -78,7 +80,8 @@ class PlannedBatches(Sampler):
 class StatefulBatchSampler(PlannedBatches):
     "A batch sampler that plans an epoch at a time; a subclass implements `plan(epoch)`, rows [batches, B]."
     shared = False                                  # whether a framework deals the batches to the ranks
-    _last = _loaded = None                          # the pass that was begun last; the state to go on from
+    _last:BatchIterator|None = None                 # the pass that was begun last
+    _loaded:dict|None = None                        # the state to go on from
     _passes, _told = 0, False                       # passes left behind; whether `set_epoch` was called
 
     def __iter__(self): return BatchIterator(self)
@@ -139,10 +142,8 @@ class StatefulBatchSampler(PlannedBatches):
         ValueError
             for a state of another sampler
         """
-        missing = [key for key in self.describe() if key not in state]
-        if missing: raise ValueError(f'the state has no {missing[0]!r}; it is not the state of this kind of sampler')
-        if state['seed'] != self.seed:
-            raise ValueError(f'the state is of seed {state["seed"]!r}, this sampler has seed {self.seed!r}')
+        if not self.describe().keys() <= state.keys() or state['seed'] != self.seed:
+            raise ValueError(f'this is not the state of a {type(self).__name__} with seed {self.seed}: {state}')
         position = positive_int('position', state['position'], 0)
         self.set_epoch(state['epoch'])
         self._last, self._loaded = None, dict(state) | dict(position=position)
@@ -172,12 +173,10 @@ def _warn_of_repetition(sampler, one:BatchIterator, before:BatchIterator)->int: 
 def _check_loaded(state:dict, here:dict, length:int)->int: # the position
     "ValueError if a state is not of this epoch (`describe`); at its beginning and end there is nothing to compare."
     position, inside = state['position'], 0 < state['position'] < length
-    if position > length:
-        raise ValueError(f'the saved state stands at batch {position}; this epoch has {length} batches')
     if inside and state['graph'] != here['graph']:
         raise ValueError('the saved state stands in the middle of an epoch over another graph; set the neighbors '
                          'of that epoch first (save_graph, load_graph)')
-    if inside and state['plan'] != here['plan']:
-        raise ValueError('the saved state stands in the middle of another epoch: the labels, the cameras, the batch '
-                         'size, the number of ranks or an option of the sampler was another')
+    if position > length or inside and state['plan'] != here['plan']:
+        raise ValueError(f'the saved state stands at batch {position} of another epoch: the labels, the cameras, the '
+                         'batch size, the number of ranks or an option of the sampler was another')
     return position

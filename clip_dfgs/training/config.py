@@ -223,12 +223,11 @@ def place_of(value)->str:
 def _check_fields(where:str, values):
     "ValueError for a value of another kind (a word would count as True), out of its range, or none of the choices."
     for name, field in values.__dataclass_fields__.items():
-        value = getattr(values, name)
+        value, kind = getattr(values, name), field.type if name != 'pk_ratio' else None
         if value is None and (field.default is None or name in ('margin', 'temperature')): continue
-        if field.type in _KINDS and name != 'pk_ratio' and not isinstance(value, _KINDS[field.type]):
-            raise ValueError(f'{where}{name} is {value!r}; it is to be {field.type.__name__}')
-        if name in _LEAST and not value >= _LEAST[name]:
-            raise ValueError(f'{where}{name} is {value}; it must be at least {_LEAST[name]}')
+        if kind in _KINDS and not isinstance(value, _KINDS[kind]) or name in _LEAST and not value >= _LEAST[name]:
+            least = f', at least {_LEAST[name]}' if name in _LEAST else ''
+            raise ValueError(f'{where}{name} is {value!r}; it is to be {kind.__name__}{least}')
         if name in _CHOICES: check_choice(f'{where}{name}', value, _CHOICES[name])
 
 # %% ../../nbs/training/01_config.ipynb #e3feb959
@@ -255,10 +254,9 @@ def _check_images(name:str, stage:Stage, identities:int, text:bool): # text: whe
     if not (stage.id_weight or stage.triplet_weight and stage.triplet_on or stage.text_weight and text):
         raise ValueError(f'{name}: every loss has weight 0; '
                          'give one of id_weight, triplet_weight (with triplet_on) and text_weight a weight')
-    if batch % instances: raise ValueError(f'{name}: batch {batch} is not a multiple of instances {instances}')
-    if not 2 <= batch//instances <= identities:
-        raise ValueError(f'{name}: a batch of {batch} with {instances} images of each needs {batch//instances} '
-                         f'identities: it has to be at least two, and the sources have {identities}')
+    if batch % instances or not 2 <= batch//instances <= identities:
+        raise ValueError(f'{name}: a batch of {batch} with {instances} images of each; it has to be a multiple, of at '
+                         f'least two identities, and the sources have {identities}')
 
 # %% ../../nbs/training/01_config.ipynb #5d3a2aa1
 def graph_width(config:TrainConfig)->int: # neighbors that the graph keeps of each identity
@@ -272,7 +270,6 @@ def _check_graph(config:TrainConfig, identities:int, domains):
     least = config.finetune.batch//config.finetune.instances - 1 if config.sampler == 'gs' else 1
     need, free = skip + least, identities - 1
     if rule != 'any' and domains is not None:
-        if len(domains) < 2: raise ValueError(f'neighbors_from {rule!r} is about several source domains, there is one')
         free = sum(domains) - max(domains) if rule == 'across' else min(domains) - 1
         need = skip + (-(-k//len(domains)) if rule == 'balanced' else k)
     if free < need:

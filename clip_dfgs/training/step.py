@@ -123,7 +123,6 @@ def stage_groups(model:ReIDModel, name:str, stage:Stage)->list: # of dicts for a
         if not p.requires_grad: continue
         lr = stage.head_lr if head and stage.head_lr is not None else stage.lr
         groups.setdefault((n.endswith('bias'), p.ndim > 1, lr), []).append(p)
-    if not groups: raise ValueError(f'stage {name} has nothing to train in this model')
     return [dict(params=params, base=lr*stage.bias_factor if bias else lr, lr=0.,
                  weight_decay=0. if stage.decoupled and not wide else stage.weight_decay)
             for (bias, wide, lr), params in groups.items()]

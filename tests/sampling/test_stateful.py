@@ -108,12 +108,10 @@ def test_pointers_move_once_an_epoch_however_often_it_is_looked_at():
     assert not stopped.pointers.any()                           # an epoch that was left does not count
 
 
-@pytest.mark.parametrize('width', [np.int16, np.uint64, torch.int32, list])
-def test_state_survives_another_integer_width(width, tmp_path):
-    graph = small(DepthFirstGraphSampler).neighbors
-    if width is list: given = graph.tolist()
-    else: given = graph.to(width) if width is torch.int32 else graph.numpy().astype(width)
-    s, whole = small(DepthFirstGraphSampler, neighbors=given), list(small(DepthFirstGraphSampler))
+def test_state_survives_another_integer_width(tmp_path):
+    graph, whole = small(DepthFirstGraphSampler).neighbors, list(small(DepthFirstGraphSampler))
+    for other in (graph.tolist(), graph.int()): assert list(small(DepthFirstGraphSampler, neighbors=other)) == whole
+    s = small(DepthFirstGraphSampler, neighbors=graph.numpy().astype(np.uint64))
     iterator = iter(s)
     next(iterator)
     save_graph(tmp_path/'graph.npz', s.neighbors)
@@ -130,17 +128,17 @@ def test_a_state_of_another_epoch_is_refused():
     for options, words in [(dict(neighbors=nearest_identities(features, 4)), 'another graph'),
                            (dict(neighbors=None), 'another graph'), (dict(order='paper'), 'another epoch'),
                            (dict(instances=2), 'another epoch'), (dict(cameras=labels % 3), 'another epoch'),
-                           (dict(batch=80), 'batch 3|another epoch')]:
+                           (dict(batch=80), 'another epoch')]:
         other = DepthFirstGraphSampler(labels, **dict(neighbors=graph, batch=16) | options)
         other.load_state_dict(state)
         with pytest.raises(ValueError, match=words): list(other)
     s = DepthFirstGraphSampler(labels, None, graph, batch=16)
-    for wrong, words in [({}, "'seed'"), (state | dict(position=-1), 'position'), (state | dict(epoch=None), 'epoch'),
-                         (state | dict(position=1.5), 'position'), (state | dict(seed=5), 'seed')]:
+    for wrong, words in [({}, 'not the state'), (state | dict(position=-1), 'position'), (state | dict(seed=5), 'seed'),
+                         (state | dict(epoch=None), 'epoch')]:
         with pytest.raises(ValueError, match=words): s.load_state_dict(wrong)
     s.load_state_dict(state | dict(position=99))
     with pytest.raises(ValueError, match='99'): list(s)
-    with pytest.raises(ValueError, match='pointers'): small(GraphSampler).load_state_dict(small(PKSampler).state_dict())
+    with pytest.raises(ValueError, match='not the state'): small(GraphSampler).load_state_dict(state)
 
 
 @kinds
@@ -181,6 +179,6 @@ def test_a_repeated_epoch_is_said(kind):
 
 
 @kinds
-@pytest.mark.parametrize('epoch', [None, -1, 1.5, '1', True], ids=str)
-def test_wrong_epochs_are_named(kind, epoch):
-    with pytest.raises(ValueError, match='epoch='): small(kind).set_epoch(epoch)
+def test_wrong_epochs_are_named(kind):
+    for epoch in (None, -1, 1.5):
+        with pytest.raises(ValueError, match='epoch='): small(kind).set_epoch(epoch)

@@ -45,11 +45,6 @@ def test_what_a_run_leaves(whole):
         assert config_from(json.loads((checkpoint/'state.json').read_text())['config']) == config()
 
 
-def test_a_run_shows_itself(whole, world):
-    run = fit(rows_of(world), config(), whole, resume=True)
-    assert 'images of 12 identities' in repr(run) and 'finetune step 7' in repr(run) and len(repr(run)) < 300
-
-
 def test_resume_refuses_another_run(world, whole, tmp_path):
     rows, before = rows_of(world), contents(whole)
     some = rows[rows['label'] < 11].reset_index(drop=True)
@@ -101,15 +96,6 @@ def test_killed_before_there_was_a_config(world, tmp_path):
     (out/'.config.json.1a2b3c4d.part').write_text('{')
     begin(rows_of(world), config(), out)
     assert {p.name for p in out.iterdir()} == {'config.json', 'records.csv'}
-
-
-def test_overwriting_follows_no_link(world, copied, tmp_path):
-    (tmp_path/'elsewhere').mkdir()
-    (tmp_path/'elsewhere'/'precious').write_text('')
-    (copied/'link').symlink_to(tmp_path/'elsewhere')
-    begin(rows_of(world), config(seed=1), copied, overwrite=True)
-    assert {p.name for p in copied.iterdir()} == {'config.json', 'records.csv'}
-    assert (tmp_path/'elsewhere'/'precious').exists()
 
 
 @pytest.mark.parametrize('deletions', [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1, 3, 4, 5))])
@@ -187,13 +173,14 @@ def test_weights_and_biases(world, tmp_path, monkeypatch):
 
 
 def test_overwriting_keeps_what_no_run_wrote(world, copied):
-    "Data and notes that lie in a run folder are not the run's."
+    "Data and notes that lie in a run folder are not the run's, nor is what a link leads to."
     (copied/'data').mkdir()
     shutil.copytree(world, copied/'data'/'town')
+    (copied/'link').symlink_to(world)
     (copied/'notes.txt').write_text('mine')
     before = contents(copied/'data')
     rows = pool(load_dataset('market1501', copied/'data'/'town'))
-    with pytest.warns(UserWarning, match='keeps it: data, notes.txt'): begin(rows, config(), copied, overwrite=True)
+    with pytest.warns(UserWarning, match='keeps it: data, notes.txt$'): begin(rows, config(), copied, overwrite=True)
     assert contents(copied/'data') == before and (copied/'notes.txt').read_text() == 'mine'
     assert {p.name for p in copied.iterdir()} == {'config.json', 'records.csv', 'data', 'notes.txt'}
 

@@ -29,7 +29,6 @@ from clip_dfgs.data.image_io import ImageError
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.training.run import read_rows
-from clip_dfgs.sampling.samplers import PKSampler
 from clip_dfgs.training.losses import triplet_health
 from clip_dfgs.training.step import image_losses, loaded
 from clip_dfgs.training.trainer import fit
@@ -110,23 +109,6 @@ def test_graphs_are_renewed_by_steps(world, tmp_path, monkeypatch, sampler, ever
     assert same(again.model.state_dict(), run.model.state_dict())
 
 
-def test_a_sampler_and_a_loss_of_one_s_own(world, tmp_path):
-    class Reversed(PKSampler):
-        def __iter__(self): return iter([*super().__iter__()][::-1])
-    def size(features, labels): return features.projected.square().mean()
-    c = only(config(), finetune=2)
-    run = fit(rows_of(world), c, tmp_path/'run', sampler=Reversed, losses=dict(size=(size, 2.)))
-    assert np.allclose(run.history[['id', 'triplet', 'size']].sum(axis=1), run.history['loss'], rtol=1e-5)
-    assert run.history['size'].gt(0).all()
-    with pytest.raises(ValueError, match='sampler'): fit(rows_of(world), c, tmp_path/'run', resume=True)
-
-
-@pytest.mark.parametrize('graph, sampler', [('text', 'gs'), ('dual', 'dfgs')])
-def test_every_graph(world, tmp_path, graph, sampler):
-    run = fit(rows_of(world), only(config(graph=graph, sampler=sampler), prompts=2, finetune=2), tmp_path/'run')
-    assert run.history.stage.tolist() == ['prompts']*2 + ['finetune']*2
-
-
 @pytest.mark.parametrize('change', [
     dict(order='paper'), dict(order='released'), dict(shuffle_neighbors=False), dict(curriculum=(2, 3)),
     dict(pk_ratio=.5)])
@@ -185,11 +167,6 @@ def first(world, tmp_path_factory):
 
 @pytest.fixture
 def saved(first): return first/'model'
-
-
-def test_a_saved_model_goes_on(world, saved, tmp_path):
-    run = fit(rows_of(world), only(config(init=str(saved)), finetune=1), tmp_path/'run')
-    assert run.model.config['identities_digest'] == ReIDModel.load(saved).config['identities_digest']
 
 
 def other_people(rows): return rows.assign(pid=rows['pid'] + 1000)

@@ -132,12 +132,12 @@ def ended(p, seconds=600):
     return code
 
 
-def killed_at(world, out, c, stage='finetune', step=5, reached=None):
+def killed_at(world, out, c, stage='finetune', step=5, reached=None, **options):
     "A process that is killed as soon as a step is in the history, or something else is so."
     def there():
         if reached: return reached(out)
         return any(r['stage'] == stage and r['step'] >= step for r in read_rows(out/'history.csv'))
-    p, deadline = started(world, out, c), time.monotonic() + 600
+    p, deadline = started(world, out, c, **options), time.monotonic() + 600
     while p.is_alive() and time.monotonic() < deadline:
         time.sleep(.002)
         if not there(): continue

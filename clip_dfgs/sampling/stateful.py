@@ -22,7 +22,7 @@ class BatchIterator:
     def __init__(self, sampler):
         self.sampler, self.state = sampler, sampler.describe()
         self.rows = sampler.planned()[sampler.rank::sampler.world]
-        self.position = sampler.begin(self)
+        self.position = begin_pass(sampler, self)
 
     def __iter__(self): return self
     def __length_hint__(self): return len(self.rows) - self.position
@@ -106,20 +106,6 @@ class StatefulBatchSampler(PlannedBatches):
 
     def graph_digest(self): return None
 
-    def begin(self, one:BatchIterator)->int: # its first batch
-        """Note that a pass begins.
-
-        Returns
-        -------
-        int
-            its first batch
-        """
-        before, self._last = self._last, one
-        if self._loaded is None: return _warn_of_repetition(self, one, before)
-        position = _check_loaded(self._loaded, one.state, len(one.rows))
-        if position == len(one.rows): self.finish(one)
-        return position
-
     def finish(self, one:BatchIterator):
         "A pass is over: a loaded state has been used up."
         if one.state['epoch'] == self.epoch: self._loaded = None
@@ -155,7 +141,7 @@ def processes()->int:
         return torch.distributed.get_world_size()
     return int(os.environ.get('WORLD_SIZE') or 1)
 
-def _warn_of_repetition(sampler, one:BatchIterator, before:BatchIterator)->int: # 0, the first batch
+def _warn_of_repetition(sampler, one:BatchIterator, before:BatchIterator|None):
     "Warn of a pass without batches or with those of another pass or process."
     name, found = type(sampler).__name__, []
     sampler._passes += before is not None and before.position > 0
@@ -167,16 +153,20 @@ def _warn_of_repetition(sampler, one:BatchIterator, before:BatchIterator)->int: 
         found.append(f'{processes()} processes, and each takes all batches; pass rank and world to the sampler, '
                      'or let accelerate prepare its loader')
     for sentence in found: warnings.warn(f'{name}: {sentence}', stacklevel=5)
-    return 0
 
 # %% ../../nbs/sampling/04_stateful.ipynb #359cec4d
-def _check_loaded(state:dict, here:dict, length:int)->int: # the position
-    "ValueError if a state is not of this epoch (`describe`); at its beginning and end there is nothing to compare."
+def begin_pass(sampler:StatefulBatchSampler, one:BatchIterator)->int: # its first batch
+    "Note that a pass begins; ValueError if it is to go on in the middle of another epoch."
+    before, sampler._last, state, length = sampler._last, one, sampler._loaded, len(one.rows)
+    if state is None:
+        _warn_of_repetition(sampler, one, before)
+        return 0
     position, inside = state['position'], 0 < state['position'] < length
-    if inside and state['graph'] != here['graph']:
+    if inside and state['graph'] != one.state['graph']:
         raise ValueError('the saved state stands in the middle of an epoch over another graph; set the neighbors '
                          'of that epoch first (save_graph, load_graph)')
-    if position > length or inside and state['plan'] != here['plan']:
+    if position > length or inside and state['plan'] != one.state['plan']:
         raise ValueError(f'the saved state stands at batch {position} of another epoch: the labels, the cameras, the '
                          'batch size, the number of ranks or an option of the sampler was another')
+    if position == length: sampler.finish(one)
     return position

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import torch
 from runs import one_thread_one_cache # noqa: F401, a fixture for the whole file
-from runs import addresses, begin_two, config, ended, held, into, killed_at, only, processes, rows_of, said_by_two, same
-from runs import started, stopped, two, watched, weights
+from runs import begin_two, config, ended, held, killed_at, only, rows_of, said_by_two, same, started, stopped, two
+from runs import watched, weights
 from safetensors.torch import load_file
 
 from clip_dfgs.training import trainer
@@ -428,34 +428,6 @@ def test_batch_norm_on_two_processes(world, tmp_path):
     start = ReIDModel.create('timm:resnet10t', None, num_ids=12, image_size=(64, 32)).state_dict()
     for r in range(2): assert same(load_file(tmp_path/f'two.{r}.safetensors'), weights(out))
     assert any('running_mean' in k and not torch.equal(start[k], v) for k, v in weights(out).items())
-
-
-def command(args, err, env):
-    "A command line in a process of its own."
-    from clip_dfgs.cli.main import main
-    os.environ.update(env)
-    into(err)
-    torch.set_num_threads(1)
-    main(args)
-
-
-@pytest.mark.slow
-def test_two_processes_refused_by_a_command(tmp_path):
-    "The main process refuses; the other one must not wait for it."
-    render_domain(tmp_path/'city', 5, identities=40, cameras=2, images_per_camera=1, progress=False)
-    mine = tmp_path/'m'/'market1501'/'mine'
-    mine.parent.mkdir(parents=True)
-    mine.write_text('precious')
-    city = f'market1501:{tmp_path/"city"}'
-    args = ['matrix', '--source', city, '--target', city, '--out', str(tmp_path/'m'), '--quick', '1']
-    both = [processes.Process(target=command, args=(args, str(tmp_path/f'err{r}'), env))
-            for r, env in enumerate(addresses())]
-    for p in both: p.start()
-    assert [ended(p, 120) for p in both] == [2, 2]
-    for r in range(2):
-        last = (tmp_path/f'err{r}').read_text().splitlines()[-1]
-        assert re.match(r'clip-dfgs: .*market1501 exists and is not empty', last)
-    assert mine.read_text() == 'precious'
 
 
 # Photographs

@@ -23,14 +23,12 @@ def _check_batches(labels, cameras, batch, instances):
     "The arguments of a sampler as arrays and ints, or ValueError naming what does not fit."
     labels = rows_of_graph(labels)
     cameras = as_cameras(cameras, len(labels))
-    batch, instances = positive_int('batch', batch), positive_int('instances', instances)
-    n, ids_per_batch = len(np.unique(labels)), batch // instances
+    batch, instances, n = positive_int('batch', batch), positive_int('instances', instances), len(np.unique(labels))
     if labels.min() != 0 or labels.max() != n - 1:
         numbers = f'0..{n - 1} for {n} identities; they run from {labels.min()} to {labels.max()}'
         raise ValueError(f'labels have to be {numbers}. To number them: numpy.unique(labels, return_inverse=True)[1]')
-    if batch % instances: raise ValueError(f'batch={batch} is not a multiple of instances={instances}')
-    if n < ids_per_batch:
-        raise ValueError(f'batch={batch} with {instances} images each needs {ids_per_batch} identities; there are {n}')
+    if batch % instances or batch > n*instances:
+        raise ValueError(f'batch={batch}; a multiple of instances={instances} is needed, and there are {n} identities')
     return labels, cameras, batch, instances
 
 # %% ../../nbs/sampling/03_samplers.ipynb #517dc2b4
@@ -265,11 +263,10 @@ class AdaptivePKRatio:
 # %% ../../nbs/sampling/03_samplers.ipynb #72001173
 def _companions(graph, need:int)->np.ndarray: # IntArray[N, need]
     "The nearest `need` = P - 1 columns of a graph; ValueError where a batch of them would not have P identities."
-    if graph.shape[1] < need:
-        raise ValueError(f'{need + 1} identities a batch need {need} neighbors each; the graph has {graph.shape[1]}')
     rows = np.sort(np.concatenate((np.arange(len(graph))[:, None], graph[:, :need]), 1), axis=1)
-    if (rows[:, 1:] == rows[:, :-1]).any():
-        raise ValueError('neighbors: an identity is its own neighbor, or the same neighbor twice')
+    if graph.shape[1] < need or (rows[:, 1:] == rows[:, :-1]).any():
+        raise ValueError(f'{need + 1} identities a batch need {need} neighbors each, different ones and not itself; '
+                         f'the graph has {graph.shape[1]}')
     return graph[:, :need]
 
 # %% ../../nbs/sampling/03_samplers.ipynb #8568eb45

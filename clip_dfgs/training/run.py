@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections import defaultdict
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,6 +100,14 @@ def _evaluated(run:Run, records, options:dict)->dict:
         write_csv(targets.assign(path=targets['path'].map(os.path.abspath)), run.out/'targets.csv', index=False)
     return results
 
+# %% ../../nbs/training/05_run.ipynb #8f9df01f
+@contextmanager
+def readable(file:Path): # a context that gives the file
+    "ValueError for what cannot be read: nothing else says whether a run that is resumed is the same."
+    try: yield file
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f'{file} cannot be read ({e}); put it back, or start again with --overwrite') from None
+
 # %% ../../nbs/training/05_run.ipynb #7034820a
 _FREE = ('workers', 'cache', 'log_steps', 'checkpoint_steps', 'track', 'recompute', 'compile', 'precision')
 
@@ -122,10 +130,8 @@ def check_folder(out, config:TrainConfig, resume:bool, overwrite:bool)->bool: # 
 
 def _check_same_config(out:Path, config:TrainConfig):
     "ValueError for the first setting that decides what is learned and is not as it was."
-    try: old = config_dict(config_from(json.loads((out/'config.json').read_text())))
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f'{out}/config.json cannot be read ({e}); choose another folder') from None
-    old, new = flat(old), flat(config_dict(config))
+    with readable(out/'config.json') as file: old = flat(config_dict(config_from(json.loads(file.read_text()))))
+    new = flat(config_dict(config))
     for name in old | new:
         if old.get(name) == new.get(name) or name in _FREE: continue
         raise ValueError(f'{out} was made with another {name} ({old.get(name)}, not {new.get(name)}); '
@@ -136,10 +142,7 @@ def keep_records(out:Path, rows:pd.DataFrame, again:bool, name:str='records.csv'
     "Write records.csv; ValueError if a run that is resumed (`again`) has other images, wherever they lie now."
     file, told = out/name, _with_bytes(rows)
     if again and (file.exists() or checkpoints(out/'checkpoint')):
-        try: old = _bare(file)
-        except (OSError, ValueError, KeyError) as e:
-            raise ValueError(f'{file} cannot be read ({e}); without it nothing says that the images are the same: '
-                             'put it back, or start again with --overwrite') from None
+        with readable(file): old = _bare(file)
         if not old.equals(_bare(io.StringIO(told.to_csv(index=False)))):
             raise ValueError(f'{out} was made with other images than these {len(rows):,}; '
                              'resume with the same sources or choose another folder')

@@ -1,5 +1,5 @@
 # make demo   the main job, on any machine      make test   what every change must pass
-# make fast   the quick tests     make test-all   slow ones too     make chapter CH=sampling/03_depth_first
+# make fast   the quick tests     make test-all   slow ones too     make chapter CH=sampling/02_depth_first
 # make docs   the site            make fresh      run notebooks and compare with their stored outputs
 SHELL := /bin/bash
 PY := .venv/bin/python

@@ -29,7 +29,7 @@ from clip_dfgs.evaluation.bootstrap import t_interval
 from clip_dfgs.experiments.studies import Study, compare_variants
 from clip_dfgs.sampling.depth_first import depth_first_batches, random_batch_mask
 from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, PKSampler
-from clip_dfgs.sampling.tuplets import min_batches
+from clip_dfgs.sampling.depth_first import min_batches
 from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.utils.files import write_text
 

@@ -53,6 +53,7 @@ from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.models.prompts import PROMPT, all_text_features
 from clip_dfgs.data.records import pool
 from clip_dfgs.training.run import Run
+from clip_dfgs.training.step import take
 from clip_dfgs.models.towers import ImageFeatures, tower_features, vit_tokens
 from clip_dfgs.training.trainer import fit, new_model, stage_loop
 from clip_dfgs.models.weights import tokenizer_of
@@ -67,7 +68,7 @@ def one_step(run, name):
     loop = stage_loop(name, run.model, run.records, run.pixels, run.config, run.accelerator)
     rows = loop.batches.epoch(0, 0, 0)[0]
     batch = loop.data.__getitems__(rows)
-    return lambda: loop.take(rows, batch).loss
+    return lambda: take(loop, rows, batch).loss
 
 
 def padded_text(model, labels):

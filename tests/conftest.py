@@ -68,7 +68,7 @@ def resumed(world, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def pair(world, tmp_path_factory):
-    "The same run of two processes, which evaluate it too."
-    from runs import config, said_by_two, two
-    def train(out): assert two(world, out, config(), test=True) == [0, 0], said_by_two(out)
+    "A run of two processes, which evaluate held-out identities on the way and all in the end."
+    from runs import said_by_two, two, watched
+    def train(out): assert two(world, out, watched(select='best'), test=True, validate=True) == [0, 0], said_by_two(out)
     return _run(tmp_path_factory, 'pair', train)

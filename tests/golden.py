@@ -151,8 +151,8 @@ def model_numbers(model, images, labels):
     return out
 
 
-def models():
-    "Small and full-size models."
+def models(full_size=True):
+    "Small and full-size models, or small ones alone."
     from clip_dfgs.models.reid_model import ReIDModel
     draw = torch.Generator().manual_seed(2)
     cases = {
@@ -164,10 +164,11 @@ def models():
         'resnet18': dict(clip='timm:resnet18', pretrained=None, num_ids=4, image_size=(64, 32))}
     out = {}
     for name, settings in cases.items():
+        height, width = settings.get('image_size', (128, 64))
+        images = torch.rand(2, 3, height, width, generator=draw)
+        if not full_size and name.startswith(('ViT', 'RN')): continue
         model = ReIDModel.create(**settings)
         for p in model.parameters(): p.requires_grad_(True)
-        height, width = model.config['image_size']
-        images = torch.rand(2, 3, height, width, generator=draw)
         for key, value in model_numbers(model, images, torch.tensor([0, 3])).items(): out[f'{name}: {key}'] = value
     return out
 
@@ -266,11 +267,11 @@ PARTS = dict(graphs=graphs, plans=plans, epochs=epochs, losses=losses, models=mo
              pictures=pictures, training=training)
 
 
-def measured(part):
+def measured(part, **options):
     "The numbers of one part."
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: return json.loads(json.dumps(PARTS[part]()))
+    try: return json.loads(json.dumps(PARTS[part](**options)))
     finally: torch.set_num_threads(threads)
 
 

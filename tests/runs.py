@@ -20,7 +20,7 @@ from clip_dfgs.data.records import pool
 from clip_dfgs.inference.evaluator import results_table
 from clip_dfgs.data.records import hold_out
 from clip_dfgs.utils.files import TrainError
-from clip_dfgs.training.history import read_rows
+from clip_dfgs.training.run import read_rows
 from clip_dfgs.training.trainer import fit
 
 SMALL_BATCH = dict(batch=16, instances=4)
@@ -132,12 +132,12 @@ def ended(p, seconds=600):
     return code
 
 
-def killed_at(world, out, c, stage='finetune', step=5, reached=None):
+def killed_at(world, out, c, stage='finetune', step=5, reached=None, **options):
     "A process that is killed as soon as a step is in the history, or something else is so."
     def there():
         if reached: return reached(out)
         return any(r['stage'] == stage and r['step'] >= step for r in read_rows(out/'history.csv'))
-    p, deadline = started(world, out, c), time.monotonic() + 600
+    p, deadline = started(world, out, c, **options), time.monotonic() + 600
     while p.is_alive() and time.monotonic() < deadline:
         time.sleep(.002)
         if not there(): continue

@@ -25,7 +25,7 @@ from clip_dfgs.data.transforms import Augment
 from clip_dfgs.training.losses import batch_hard_triplet, id_loss, image_text_contrastive
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.synthetic.domain import captioned_images
-from clip_dfgs.training.step import StageLoop
+from clip_dfgs.training import step
 from clip_dfgs.training.trainer import fit
 
 DEVICE = os.environ.get('CLIP_DFGS_TEST_DEVICE', 'cuda')
@@ -139,12 +139,12 @@ def test_workers_and_pinned_memory_give_equal_bytes():
 @pytest.mark.parametrize('precision', ['no', 'bf16', 'fp16'])
 def test_three_stages_without_a_look_at_the_device(world, tmp_path, monkeypatch, precision):
     "From its second step on, a stage that synchronizes with the device raises an error."
-    take = StageLoop.take
+    take = step.take
     def strict(loop, *args):
         torch.cuda.set_sync_debug_mode('error' if loop.step else 'default')
         try: return take(loop, *args)
         finally: torch.cuda.set_sync_debug_mode('default')
-    monkeypatch.setattr(StageLoop, 'take', strict)
+    monkeypatch.setattr(step, 'take', strict)
     c = config(precision=precision, cameras=True, augment=Augment(jitter=.5, augmix=.3, gray=.2), **SMALL)
     run = fit(rows_of(world), c, tmp_path/'run')
     assert run.history['stage'].tolist() == ['adapt']*5 + ['prompts']*5 + ['finetune']*7

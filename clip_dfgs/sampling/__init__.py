@@ -4,8 +4,7 @@ from .._lazy import lazy
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     graph='identity_features nearest_identities nearest_across_domains save_graph load_graph',
-    tuplets='camera_tuplets',
-    depth_first='depth_first_batches',
+    depth_first='camera_tuplets depth_first_batches',
     samplers='PKSampler GraphSampler DepthFirstGraphSampler AdaptivePKRatio update_graph',
     stateful='StatefulBatchSampler',
     diagnostics='epoch_statistics')

@@ -19,14 +19,11 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import load_file, save_file
 
 from .config import STAGES, config_dict
-from ..utils.files import fsync, TrainError, writing
+from ..utils.files import digest_of_file, fsync, TrainError, writing
 
 # %% ../../nbs/training/04_checkpoints.ipynb #807614cb
-def on_main(
-    accelerator, # accelerate's `Accelerator`
-    job, # function without arguments
-):
-    "Run `job` on the main process alone; its error ends every process."
+def on_main(accelerator, job):
+    "Run `job()` on the main process alone; its error ends every process."
     said = [None]
     if accelerator.is_main_process:
         try: job()
@@ -36,92 +33,57 @@ def on_main(
     raise error if accelerator.is_main_process else TrainError(said[0])
 
 # %% ../../nbs/training/04_checkpoints.ipynb #d2043497
-def checkpoints(
-    folder, # of all checkpoints
-)->list: # of `Path`, newest first
-    "The folders of all checkpoints."
+def checkpoints(folder)->list: # of `Path`
+    "The folders of all checkpoints, the newest first."
     return sorted((p for p in Path(folder).glob('[0-9]*') if p.name.isdigit()), reverse=True)
 
-def _digest_of(
-    checkpoint:Path,
-    state:dict, # of state.json
-)->str: # 64 hexadecimal digits
+def _digest_of(checkpoint:Path, state:dict)->str: # 64 hexadecimal digits
     "SHA-256 of a checkpoint's tensors and of its state without the digest itself."
-    digest = hashlib.sha256()
-    with open(checkpoint/'tensors.safetensors', 'rb') as f:
-        while part := f.read(1 << 20): digest.update(part)
-    bare = {name: value for name, value in state.items() if name != 'sha256'}
-    digest.update(json.dumps(bare, sort_keys=True).encode())
-    return digest.hexdigest()
+    whole = state | dict(sha256=digest_of_file(checkpoint/'tensors.safetensors'))
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 # %% ../../nbs/training/04_checkpoints.ipynb #05914bf0
-def write_checkpoint(
-    folder, # of all checkpoints
-    tensors:dict, # name -> tensor
-    state:dict, # JSON-ready
-    keep:int=2, # how many stay
-)->Path: # the new one
-    "Write a checkpoint atomically and drop the oldest; TrainError if the disk does not take it."
+def write_checkpoint(folder, tensors:dict, state:dict, keep:int=2)->Path: # the new one
+    "Write tensors and a state that is ready for JSON atomically, and drop all but the last `keep` checkpoints."
     folder = Path(folder)
     old = checkpoints(folder)
-    part = folder/f'.part{os.getpid()}'
-    number = int(old[0].name) + 1 if old else 0
+    part, new = folder/f'.part{os.getpid()}', folder/f'{int(old[0].name) + 1 if old else 0:06d}'
     hint = f'the last good one is {old[0] if old else "none"}; free some space and go on with --resume'
     try:
         with writing(f'checkpoint in {folder}', hint):
             for left in folder.glob('.part*'): shutil.rmtree(left, ignore_errors=True) # of a run that was killed
             part.mkdir(parents=True)
-            _fill(part, tensors, state)
-            new = folder/f'{number:06d}'
+            save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, part/'tensors.safetensors')
+            (part/'state.json').write_text(json.dumps(state | dict(sha256=_digest_of(part, state))))
+            for p in (*part.iterdir(), part): fsync(p)
             os.replace(part, new)
             fsync(folder)
     finally: shutil.rmtree(part, ignore_errors=True)
     for p in old[keep - 1:]: shutil.rmtree(p, ignore_errors=True)
     return new
 
-def _fill(
-    part:Path, # an empty folder
-    tensors:dict, # name -> tensor
-    state:dict, # JSON-ready
-):
-    "Write both files of a checkpoint and have them on the disk."
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, part/'tensors.safetensors')
-    (part/'state.json').write_text(json.dumps(state | dict(sha256=_digest_of(part, state))))
-    for p in (*part.iterdir(), part): fsync(p)
-
 # %% ../../nbs/training/04_checkpoints.ipynb #8409d5a6
-def read_checkpoint(
-    folder, # of all checkpoints
-    wanted:dict=None, # state of the one to read; None = the newest whole one
-): # (tensors, state), or None where there is none
-    "The newest whole checkpoint; a damaged one is named on stderr, set aside, and the one before it is taken."
+def read_checkpoint(folder, wanted:dict=None): # (tensors, state), or None where there is none
+    "The newest whole checkpoint, or the one of a wanted state; a damaged one is named on stderr and set aside."
     there = checkpoints(folder)
     for i, checkpoint in enumerate(there):
         try:
             state = json.loads((checkpoint/'state.json').read_text())
-            if wanted and state != wanted: continue
-            return _whole(checkpoint, state), state
+            if not wanted or state == wanted: return _whole(checkpoint, state), state
         except (FileNotFoundError, ValueError, KeyError, TypeError) as e:
             then = 'falling back to the one before it' if i + 1 < len(there) else 'there is no other: starting over'
             if not wanted: _set_aside(checkpoint, f'({e}); {then}')
         except OSError as e:
-            reason = e.strerror or e
-            raise TrainError(f'checkpoint {checkpoint} cannot be read ({reason}); '
+            raise TrainError(f'checkpoint {checkpoint} cannot be read ({e.strerror or e}); '
                              'it was left as it is, try again') from None
     return None
 
-def _whole(
-    checkpoint:Path,
-    state:dict, # of state.json
-)->dict: # name -> tensor
+def _whole(checkpoint:Path, state:dict)->dict: # name -> tensor
     "The tensors of a checkpoint; ValueError if it is damaged."
     if state['sha256'] != _digest_of(checkpoint, state): raise ValueError('its digest does not match')
     return load_file(checkpoint/'tensors.safetensors')
 
-def _set_aside(
-    checkpoint:Path,
-    why:str, # and what happens now
-):
+def _set_aside(checkpoint:Path, why:str):
     "Rename a damaged checkpoint, so that it does not count as one of the last two."
     print(f'checkpoint {checkpoint} is damaged {why}', file=sys.stderr)
     aside = checkpoint.with_name(f'damaged-{checkpoint.name}')
@@ -129,18 +91,13 @@ def _set_aside(
     with contextlib.suppress(OSError): os.replace(checkpoint, aside)
 
 # %% ../../nbs/training/04_checkpoints.ipynb #d8dea41b
-def pack_optimizer(
-    optimizer, # of torch
-)->dict: # name -> tensor
+def pack_optimizer(optimizer)->dict: # name -> tensor
     "Tensors of an optimizer's state."
     state = optimizer.state_dict()['state']
     return {f'optimizer.{i}.{name}': torch.as_tensor(v) for i, values in state.items() for name, v in values.items()}
 
-def unpack_optimizer(
-    optimizer, # of torch, with the same parameters
-    tensors:dict, # of a checkpoint; without an optimizer's it starts afresh
-):
-    "Put back what `pack_optimizer` took."
+def unpack_optimizer(optimizer, tensors:dict):
+    "Put back what `pack_optimizer` took; without an optimizer's tensors it starts afresh."
     state = {}
     for name, value in tensors.items():
         if not name.startswith('optimizer.'): continue
@@ -152,12 +109,8 @@ def unpack_optimizer(
             if v.shape == p.shape and v.stride() != p.stride(): values[name] = torch.empty_like(p).copy_(v)
 
 # %% ../../nbs/training/04_checkpoints.ipynb #85e9cd65
-def save_point(
-    out:Path, # the run folder
-    loop, # `StageLoop`: where the stage is
-    done:bool=False, # whether the stage is done; then its optimizer is no longer needed
-):
-    "Write a checkpoint of the whole run; all processes stop if that fails."
+def save_point(out:Path, loop, done:bool=False):
+    "Write a checkpoint of a `StageLoop`, without an optimizer where the stage is done; all processes stop if it fails."
     a = loop.accelerator
     def write():
         tensors = {f'model.{k}': v for k, v in loop.model.state_dict().items()}
@@ -173,20 +126,15 @@ def save_point(
         write_checkpoint(out/'checkpoint', tensors, state)
     on_main(a, write)
 
-def last_good(
-    out:Path, # the run folder
-)->str:
-    "Words that name the newest checkpoint."
+def last_good(out:Path)->str:
+    "Words that name the newest checkpoint of a run folder."
     return f'last good checkpoint: {next(iter(checkpoints(out/"checkpoint")), "none")}'
 
 # %% ../../nbs/training/04_checkpoints.ipynb #f49735c0
 BEGINNING = dict(step=0, epoch=0, position=0, kept={}, tensors={}, scaler=None)
 
-def resume_point(
-    restored, # (tensors, state) of a checkpoint, or None
-    name:str, # of the stage
-): # dict of step, epoch, position, kept, tensors, scaler; None if the stage is done
-    "Where a stage starts."
+def resume_point(restored, name:str): # a dict like `BEGINNING`; None if the stage is done
+    "Where a stage starts, by the (tensors, state) of a checkpoint or None."
     if restored is None: return BEGINNING
     tensors, state = restored
     here, there = STAGES.index(name), STAGES.index(state['stage'])
@@ -197,12 +145,8 @@ def resume_point(
     return place | dict(kept=kept, tensors=tensors)
 
 # %% ../../nbs/training/04_checkpoints.ipynb #edb2af1e
-def restore(
-    out:Path, # the run folder
-    model, # `ReIDModel`, which is given the weights
-    accelerator, # accelerate's `Accelerator`
-): # (tensors, state), or None where there is no checkpoint
-    "Load the newest whole checkpoint; every process reads the one that the main process found."
+def restore(out:Path, model, accelerator): # (tensors, state), or None where there is no checkpoint
+    "Load the newest whole checkpoint into a model; every process reads the one that the main process found."
     found, folder = [None, None], out/'checkpoint'
     def find(): found[:] = read_checkpoint(folder) or (None, None)
     on_main(accelerator, find)
@@ -213,15 +157,8 @@ def restore(
     if restored is None:
         raise TrainError(f'{folder}: process {accelerator.process_index} cannot read the checkpoint that the main one '
                          'reads; the run folder has to be shared by all nodes')
-    _check_same_machine(out, state[0], accelerator)
+    for name, here in dict(processes=accelerator.num_processes, precision=accelerator.mixed_precision).items():
+        if state[0][name] != here:
+            raise ValueError(f'{out} was trained with {name}={state[0][name]}, not {here}; resume with the same')
     model.load_state_dict({k.removeprefix('model.'): v for k, v in restored[0].items() if k.startswith('model.')})
     return restored
-
-def _check_same_machine(out:Path, state:dict, accelerator):
-    "ValueError where processes or precision are not those of the checkpoint."
-    if state['processes'] != accelerator.num_processes:
-        raise ValueError(f"{out} was trained by {state['processes']} processes, not {accelerator.num_processes}; "
-                         'resume with as many')
-    if state['precision'] != accelerator.mixed_precision:
-        raise ValueError(f"{out} was trained with precision {state['precision']!r}, here it is "
-                         f"{accelerator.mixed_precision!r}; resume with precision={state['precision']!r}")

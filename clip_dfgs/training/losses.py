@@ -16,16 +16,12 @@ def _check_flat(*labels):
     for some in labels:
         if some.ndim != 1: raise ValueError(f'labels have shape {list(some.shape)}; give one a row, [B]')
 
-def _check_partners(
-    found:Tensor, # for each row, whether it has what it needs, shape [B]
-    labels:Tensor, # of the rows, shape [B]
-):
-    "ValueError that counts the rows without a partner and names the first label; not looked for on a GPU."
-    if not labels.is_cpu: return
-    lost = labels[~found]
-    if not len(lost): return
-    raise ValueError(f'image_text_contrastive: {len(lost)} of {len(labels)} rows have no positive on the other side, '
-                     f'first label: {int(lost[0])}')
+def _check_partners(found:Tensor, labels:Tensor):
+    "ValueError that names the first label of a row without a partner; not looked for on a GPU."
+    if labels.is_cpu and not found.all():
+        lost = labels[~found]
+        raise ValueError(f'image_text_contrastive: {len(lost)} of {len(labels)} rows have no positive on the other '
+                         f'side, first label: {int(lost[0])}')
 
 # %% ../../nbs/training/02_losses.ipynb #e84248b4
 def image_text_contrastive(
@@ -113,18 +109,14 @@ def image_to_text_ce(
     return id_loss(image @ text.T, labels, smoothing)
 
 # %% ../../nbs/training/02_losses.ipynb #0697c4ca
-def same_identity(
-    labels:Tensor, # shape [B]
-)->Tensor: # bool, shape [B,B]
+def same_identity(labels:Tensor)->Tensor: # bool, shape [B,B]
     "Which pairs are of one identity; ValueError for a batch of one identity, not looked for on a GPU."
     _check_flat(labels)
     same = labels[:, None] == labels[None]
     if not labels.is_cpu or not bool(same.all()): return same
     raise ValueError(f'batch_hard_triplet: all {len(labels)} rows have the same label, so there is no negative')
 
-def _distances(
-    features:Tensor, # shape [B,D]
-)->Tensor: # Euclidean, shape [B,B]
+def _distances(features:Tensor)->Tensor: # Euclidean, shape [B,B]
     "Distances of all pairs, from the differences: exact for an image paired with itself."
     return torch.cdist(features, features, compute_mode='donot_use_mm_for_euclid_dist')
 
@@ -141,12 +133,8 @@ def hardest_pairs(
     return farthest_positive, nearest_negative
 
 # %% ../../nbs/training/02_losses.ipynb #464e9a42
-def _weighted_distances(
-    features:Tensor, # shape [B,D]
-    labels:Tensor, # identity of each row, shape [B]
-    mining_temperature:float, # above 0; large: the plain mean, small: the hardest
-)->tuple[Tensor,Tensor]: # to the positives and to the negatives, shape [B] each
-    "Softmax-weighted mean distances of each anchor; the weights are constants for the gradient."
+def _weighted_distances(features:Tensor, labels:Tensor, mining_temperature:float)->tuple[Tensor,Tensor]:
+    "Softmax-weighted mean distances [B] to the positives and to the negatives; the weights are constants."
     distances, same = _distances(features), same_identity(labels)
     others = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     positives = torch.where(others.any(1, keepdim=True), others, same)  # alone in the batch: its own positive
@@ -194,11 +182,7 @@ def batch_hard_triplet(
 
 # %% ../../nbs/training/02_losses.ipynb #81a1fe67
 @torch.no_grad()
-def violated_share(
-    features:Tensor, # shape [B,D]
-    labels:Tensor, # identity of each row, shape [B]
-    normalize:bool=True, # on the unit sphere
-)->Tensor: # scalar in [0,1], on the features' device
+def violated_share(features:Tensor, labels:Tensor, normalize:bool=True)->Tensor: # scalar in [0,1], on their device
     "Share of anchors whose farthest positive is no nearer than their nearest negative."
     f = F.normalize(features.float(), dim=1) if normalize else features.float()
     positive, negative = hardest_pairs(f, labels)

@@ -6,7 +6,7 @@
 __all__ = ['image_losses', 'prompt_losses', 'Step', 'StageLoop']
 
 # %% ../../nbs/training/03_step.ipynb #93d92d1c
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -19,13 +19,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..data.image_io import ImageError
 from ..data.loader import FeatureDataset, make_loader, workers_for
 from ..inference.embed import autocast, deterministic_attention
-from ..models.reid_model import check_range
-from ..models.reid_model import ReIDModel
+from ..models.reid_model import check_range, ReIDModel
 from ..models.towers import encode_front, text_tower
 from .checkpoints import BEGINNING, unpack_optimizer
 from .config import rate, Stage, STAGES, TrainConfig
 from .losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
-from .losses import same_identity, triplet_health
+from .losses import same_identity, violated_share
 from ..utils.files import TrainError
 from ..utils.tensors import evaluating
 
@@ -56,50 +55,45 @@ def _scaled(image, text, temperature)->tuple:
     return F.normalize(image, dim=1)/temperature, F.normalize(text, dim=1)/1.
 
 # %% ../../nbs/training/03_step.ipynb #41ac20c5
-def prompt_losses(
-    image, # image features of a batch, shape [B, D]
-    text, # text features of the same rows' identities, shape [B, D]
-    labels, # shape [B]
-    temperature=None, # see `TrainConfig`
-)->dict: # part -> scalar
-    "L_i2t and L_t2i, as in the first stage of [CLIP-ReID]."
+def prompt_losses(image, text, labels, temperature=None)->dict: # part -> scalar
+    "L_i2t and L_t2i of images [B, D] and the texts of their identities [B, D], as in the first stage of [CLIP-ReID]."
     image, text = _scaled(image, text, temperature)
     return dict(i2t=image_text_contrastive(image, text, labels, labels),
                 t2i=image_text_contrastive(text, image, labels, labels))
 
 # %% ../../nbs/training/03_step.ipynb #737509b0
+@dataclass
 class ImageLosses:
     "The losses of an image stage: function of (net, batch) -> parts, (features, labels)."
-    def __init__(
-        self,
-        model:ReIDModel,
-        config:TrainConfig,
-        name:str, # adapt or finetune
-        accelerator:Accelerator,
-        text=None, # as in `image_losses`
-        extra=None, # name -> (function of (ImageFeatures, labels), weight)
-    ):
-        self.model, self.config, self.stage, self.accelerator = model, config, getattr(config, name), accelerator
-        self.text, self.extra = text, dict(extra or {})
+    model:ReIDModel
+    config:TrainConfig
+    name:str                # adapt or finetune
+    accelerator:Accelerator
+    text:torch.Tensor=None  # as in `image_losses`
+    extra:dict=None         # name -> (function of (ImageFeatures, labels), weight)
 
     def check(self, batch):
         "ValueError for a batch that losses or model could not take."
         _, labels, cameras, *_ = batch
-        if self.stage.triplet_weight: same_identity(labels)
+        if getattr(self.config, self.name).triplet_weight: same_identity(labels)
         if self.config.cameras: check_range('camera', cameras, self.model.config['cameras'])
 
     def __call__(self, net, batch):
         images, labels, cameras, _ = batch
         features, logits = net(self.model.normalize(images), cameras if self.config.cameras else None)
         features, logits, labels = gathered(self.accelerator, self.config.gather, features, logits, labels)
-        parts = image_losses(features, logits, labels, self.stage, self.text, self.config.temperature)
-        parts |= {name: weight*loss(features, labels) for name, (loss, weight) in self.extra.items()}
+        stage = getattr(self.config, self.name)
+        parts = image_losses(features, logits, labels, stage, self.text, self.config.temperature)
+        parts |= {name: weight*loss(features, labels) for name, (loss, weight) in (self.extra or {}).items()}
         return parts, (features.projected, labels)
 
 # %% ../../nbs/training/03_step.ipynb #d32b3b3c
+@dataclass
 class PromptLosses:
     "The losses of the prompts stage: function of (net, batch) -> parts, ()."
-    def __init__(self, config:TrainConfig, accelerator:Accelerator): self.config, self.accelerator = config, accelerator
+    config:TrainConfig
+    accelerator:Accelerator
+
     def check(self, batch): pass
 
     def __call__(self, net, batch):
@@ -108,11 +102,7 @@ class PromptLosses:
         return prompt_losses(image, text, labels, self.config.temperature), ()
 
 # %% ../../nbs/training/03_step.ipynb #bc692e7a
-def gathered(
-    accelerator:Accelerator,
-    gather:bool, # see `TrainConfig`
-    *parts, # tensors [B, ...], tuples of them, or None
-)->tuple: # of the same kinds
+def gathered(accelerator:Accelerator, gather:bool, *parts)->tuple: # tensors [B, ...], tuples of them, or None
     "The parts of all processes where they are to be gathered, with gradients for our own; else as they are."
     if not gather or accelerator.num_processes == 1: return parts
     from torch.distributed.nn.functional import all_gather
@@ -124,74 +114,47 @@ def gathered(
     return tuple(map(join, parts))
 
 # %% ../../nbs/training/03_step.ipynb #c3abaf5e
-def stage_groups(
-    model:ReIDModel, # all its parameters are switched on or off
-    name:str, # adapt, prompts or finetune
-    stage:Stage, # rates and weights
-)->list: # of dicts for an optimizer, each with its peak rate `base`
-    "The parameters of one stage, in groups."
-    chosen = {id(p) for _, p in model.trainable(name)}
-    groups = {}
+def stage_groups(model:ReIDModel, name:str, stage:Stage)->list: # of dicts for an optimizer, with the peak rate `base`
+    "The parameters of one stage, in groups; all others are switched off. AdamW spares one-dimensional ones its decay."
+    chosen, groups = {id(p) for _, p in model.trainable(name)}, {}
     for n, p in model.named_parameters():
         head = n.startswith('neck')
-        unread = head and stage.id_weight == 0
-        p.requires_grad_(id(p) in chosen and not unread)
+        p.requires_grad_(id(p) in chosen and not (head and stage.id_weight == 0))
         if not p.requires_grad: continue
         lr = stage.head_lr if head and stage.head_lr is not None else stage.lr
-        kind = n.endswith('bias'), p.ndim > 1, lr
-        groups.setdefault(kind, []).append(p)
-    if not groups: raise ValueError(f'stage {name} has nothing to train in this model')
-    return [_group(stage, *kind, params) for kind, params in groups.items()]
-
-def _group(stage:Stage, bias:bool, wide:bool, lr:float, params:list)->dict:
-    "One group of parameters; AdamW spares one-dimensional ones its decay."
-    spared = stage.decoupled and not wide
-    base = lr*stage.bias_factor if bias else lr
-    return dict(params=params, base=base, lr=0., weight_decay=0. if spared else stage.weight_decay)
+        groups.setdefault((n.endswith('bias'), p.ndim > 1, lr), []).append(p)
+    return [dict(params=params, base=lr*stage.bias_factor if bias else lr, lr=0.,
+                 weight_decay=0. if stage.decoupled and not wide else stage.weight_decay)
+            for (bias, wide, lr), params in groups.items()]
 
 # %% ../../nbs/training/03_step.ipynb #06234f59
-def norms_of(
-    model:ReIDModel,
-)->list: # of modules
+def norms_of(model:ReIDModel)->list:
     "The batch-norm layers of the image tower."
     return [module for module in model.clip.visual.modules() if isinstance(module, _BatchNorm)]
 
-# %% ../../nbs/training/03_step.ipynb #0b511563
-def keep_norm(
-    model:ReIDModel, # in training mode
-):
+def keep_norm(model:ReIDModel):
     "Let the tower's batch norm use its averages and leave them as they are; scale and shift still learn."
     for module in norms_of(model): module.eval()
 
+def share_norm(model:ReIDModel, accelerator:Accelerator):
+    "Give all processes the main one's batch-norm statistics, so that they embed alike."
+    for buffer in model.buffers() if accelerator.num_processes > 1 else (): torch.distributed.broadcast(buffer, 0)
+
 # %% ../../nbs/training/03_step.ipynb #2d435da3
-def renew_norm(
-    model:ReIDModel,
-    pixels, # of training images, uint8 [n, H, W, 3]
-    accelerator:Accelerator, # device and precision
-    seed=0, # a whole number, or a list of them
-    batch:int=64, # images in a batch
-    batches:int=50,
-):
-    "Compute the averages of the tower's batch norm anew, over random batches of training images."
+def renew_norm(model:ReIDModel, pixels, accelerator:Accelerator, seed=0, batch:int=64, batches:int=50):
+    "Compute the averages of the tower's batch norm anew, over random batches of training images [n, H, W, 3]."
     layers, n = norms_of(model), len(pixels)
-    rng, size = np.random.default_rng(seed), min(batch, len(pixels))
-    usual = [layer.momentum for layer in layers]
+    rng, usual = np.random.default_rng(seed), [layer.momentum for layer in layers]
     with evaluating(model):
         for layer in layers:
             layer.reset_running_stats()
             layer.momentum = None                                              # the plain mean over all batches
             layer.train()
         for _ in range(batches if layers else 0):
-            rows = np.sort(rng.choice(n, size, replace=False))
+            rows = np.sort(rng.choice(n, min(batch, n), replace=False))
             images = torch.from_numpy(np.ascontiguousarray(pixels[rows])).permute(0, 3, 1, 2).to(accelerator.device)
             with autocast(accelerator): model.image_features(images)
     for layer, momentum in zip(layers, usual): layer.momentum = momentum
-
-# %% ../../nbs/training/03_step.ipynb #df89d081
-def share_norm(model:ReIDModel, accelerator:Accelerator):
-    "Give all processes the main one's batch-norm statistics, so that they embed alike."
-    if accelerator.num_processes == 1: return
-    for buffer in model.buffers(): torch.distributed.broadcast(buffer, 0)
 
 # %% ../../nbs/training/03_step.ipynb #f403e79d
 class Trainee(nn.Module):
@@ -214,23 +177,16 @@ class Trainee(nn.Module):
         with autocast(accelerator): self.front = encode_front(text_tower(self.model.clip), self.model.prompts.prefix)
 
 def _recompute(model:ReIDModel):
-    "Keep no activations inside the towers' blocks; ValueError for a tower that has no such switch."
-    towers = [model.clip.visual] + ([text_tower(model.clip)] if model.has_text else [])
-    for tower in towers:
+    "Keep no activations inside the towers' blocks."
+    for tower in [model.clip.visual] + ([text_tower(model.clip)] if model.has_text else []):
         if hasattr(tower, 'transformer'): tower.transformer.grad_checkpointing = True
         elif hasattr(tower, 'trunk'): tower.trunk.set_grad_checkpointing(True)
         else: raise ValueError(f'{model.config["clip"]}: its {type(tower).__name__} cannot recompute activations; '
                                'leave `recompute` out')
 
 # %% ../../nbs/training/03_step.ipynb #ab081dc8
-def prepared(
-    model:ReIDModel,
-    config:TrainConfig,
-    name:str, # of the stage
-    accelerator:Accelerator,
-    at:dict, # of `resume_point`
-)->tuple: # net, as accelerate wraps it, and optimizer
-    "The model in training mode and the optimizer of a stage, with the state they had."
+def prepared(model:ReIDModel, config:TrainConfig, name:str, accelerator:Accelerator, at:dict)->tuple: # net, optimizer
+    "The model in training mode, as accelerate wraps it, and the optimizer of a stage, with the state they had."
     stage = getattr(config, name)
     make = torch.optim.AdamW if stage.decoupled else torch.optim.Adam
     optimizer = make(stage_groups(model, name, stage), lr=0., fused=True)
@@ -245,55 +201,47 @@ def prepared(
     return net, optimizer
 
 # %% ../../nbs/training/03_step.ipynb #5ba7c4e1
-def kind_of(
-    sampler, # with `random_batches` where it mixes, or `neighbors`
-    number:int, # of a batch of the epoch
-)->str: # random or walked
-    "Whether a batch was drawn at random or from a graph."
+def kind_of(sampler, number:int)->str: # random or walked
+    "Whether a batch of the epoch was drawn at random or from a graph."
     chosen = getattr(sampler, 'random_batches', None)
     if chosen is not None: return 'random' if number >= len(chosen) or chosen[number] else 'walked'
     return 'random' if getattr(sampler, 'neighbors', None) is None else 'walked'
 
-def violations_of(
-    done, # `Step`
-    accelerator:Accelerator, # of all processes, which must all call
-)->list: # of the random batches of a step: shares of violated anchors, summed, and their number
-    "What an adaptive share is told."
+def violations_of(done, accelerator:Accelerator)->list: # of a `Step`; all processes must call
+    "What an adaptive share is told of a step: shares of violated anchors in random batches, summed, and their number."
     n, found = len(done.rows), torch.zeros(2)
     if done.kind == 'random':
         first = accelerator.process_index*n if len(done.labels) > n else 0     # gathered: ours among those of all
         own = slice(first, first + n)
-        health = triplet_health(done.features[own].detach(), done.labels[own], normalize=True)
-        found = torch.tensor([health['violated_triplets'], 1.])
+        found = torch.tensor([violated_share(done.features[own].detach(), done.labels[own]).item(), 1.])
     if accelerator.num_processes > 1: found = accelerator.reduce(found.to(accelerator.device), 'sum')
     return found.tolist()
 
+# %% ../../nbs/training/03_step.ipynb #68ba81f2
+def sampler_state(sampler, ratio=None)->dict: # name -> tensor
+    "What plans an epoch again: the graph, the pointers of GS, the share of random batches and what it has seen."
+    found = {name: getattr(sampler, name, None) for name in ('neighbors', 'pointers', 'pk_ratio')}
+    if ratio: found['seen'] = ratio.seen                                       # goes on counting
+    return {name: value if torch.is_tensor(value) else torch.as_tensor(np.asarray(value))
+            for name, value in found.items() if value is not None}
+
 # %% ../../nbs/training/03_step.ipynb #9cd4e714
+@dataclass
 class Batches:
     "The epochs of a batch sampler; its graph and its share of random batches may follow the training."
-    def __init__(
-        self,
-        sampler, # any, with `neighbors` where it takes a graph
-        update=None, # function of the sampler that gives it a new graph; None = it has none
-        every:int=None, # steps between two graphs; None = one an epoch
-        ratio=None, # its `AdaptivePKRatio`
-        describe=None, # function of (sampler, epoch), called when an epoch was planned
-    ):
-        self.sampler, self.update, self.every, self.ratio = sampler, update, every, ratio
-        self.describe, self.state = describe, {}
+    sampler:object        # any, with `neighbors` where it takes a graph
+    update:object=None    # function of the sampler that gives it a new graph; None = it has none
+    every:int=None        # steps between two graphs; None = one an epoch
+    ratio:object=None     # its `AdaptivePKRatio`
+    describe:object=None  # function of (sampler, epoch), called when an epoch was planned
+    state:dict=field(default_factory=dict) # what plans this epoch again: name -> tensor
 
-    def epoch(
-        self,
-        epoch:int, # of the sampler
-        step:int, # of the stage, steps done
-        position:int, # batches of this epoch that are done
-        state:dict=None, # `state` of a checkpoint in this epoch
-    )->list: # of lists of rows
-        "All batches of an epoch, those that are done included."
+    def epoch(self, epoch:int, step:int, position:int, state:dict=None)->list: # of lists of rows
+        "All batches of an epoch, the `position` that are done included; `state` is that of a checkpoint in it."
         begins = state or not position
         if state: self.load_state_dict(state)
         elif begins: self._begin(epoch, step)
-        if begins: self.state = self.state_dict()
+        if begins: self.state = sampler_state(self.sampler, self.ratio)
         if position and self.due(step) and position < len(self._planned(epoch)):
             self.update(self.sampler)
             self.state['neighbors'] = self.sampler.neighbors
@@ -308,21 +256,13 @@ class Batches:
     def _begin(self, epoch, step):
         self.sampler.set_epoch(epoch)
         if self.ratio and epoch: self.ratio.next_epoch()
-        if not self.update: return
-        if not self.every or self.due(step) or self.sampler.neighbors is None: self.update(self.sampler)
+        if self.update and (not self.every or self.due(step) or self.sampler.neighbors is None):
+            self.update(self.sampler)
 
     def due(self, step:int)->bool: # whether the rest of an epoch gets a new graph after so many steps
         return bool(self.update and self.every) and step % self.every == 0
 
-    def state_dict(self)->dict: # name -> tensor
-        "What plans this epoch again: the graph, the pointers of GS, the share of random batches."
-        found = {name: getattr(self.sampler, name, None) for name in ('neighbors', 'pointers', 'pk_ratio')}
-        if self.ratio: found['seen'] = self.ratio.seen                         # goes on counting
-        return {name: value if torch.is_tensor(value) else torch.as_tensor(np.asarray(value))
-                for name, value in found.items() if value is not None}
-
     def load_state_dict(self, state:dict):
-        "Plan as where `state_dict` was taken."
         for name, value in state.items():
             if name == 'seen': self.ratio.seen.copy_(value)
             else: setattr(self.sampler, name, value if name == 'neighbors' else value.numpy()[()])
@@ -375,7 +315,7 @@ class StageLoop:
             left = batches[self.position:]
             for rows, batch in zip(left, self.load(left)):
                 if self.step >= self.steps: break
-                done = self.take(rows, batch)
+                done = take(self, rows, batch)
                 if self.batches.ratio: self.batches.ratio.see(*violations_of(done, self.accelerator))
                 yield done
                 if self.batches.due(self.step): break
@@ -385,37 +325,30 @@ class StageLoop:
         self.model.eval()
         share_norm(self.model, self.accelerator)
 
-    def take(
-        self,
-        rows:list, # of the batch
-        batch:list, # of tensors, on any device
-    )->Step:
-        "Forward, backward, optimizer."
-        a, share = self.accelerator, rate(self.stage, self.step, self.steps)
-        for group in self.optimizer.param_groups: group['lr'] = group['base']*share
-        self.losses.check(batch)
-        _seed_step([self.config.seed, STAGES.index(self.name), self.step, a.process_index], a.device)
-        if self.stage.norm == 'frozen': keep_norm(self.model)                  # each time: others may call `.train()`
-        with deterministic_attention(a):
-            there = [t.to(a.device, non_blocking=True) for t in batch]
-            parts, watched = self.losses(self.net, there)   # the net autocasts by itself; the losses are in float32
-            loss = sum(parts.values())
-            arrived = _sent_to_cpu(_every_loss(a, loss))
-            self.optimizer.zero_grad()
-            (a.scaler.scale(loss) if a.scaler else loss).backward()
-        _check_loss(f'{self.name}, step {self.step}', arrived(), rows, a.process_index)
-        _move(self.optimizer, a.scaler, self.stage.clip_norm)
-        kind = kind_of(self.batches.sampler, self.position)
-        self.step, self.position = self.step + 1, self.position + 1
-        return Step(self.name, self.step, self.steps, self.epoch, self.position, kind, rows, loss, parts,
-                    self.stage.lr*share, *watched)
+# %% ../../nbs/training/03_step.ipynb #104b533c
+def take(loop:StageLoop, rows:list, batch:list)->Step:
+    "One step on a batch of tensors: forward, backward, optimizer."
+    a, share = loop.accelerator, rate(loop.stage, loop.step, loop.steps)
+    for group in loop.optimizer.param_groups: group['lr'] = group['base']*share
+    loop.losses.check(batch)
+    _seed_step([loop.config.seed, STAGES.index(loop.name), loop.step, a.process_index], a.device)
+    if loop.stage.norm == 'frozen': keep_norm(loop.model)                      # each time: others may call `.train()`
+    with deterministic_attention(a):
+        there = [t.to(a.device, non_blocking=True) for t in batch]
+        parts, watched = loop.losses(loop.net, there)       # the net autocasts by itself; the losses are in float32
+        loss = sum(parts.values())
+        arrived = _sent_to_cpu(_every_loss(a, loss))
+        loop.optimizer.zero_grad()
+        (a.scaler.scale(loss) if a.scaler else loss).backward()
+    _check_loss(f'{loop.name}, step {loop.step}', arrived(), rows, a.process_index)
+    _move(loop.optimizer, a.scaler, loop.stage.clip_norm)
+    kind = kind_of(loop.batches.sampler, loop.position)
+    loop.step, loop.position = loop.step + 1, loop.position + 1
+    return Step(loop.name, loop.step, loop.steps, loop.epoch, loop.position, kind, rows, loss, parts,
+                loop.stage.lr*share, *watched)
 
 # %% ../../nbs/training/03_step.ipynb #ecfa357c
-def _move(
-    optimizer, # with gradients
-    scaler, # fp16's, or None
-    clip_norm:float, # of the gradient; 0 = off
-):
+def _move(optimizer, scaler, clip_norm:float):
     "The optimizer's step; with fp16 one whose gradients overflow is left out, and the scale follows."
     if clip_norm:
         if scaler: scaler.unscale_(optimizer)
@@ -427,8 +360,7 @@ def _move(
 # %% ../../nbs/training/03_step.ipynb #2d500f4e
 def own_random_stream(accelerator:Accelerator): # a context
     "The caller's random streams, of the CPU and of the run's GPU, stay as they were."
-    gpu = [accelerator.device] if accelerator.device.type == 'cuda' else []
-    return torch.random.fork_rng(devices=gpu)
+    return torch.random.fork_rng(devices=[accelerator.device] if accelerator.device.type == 'cuda' else [])
 
 def _seed_step(place:list, device:torch.device):
     "Set torch's global streams, of the CPU and of the run's device, for one step."
@@ -444,9 +376,7 @@ def _every_loss(accelerator:Accelerator, loss:torch.Tensor)->torch.Tensor: # sha
     one = torch.ones_like(own)
     return torch.cat([everywhere, accelerator.scaler.scale(one) if accelerator.scaler else one])
 
-def _sent_to_cpu(
-    values:torch.Tensor, # on any device
-): # function () -> a list of numbers
+def _sent_to_cpu(values:torch.Tensor): # function () -> a list of numbers
     "Begin to copy values to the CPU; what comes back waits for that copy and for nothing that was begun later."
     if values.device.type != 'cuda': return values.tolist
     here = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
@@ -465,28 +395,18 @@ class LossError(TrainError):
         super().__init__(said)
         self.advice, self.rows = advice, rows
 
-def _check_loss(
-    place:str, # stage and step
-    arrived:list, # of `_every_loss`
-    rows:list, # of the batch
-    own:int, # number of this process
-):
+def _check_loss(place:str, arrived:list, rows:list, own:int): # own: number of this process
     "Stop all processes at a loss that is not a number."
     *losses, scale = arrived
     if scale < 1:
         raise LossError(f'{place}: the gradients overflow whatever the loss scale (now {scale:.1e}), '
                         'nothing is learned any more', 'use precision bf16 or no')
     lost = [process for process, loss in enumerate(losses) if not np.isfinite(loss)]
-    if lost and own not in lost:
-        raise LossError(f'{place}: the loss of process {lost[0]} is not a number, it says more')
-    if lost: raise LossError(f'{place}: the loss is {losses[own]}', 'try a lower learning rate', rows)
+    if own in lost: raise LossError(f'{place}: the loss is {losses[own]}', 'try a lower learning rate', rows)
+    if lost: raise LossError(f'{place}: the loss of process {lost[0]} is not a number, it says more')
 
 # %% ../../nbs/training/03_step.ipynb #9da6eb33
-def loader_of(
-    data, # `ImageDataset` or `FeatureDataset`
-    device:torch.device, # of the run
-    workers:int=None, # processes that load images
-): # function of lists of rows, which yields them loaded
+def loader_of(data, device:torch.device, workers:int=None): # function of lists of rows, which yields them loaded
     "What loads a stage's batches, epoch after epoch."
     if isinstance(data, FeatureDataset): return lambda batches: map(data.__getitems__, batches)
     batches = []

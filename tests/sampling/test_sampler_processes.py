@@ -1,6 +1,7 @@
 "The samplers where they are used: loader workers, two processes on gloo, accelerate."
 import os
 import socket
+import warnings
 
 import numpy as np
 import pytest
@@ -46,14 +47,14 @@ def test_loader_with_workers_gives_the_planned_batches(kind):
 def test_going_on_behind_a_loader_that_fetches_ahead():
     "The sampler is ahead of the training; the trainer's own count of batches is what has to be saved."
     s = sampler(neighbors=GRAPH)
-    planned, seen = s.planned().tolist(), []
-    for x, y, rows in DataLoader(Rows(), batch_sampler=s, num_workers=1, prefetch_factor=4):
-        seen.append(rows.tolist())
-        if len(seen) == 5: break
+    planned, found = s.planned().tolist(), []
+    for _, _, rows in DataLoader(Rows(), batch_sampler=s, num_workers=1, prefetch_factor=4):
+        found.append(rows.tolist())
+        if len(found) == 5: break
     assert s.state_dict()['position'] > 5
-    again = sampler(neighbors=s.neighbors)
-    again.load_state_dict(s.state_dict(position=5))
-    assert seen + [rows.tolist() for _, _, rows in DataLoader(Rows(), batch_sampler=again)] == planned
+    again = sampler(neighbors=GRAPH)
+    again.load_state_dict(s.state_dict() | dict(position=5))
+    assert found + seen(DataLoader(Rows(), batch_sampler=again)) == planned
 
 
 @pytest.mark.parametrize('kind', [PKSampler, GraphSampler, DepthFirstGraphSampler])
@@ -76,90 +77,82 @@ def test_stateful_loader_goes_on_where_it_stood(kind, workers):
     assert found + seen(again) == alone.planned().tolist()
 
 
-def train(s, step, model, optimizer, epochs=2):
-    "Losses of a short training with a graph that is refreshed before every epoch; `step(model, batches)` is one step."
-    losses, graphs = [], []
+def train(s, batches, model, epochs=2):
+    "Losses of a short training with a graph that is renewed before every epoch, and the graphs."
+    losses, graphs, optimizer = [], [], torch.optim.SGD(model.parameters(), .1)
+    module = getattr(model, 'module', model)
     for epoch in range(epochs):
         s.set_epoch(epoch)
-        module = getattr(model, 'module', model)
         graphs.append(update_graph(s, lambda rows: module(IMAGES[rows]), k=4, model=module).tolist())
-        for rows in step['loader'](s):
+        for rows in batches(s):
             optimizer.zero_grad()
-            losses.append(step['loss'](model, rows))
+            loss = torch.nn.functional.cross_entropy(model(IMAGES[rows]), torch.as_tensor(LABELS[rows]))
+            loss.backward()
             optimizer.step()
-    return losses, graphs
-
-
-def cross_entropy(model, rows):
-    return torch.nn.functional.cross_entropy(model(IMAGES[rows]), torch.as_tensor(LABELS[rows]))
-
-
-def one_of_two(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group('gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2)
-    model = torch.nn.parallel.DistributedDataParallel(network())
-    def loss(model, rows):
-        value = cross_entropy(model, rows)
-        value.backward()
-        total = value.detach().clone()
-        dist.all_reduce(total)
-        return float(total) / 2
-    step = dict(loader=list, loss=loss)
-    result = train(sampler(rank=rank, world=2), step, model, torch.optim.SGD(model.parameters(), .1))
-    torch.save(result, f'{folder}/rank{rank}.pt')
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def test_two_processes_are_one_with_twice_the_batch(tmp_path):
-    torch.set_num_threads(1)
-    mp.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f'rank{r}.pt', weights_only=True) for r in range(2)]
-    (losses, graphs), (other, other_graphs) = ranks
-    assert losses == other and graphs == other_graphs
-    def pairs(s):                                               # the same plan, two batches at a time
-        both = sampler(world=2, neighbors=s.neighbors)
-        both.set_epoch(s.epoch)
-        return both.planned().reshape(-1, 32).tolist()
-    def loss(model, rows):
-        value = cross_entropy(model, rows)
-        value.backward()
-        return float(value.detach())
-    model = network()
-    step = dict(loader=pairs, loss=loss)
-    alone, alone_graphs = train(sampler(), step, model, torch.optim.SGD(model.parameters(), .1))
-    assert graphs == alone_graphs and len(losses) == len(alone)
-    assert np.allclose(losses, alone, atol=1e-5) and losses[-1] < losses[0]
+            losses.append(loss.detach())
+    return torch.stack(losses), graphs
 
 
 def seen(loader): return [rows.tolist() for _, _, rows in loader]
 
 
-def accelerated(rank, folder, port):
+def said_of(s):
+    "Warnings of a pass."
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        return list(s), [str(w.message) for w in said]
+
+
+def one_of_two(rank, folder, port):
+    "What one of two processes trains, is dealt by accelerate, and is warned of."
     ranks = dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2')
     os.environ |= ranks | dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), ACCELERATE_USE_CPU='true')
+    torch.set_num_threads(1)
     from accelerate import Accelerator
     accelerator = Accelerator(cpu=True)
+    found = dict(alone=said_of(sampler()), share=said_of(sampler(rank=rank, world=2)))
+    model = torch.nn.parallel.DistributedDataParallel(network())
+    losses, found['graphs'] = train(sampler(rank=rank, world=2), list, model)
+    dist.all_reduce(losses)
+    found['losses'] = losses/2
     dealt = accelerator.prepare(DataLoader(Rows(), batch_sampler=sampler(neighbors=GRAPH)))       # accelerate deals
-    place = dict(rank=accelerator.process_index, world=accelerator.num_processes)
-    own = DataLoader(Rows(), batch_sampler=sampler(neighbors=GRAPH, **place))
+    own = DataLoader(Rows(), batch_sampler=sampler(neighbors=GRAPH, rank=rank, world=2))
     try: accelerator.prepare(own)
-    except ValueError as error: refused = 'shared among 2 ranks already' in str(error)
-    else: refused = False
-    result = dict(refused=refused, dealt=seen(dealt), own=seen(own))
-    dealt.set_epoch(1)
-    result['next'] = seen(dealt)
-    torch.save(result, f'{folder}/accelerate{rank}.pt')
+    except ValueError as error: found['refused'] = str(error)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        found |= dict(dealt=seen(dealt), own=seen(own))
+        dealt.set_epoch(1)
+        found['next'] = seen(dealt)
+    torch.save(found, f'{folder}/{rank}.pt')
     accelerator.wait_for_everyone()
     dist.destroy_process_group()
 
 
-def test_accelerate_does_not_share_a_second_time(tmp_path):
+@pytest.fixture(scope='module')
+def ranks(tmp_path_factory):
+    "What two processes found."
+    folder = tmp_path_factory.mktemp('two')
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    mp.spawn(accelerated, args=(str(tmp_path), port), nprocs=2)
-    ranks = [torch.load(tmp_path / f'accelerate{r}.pt', weights_only=True) for r in range(2)]
+    mp.spawn(one_of_two, args=(str(folder), port), nprocs=2)
+    return [torch.load(folder/f'{r}.pt', weights_only=True) for r in range(2)]
+
+
+def test_two_processes_are_one_with_twice_the_batch(ranks):
+    one, other = ranks
+    assert torch.equal(one['losses'], other['losses']) and one['graphs'] == other['graphs']
+    def pairs(s):                                               # the same plan, two batches at a time
+        both = sampler(world=2, neighbors=s.neighbors)
+        both.set_epoch(s.epoch)
+        return both.planned().reshape(-1, 32).tolist()
+    losses, graphs = train(sampler(), pairs, network())
+    assert one['graphs'] == graphs and losses[-1] < losses[0]
+    torch.testing.assert_close(one['losses'], losses, atol=1e-5, rtol=0)
+
+
+def test_accelerate_does_not_share_a_second_time(ranks):
     alone = sampler(neighbors=GRAPH)
     for epoch, ways in enumerate((('dealt', 'own'), ('next',))):            # the next epoch by the loader's set_epoch
         alone.set_epoch(epoch)
@@ -167,4 +160,11 @@ def test_accelerate_does_not_share_a_second_time(tmp_path):
         for way in ways:
             merged = [b for step in zip(*(r[way] for r in ranks)) for b in step]
             assert merged[:len(whole)] == whole and len(merged) - len(whole) < 2
-    assert all(r['refused'] for r in ranks)
+    assert all('shared among 2 ranks already' in r['refused'] for r in ranks)
+
+
+def test_several_processes_with_the_same_batches_are_said(ranks):
+    (batches, said), (others, _) = (r['alone'] for r in ranks)
+    assert batches == others and len(said) == 1 and 'rank and world' in said[0]
+    (batches, said), (others, _) = (r['share'] for r in ranks)
+    assert batches != others and not said

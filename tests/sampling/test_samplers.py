@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from layouts import KINDS, grouped, layouts, make
 
 from clip_dfgs.sampling.graph import nearest_identities
-from clip_dfgs.sampling.samplers import AdaptivePKRatio, DepthFirstGraphSampler, GraphSampler, PKSampler
-from clip_dfgs.sampling.samplers import update_graph
+from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, GraphSampler, PKSampler, update_graph
 
 
 @settings(max_examples=25, deadline=None)
@@ -66,38 +65,28 @@ PEOPLE = np.repeat(np.arange(5), 4)
 
 
 @pytest.mark.parametrize('options, name', [
-    (dict(batch=10), 'batch=10'), (dict(instances=0), 'instances=0'), (dict(batch=24), 'needs 6 identities'),
-    (dict(batch=-8), 'batch=-8'), (dict(batch=8.), 'batch=8.0'), (dict(batch=True, instances=1), 'batch=True'),
-    (dict(seed=None), 'seed=None'), (dict(seed=-1), 'seed=-1'), (dict(rank=2, world=2), 'rank=2'),
-    (dict(world=0), 'world=0'), (dict(cameras=[0]), 'cameras'), (dict(cameras=PEOPLE[:, None]), 'cameras'),
+    (dict(batch=10), 'batch=10'), (dict(instances=0), 'instances=0'), (dict(batch=24), 'there are 5 identities'),
+    (dict(batch=-8), 'batch=-8'), (dict(batch=8.), 'batch=8.0'), (dict(seed=-1), 'seed=-1'),
+    (dict(rank=2, world=2), 'rank=2'), (dict(world=0), 'world=0'), (dict(cameras=[0]), 'cameras'),
     (dict(labels=PEOPLE + 1), 'from 1 to 5'), (dict(labels=np.repeat([0, 1, 7], 4)), 'from 0 to 7'),
-    (dict(labels=PEOPLE / 2), 'labels'), (dict(labels=list('aaaabbbb')), 'numpy.unique'),
-    (dict(labels=[0, 1, None, 1]), 'labels.* row 2'), (dict(labels=PEOPLE > 2), 'labels'),
-    (dict(labels=[0, 10**20], batch=2, instances=1), 'labels')], ids=str)
+    (dict(labels=PEOPLE / 2), 'labels'), (dict(labels=list('aaaabbbb')), 'numpy.unique')], ids=str)
 def test_impossible_requests_name_the_argument(options, name):
     with pytest.raises(ValueError, match=name): PKSampler(**dict(labels=PEOPLE, batch=8) | options)
 
 
 @pytest.mark.parametrize('kind', KINDS)
-@pytest.mark.parametrize('options', [
-    dict(batch=np.int32(8)), dict(batch=torch.tensor(8)), dict(instances=np.int64(4)), dict(seed=np.uint8(0)),
-    dict(rank=torch.tensor(0), world=np.int16(1)), dict(cameras=[None] * 20), dict(cameras=[float('nan')] * 20),
-    dict(labels=PEOPLE.tolist()), dict(labels=torch.as_tensor(PEOPLE)), dict(labels=PEOPLE.astype(np.uint8)),
-    dict(labels=torch.as_tensor(PEOPLE, dtype=torch.int16)), dict(labels=PEOPLE.astype(object)),
-    dict(labels=pd.Series(PEOPLE, index=PEOPLE)),
-    dict(cameras=np.zeros(20)), dict(cameras=['door'] * 20), dict(cameras=torch.zeros(20))],
-                         ids=lambda o: str(o)[:40])
-def test_other_kinds_of_arguments_give_the_same_epoch(kind, options):
-    assert list(kind(**dict(labels=PEOPLE, batch=8) | options)) == list(kind(PEOPLE, batch=8))
+def test_other_kinds_of_arguments_give_the_same_epoch(kind):
+    for options in (dict(batch=np.int32(8), rank=torch.tensor(0)), dict(cameras=['door'] * 20),
+                    dict(labels=torch.as_tensor(PEOPLE, dtype=torch.int16)), dict(labels=pd.Series(PEOPLE, PEOPLE))):
+        assert list(kind(**dict(labels=PEOPLE, batch=8) | options)) == list(kind(PEOPLE, batch=8))
 
 
 @pytest.mark.parametrize('options, words', [
-    (dict(curriculum=(0, 3)), 'curriculum: k=0'),
-    (dict(curriculum=(2, 0)), 'curriculum: epochs=0'), (dict(curriculum=(2.5, 3)), 'curriculum: k=2.5'),
-    (dict(curriculum=(9, 3)), 'curriculum of 9 neighbors over 3 epochs: the graph has 4'),
-    (dict(order='pk'), 'unknown order'),
+    (dict(curriculum=(0, 3)), 'curriculum'), (dict(curriculum=(2, 0)), 'curriculum'),
+    (dict(curriculum=(9, 3)), 'the graph has 4 neighbors'),
+    (dict(order='pk'), 'unknown order'), (dict(shuffle_neighbors='no'), 'shuffle_neighbors'),
     (dict(pk_ratio=2), 'pk_ratio=2'),
-    (dict(order='released', pk_ratio=.5), 'no random batches')])
+    (dict(order='released', pk_ratio=.5), 'released')])
 def test_impossible_options_are_named_at_once(options, words):
     graph = nearest_identities(torch.randn(5, 3), 4)
     with pytest.raises(ValueError, match=words): DepthFirstGraphSampler(PEOPLE, None, graph, batch=8, **options)
@@ -114,8 +103,8 @@ def test_samplers_print_what_they_are():
 @pytest.mark.parametrize('kind', KINDS[1:])
 def test_graph_of_another_data_set(kind):
     s = kind(np.repeat(np.arange(5), 4), batch=8)
-    for graph, words in [(torch.zeros(6, 4, dtype=torch.long), r'\[6, 4\]; \[5, k\] is needed'),
-                         (torch.full((5, 4), 5), 'from 5 to 5; 0..4'),
+    for graph, words in [(torch.zeros(6, 4, dtype=torch.long), r'\[6, 4\].* of shape \[5, k\]'),
+                         (torch.full((5, 4), 5), 'from 5 to 5'),
             (torch.full((5, 4), -1), 'from -1'), (torch.zeros(5, 4), 'whole numbers'),
                          (torch.zeros(5, dtype=torch.long), r'\[5\]')]:
         with pytest.raises(ValueError, match=words): s.neighbors = graph
@@ -175,7 +164,7 @@ def test_refresh_copies_no_model_and_restores_every_mode():
     assert torch.equal(s.neighbors, nearest_identities(means, 4))
 
 
-def test_refresh_every_n_epochs_and_one_image_per_camera():
+def test_one_image_per_camera_and_other_images_each_time():
     labels, cameras, seen = np.repeat(np.arange(6), 8), np.tile([0, 0, 1, 1, 2, 2, 2, 2], 6), []
 
     def embed(rows):
@@ -183,12 +172,11 @@ def test_refresh_every_n_epochs_and_one_image_per_camera():
         return torch.randn(len(rows), 3)
 
     s = DepthFirstGraphSampler(labels, cameras, batch=8)
-    for epoch in range(1, 7):
+    for epoch in range(3):
         s.set_epoch(epoch)
-        update_graph(s, embed, every=3)
-    assert len(seen) == 3                                       # at the first call, and in epochs 3 and 6
+        update_graph(s, embed)
     for rows in seen: assert sorted(zip(labels[rows], cameras[rows])) == [(v, c) for v in range(6) for c in range(3)]
-    assert len({tuple(rows) for rows in seen}) == 3             # other images each time
+    assert len({tuple(rows) for rows in seen}) == 3
 
 
 def test_options_keep_the_promises():
@@ -222,21 +210,6 @@ def test_random_batches_are_those_that_are_random(share, world):
     assert bare.random_batches.all()                            # without a graph
 
 
-@given(st.lists(st.lists(st.floats(0, 1), max_size=5), min_size=1, max_size=5), st.integers(1, 60))
-def test_an_adaptive_share_is_the_mean_of_the_epoch_before(epochs, batches):
-    "From .1, or one batch, to 1; an epoch in which nothing was seen leaves it as it is."
-    labels = np.repeat(np.arange(4*batches), 4)
-    s = DepthFirstGraphSampler(labels, neighbors=(np.arange(4*batches)[:, None] + 1) % (4*batches), batch=16)
-    assert len(s) == batches
-    share, wanted = AdaptivePKRatio(s), 1.
-    assert s.pk_ratio == 1
-    for seen in epochs:
-        for violated in seen: share.see(violated)
-        share.next_epoch()
-        if seen: wanted = min(1, max(.1, 1/batches, sum(seen)/len(seen)))
-        assert s.pk_ratio == pytest.approx(wanted) and s.random_batches.sum() >= 1
-
-
 def test_another_share_is_another_plan():
     labels, group, features = grouped(6, 6, 9)
     s = DepthFirstGraphSampler(labels, neighbors=nearest_identities(features, 12), batch=24)
@@ -244,12 +217,5 @@ def test_another_share_is_another_plan():
     s.pk_ratio = .5
     told = DepthFirstGraphSampler(labels, neighbors=s.neighbors, batch=24, pk_ratio=.5)
     assert not np.array_equal(before, s.planned()) and np.array_equal(s.planned(), told.planned())
-    with pytest.raises(ValueError, match='pk_ratio=2'): s.pk_ratio = 2
-    released = DepthFirstGraphSampler(labels, neighbors=s.neighbors, batch=24, order='released')
-    with pytest.raises(ValueError, match='no random batches'): released.pk_ratio = .5
-
-
-@pytest.mark.parametrize('value', ['no', 'False', '', 2, .5])
-def test_a_word_is_no_yes(value):
-    with pytest.raises(ValueError, match='shuffle_neighbors'):
-        DepthFirstGraphSampler([0, 0, 1, 1], batch=2, instances=1, shuffle_neighbors=value)
+    s.pk_ratio = 2
+    with pytest.raises(ValueError, match='pk_ratio=2'): list(s)

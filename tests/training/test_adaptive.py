@@ -39,7 +39,7 @@ def test_the_share_of_an_epoch_is_what_the_one_before_has_shown(straight):
     assert table['pk_ratio'].nunique() > 1 and run.history['epoch'].max() == len(table) - 1
 
 
-@pytest.mark.parametrize('at', [6, 8])
+@pytest.mark.parametrize('at', [pytest.param(6, marks=pytest.mark.slow), 8])
 def test_a_run_that_stopped_has_the_same_shares(world, straight, tmp_path, at):
     "At the end and in the middle of an epoch; what was seen so far is in the checkpoint."
     again = stopped(rows_of(world), replace(adaptive(), checkpoint_steps=at), tmp_path/'run', at)
@@ -47,7 +47,8 @@ def test_a_run_that_stopped_has_the_same_shares(world, straight, tmp_path, at):
     assert (tmp_path/'run'/'sampler.csv').read_text() == (straight[0].out/'sampler.csv').read_text()
 
 
-@pytest.mark.parametrize('gather', [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize('gather', [False, True])
 def test_two_processes_have_one_share(world, tmp_path, gather):
     "Each measures its own batches; together they plan one epoch, and end in the same weights."
     assert two(world, tmp_path/'run', adaptive(5, gather=gather), test=True) == [0, 0]

@@ -8,9 +8,9 @@ import torch
 from runs import config, rows_of
 
 from clip_dfgs.training import trainer
-from clip_dfgs.training.checkpoints import checkpoints, last_good, pack_optimizer, read_checkpoint, restore
+from clip_dfgs.training.checkpoints import checkpoints, last_good, read_checkpoint, restore
 from clip_dfgs.utils.files import TrainError
-from clip_dfgs.training.checkpoints import resume_point, save_point, unpack_optimizer, write_checkpoint
+from clip_dfgs.training.checkpoints import resume_point, save_point, write_checkpoint
 
 
 @pytest.fixture
@@ -79,28 +79,6 @@ def test_what_a_killed_run_was_writing_is_cleared_away(folder):
     assert sorted(p.name for p in folder.iterdir()) == ['000002', '000003']
 
 
-def test_an_optimizer_goes_on_where_it_was():
-    def model(): return torch.nn.Linear(3, 1)
-    def trained(model, optimizer, steps):
-        for i in range(steps):
-            optimizer.zero_grad()
-            model(torch.full((2, 3), i + 1.)).square().sum().backward()
-            optimizer.step()
-    torch.manual_seed(0)
-    straight = model()
-    stopped = model()
-    stopped.load_state_dict(straight.state_dict())
-    first = torch.optim.AdamW(straight.parameters())
-    before = torch.optim.AdamW(stopped.parameters())
-    trained(straight, first, 2)
-    trained(stopped, before, 2)
-    after = torch.optim.AdamW(stopped.parameters())
-    unpack_optimizer(after, pack_optimizer(before))
-    trained(straight, first, 2)
-    trained(stopped, after, 2)
-    assert torch.equal(straight.weight, stopped.weight)
-
-
 @pytest.fixture
 def run(world, tmp_path):
     "A run that has only begun."
@@ -114,17 +92,6 @@ def saved(run, name, step, epoch, position, kept={}, done=False):
                            optimizer=torch.optim.AdamW(run.model.parameters()))
     save_point(run.out, loop, done)
     return restore(run.out, run.model, run.accelerator)
-
-
-def test_where_a_stage_starts(run):
-    assert resume_point(None, 'adapt')['step'] == 0
-    restored = saved(run, 'prompts', 4, 1, 2, dict(neighbors=torch.arange(3)))
-    assert resume_point(restored, 'adapt') is None                             # done
-    place = resume_point(restored, 'prompts')
-    assert (place['step'], place['epoch'], place['position']) == (4, 1, 2)
-    assert place['kept']['neighbors'].tolist() == [0, 1, 2]
-    assert resume_point(restored, 'finetune')['step'] == 0
-    assert resume_point(saved(run, 'prompts', 5, 1, 3, done=True), 'prompts') is None
 
 
 def test_a_loss_scale_goes_on_also_into_the_next_stage(run):

@@ -16,7 +16,6 @@ from clip_dfgs.training.checkpoints import checkpoints
 from clip_dfgs.training.config import config_from
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.data.records import pool
-from clip_dfgs.training.history import read_rows
 from clip_dfgs.training.run import check_folder
 from clip_dfgs.training.trainer import fit
 
@@ -46,19 +45,14 @@ def test_what_a_run_leaves(whole):
         assert config_from(json.loads((checkpoint/'state.json').read_text())['config']) == config()
 
 
-def test_a_run_shows_itself(whole, world):
-    run = fit(rows_of(world), config(), whole, resume=True)
-    assert 'images of 12 identities' in repr(run) and 'finetune step 7' in repr(run) and len(repr(run)) < 300
-
-
 def test_resume_refuses_another_run(world, whole, tmp_path):
     rows, before = rows_of(world), contents(whole)
     some = rows[rows['label'] < 11].reset_index(drop=True)
     with pytest.raises(ValueError, match='another sampler'): fit(rows, config(sampler='gs'), whole, resume=True)
     with pytest.raises(ValueError, match='not empty'): fit(rows, config(), whole)
     with pytest.raises(ValueError, match='other images'): fit(some, config(), whole, resume=True)
-    words = r"was trained with precision 'no', here it is 'bf16'; resume with precision='no'"
-    with pytest.raises(ValueError, match=words): fit(rows, config(precision='bf16'), whole, resume=True)
+    bf16 = config(precision='bf16')
+    with pytest.raises(ValueError, match='precision=no, not bf16'): fit(rows, bf16, whole, resume=True)
     (tmp_path/'mine').write_text('precious')
     for how in ('resume', 'overwrite'):
         with pytest.raises(ValueError, match='holds no run'): fit(rows, config(), tmp_path, **{how: True})
@@ -104,16 +98,7 @@ def test_killed_before_there_was_a_config(world, tmp_path):
     assert {p.name for p in out.iterdir()} == {'config.json', 'records.csv'}
 
 
-def test_overwriting_follows_no_link(world, copied, tmp_path):
-    (tmp_path/'elsewhere').mkdir()
-    (tmp_path/'elsewhere'/'precious').write_text('')
-    (copied/'link').symlink_to(tmp_path/'elsewhere')
-    begin(rows_of(world), config(seed=1), copied, overwrite=True)
-    assert {p.name for p in copied.iterdir()} == {'config.json', 'records.csv'}
-    assert (tmp_path/'elsewhere'/'precious').exists()
-
-
-@pytest.mark.parametrize('deletions', [0, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3, 4, 5))])
+@pytest.mark.parametrize('deletions', [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1, 3, 4, 5))])
 def test_killed_while_an_old_run_is_replaced(world, copied, deletions):
     "After any number of deletions: other images are never given the old weights, and overwriting works."
     rows = rows_of(world)
@@ -142,14 +127,6 @@ def test_what_a_killed_run_was_writing_is_cleared_away(world, copied):
     for name in leftovers: (copied/name).write_text('x')
     begin(rows_of(world), config(), copied, resume=True)
     assert not list(copied.rglob('.*'))
-
-
-def test_history_with_a_torn_line(tmp_path):
-    f = tmp_path/'history.csv'
-    f.write_text('stage,epoch,step,loss,id\nadapt,0,1,0.5,0.25\nadapt,0,2,1.5,\nadapt,0,3,0.7')
-    assert read_rows(f) == [dict(stage='adapt', epoch=0, step=1, loss=.5, id=.25),
-                               dict(stage='adapt', epoch=0, step=2, loss=1.5)]
-    assert read_rows(tmp_path/'none') == []
 
 
 def test_collapse_is_said_once(world, tmp_path, capfd):
@@ -196,13 +173,14 @@ def test_weights_and_biases(world, tmp_path, monkeypatch):
 
 
 def test_overwriting_keeps_what_no_run_wrote(world, copied):
-    "Data and notes that lie in a run folder are not the run's."
+    "Data and notes that lie in a run folder are not the run's, nor is what a link leads to."
     (copied/'data').mkdir()
     shutil.copytree(world, copied/'data'/'town')
+    (copied/'link').symlink_to(world)
     (copied/'notes.txt').write_text('mine')
     before = contents(copied/'data')
     rows = pool(load_dataset('market1501', copied/'data'/'town'))
-    with pytest.warns(UserWarning, match='keeps it: data, notes.txt'): begin(rows, config(), copied, overwrite=True)
+    with pytest.warns(UserWarning, match='keeps it: data, notes.txt$'): begin(rows, config(), copied, overwrite=True)
     assert contents(copied/'data') == before and (copied/'notes.txt').read_text() == 'mine'
     assert {p.name for p in copied.iterdir()} == {'config.json', 'records.csv', 'data', 'notes.txt'}
 

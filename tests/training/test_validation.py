@@ -1,8 +1,5 @@
 "Held-out identities of the sources: evaluated on the way, whatever happens to the run, and the best model kept."
-import os
 import shutil
-import signal
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +7,13 @@ import pandas as pd
 import pytest
 import torch
 from runs import one_thread_one_cache # noqa: F401, a fixture for the whole file
-from runs import config, held, only, rows_of, same, started, two, watched, weights
+from runs import config, held, killed_at, only, rows_of, same, watched, weights
 
 from clip_dfgs.training.checkpoints import checkpoints
 from clip_dfgs.utils.files import TrainError
 from clip_dfgs.inference.evaluator import evaluate_records
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.training.history import read_rows
-from clip_dfgs.training.validation import best_step
+from clip_dfgs.training.run import best_step, read_rows
 from clip_dfgs.training.trainer import fit
 
 
@@ -67,40 +63,25 @@ def test_ranking_changes_nothing_of_the_training(world, seen, tmp_path):
     assert alone.history['loss'].equals(seen[0].history['loss']) and not (tmp_path/'alone'/'best').exists()
 
 
-def test_batch_norm_and_modes_are_left_alone(world, tmp_path):
-    "Averages of batch norm do not see held-out people, and a frozen tower stays frozen."
-    for norm in ('live', 'frozen'):
-        c = only(config(clip='timm:resnet10t', validate_steps=1, checkpoint_steps=0), finetune=2)
-        c = replace(c, finetune=replace(c.finetune, norm=norm))
-        ranked = fit(held(world)[0], c, tmp_path/norm, validate=held(world)[1])
-        alone = fit(held(world)[0], replace(c, validate_steps=0), tmp_path/f'{norm} alone')
-        assert same(ranked.model.state_dict(), alone.model.state_dict())
+@pytest.mark.parametrize('norm', [pytest.param('live', marks=pytest.mark.slow), 'frozen'])
+def test_batch_norm_and_modes_are_left_alone(world, tmp_path, norm):
+    "Averages of batch norm do not see held-out identities, and a frozen tower stays frozen."
+    c = only(config(clip='timm:resnet10t', validate_steps=1, checkpoint_steps=0), finetune=2)
+    c = replace(c, finetune=replace(c.finetune, norm=norm))
+    ranked = fit(held(world)[0], c, tmp_path/'ranked', validate=held(world)[1])
+    alone = fit(held(world)[0], replace(c, validate_steps=0), tmp_path/'alone')
+    assert same(ranked.model.state_dict(), alone.model.state_dict())
 
 
-@pytest.mark.parametrize('moment', [*(pytest.param(at, marks=pytest.mark.slow) for at in ('adapt 2', 'best')),
-                                    'finetune 5'])
+LATER = [pytest.param(at, marks=pytest.mark.slow) for at in ('adapt', 'best')]
+
+@pytest.mark.parametrize('moment', ['finetune', *LATER])
 def test_killed_run_ends_in_the_same_ranks_and_weights(world, held_run, tmp_path, moment):
     "Killed really, anywhere, also while the best model is being written; no rank twice, none lost."
-    out = tmp_path/'run'
-    c = watched(select='best', checkpoint_steps=4)
-    p = started(world, out, c, validate=True)
-    deadline = time.monotonic() + 600
-    def reached():
-        if moment == 'best': return any((out/'best').glob('.part*'))
-        file = out/'history.csv'
-        return file.exists() and f'\n{moment.split()[0]},' in file.read_text() and any(
-            line.split(',')[0] == moment.split()[0] and int(line.split(',')[2]) >= int(moment.split()[1])
-            for line in file.read_text().splitlines()[1:] if line.count(',') > 5)
-    while p.is_alive() and time.monotonic() < deadline:
-        time.sleep(.001)
-        if not reached(): continue
-        os.kill(p.pid, signal.SIGSTOP)
-        if reached(): break
-        os.kill(p.pid, signal.SIGCONT)
-    assert reached()
-    p.kill()
-    p.join()
-    assert not (out/'model').exists()
+    out, c = tmp_path/'run', watched(select='best', checkpoint_steps=4)
+    def writes_the_best(out): return any((out/'best').glob('.part*'))
+    reached = writes_the_best if moment == 'best' else None
+    killed_at(world, out, c, moment, 5 if moment == 'finetune' else 2, reached, validate=True)
     fit(held(world)[0], c, out, resume=True, validate=held(world)[1])
     assert same(weights(out), weights(held_run)) and not any(out.rglob('.*'))
     assert (out/'validation.csv').read_bytes() == (held_run/'validation.csv').read_bytes()
@@ -156,10 +137,3 @@ def test_a_run_goes_on_with_the_same_held_out_images(world, tmp_path):
     for name, given, words in (('with', None, 'made with validate'), ('without', validate, 'made without validate'),
                                ('with', validate.assign(camid=validate['camid'] + 1), 'other images')):
         with pytest.raises(ValueError, match=words): fit(rows, c, tmp_path/name, validate=given, resume=True)
-
-
-def test_two_processes_write_one_table(world, tmp_path):
-    assert two(world, tmp_path/'run', watched(select='best'), validate=True) == [0, 0]
-    table = pd.read_csv(tmp_path/'run'/'validation.csv')
-    assert not table.duplicated(['stage', 'step', 'domain']).any() and len(table) == 4
-    assert (tmp_path/'run'/'model'/'config.json').exists()

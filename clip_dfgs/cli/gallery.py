@@ -34,8 +34,9 @@ def embed(
     folders, given = [w for w in data if ':' not in w or Path(w).expanduser().is_dir()], options.options()
     named = [w for w in data if w not in folders]
     check_options(named, {k: v for k, v in given.items() if k != 'camera' or not folders})
-    for k in ('distractors', 'detected'):
-        if not named and given[k] is not None: raise ValueError(f'--{k} would change nothing in a plain folder')
+    for k, v in given.items():
+        if named or v is None or k == 'camera': continue
+        raise ValueError(f'--{k.replace("_", "-")} would change nothing in a plain folder')
     images = find_images(data, domains=options.domain, **given)
     done = embed_gallery(images, model_place(model), out, dtype, overwrite, batch, block)
     for path, why in [*done.problems.items()][:3]:

@@ -218,10 +218,13 @@ class DataOptions:
     domain:tuple=() # what to call the data sets in tables, one name each in order; else by the sets' own names
     distractors:bool=None # true: identities 0 and -1 are distractors and junk, as usual; false: identities like others
     detected:bool=False # for cuhk03: detected boxes instead of labeled ones
+    visibility:float=None # for mot: least visible share of a box (0.3)
+    frame_step:int=None # for mot: 5 takes every fifth frame (1)
     split:int=None # for viper, prid, grid and ilids as targets: one of the ten published splits; else all, averaged
 
     def options(self)->dict: # option of a parser -> value, None where it is not given
-        return dict(camera=self.camera, distractors=self.distractors, detected=self.detected or None)
+        return dict(camera=self.camera, distractors=self.distractors, detected=self.detected or None,
+                    visibility=self.visibility, frame_step=self.frame_step)
 
 # %% ../../nbs/cli/02_parser.ipynb #7728dadd
 def sources_beside(

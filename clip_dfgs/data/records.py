@@ -107,7 +107,7 @@ def encode_names(
     return [place[value] for value in values]
 
 # %% ../../nbs/data/01_records.ipynb #bad85f11
-_NO_DISTRACTORS = 'give distractors=False, on the command line --no-distractors'
+_NO_DISTRACTORS = 'give distractors=False, on the command line --distractors false'
 
 def without_junk(
     name:str, # of the data set, for messages

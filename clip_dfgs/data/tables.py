@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .folders import as_table, need, with_cameras
 from .image_io import crops, load_image
 from .records import COLUMNS, encode_cameras, without_junk, written_names
-from ..utils.checks import DatasetError
+from ..utils.checks import DatasetError, positive_int
 from ..utils.files import cache_folder
 
 # %% ../../nbs/data/05_tables.ipynb #4f455a3e
@@ -181,19 +181,19 @@ def _say_not_read(file:Path, table:pd.DataFrame):
 def mot(
     root, # a sequence, with `gt/gt.txt` and `img1`, or a folder of sequences
     visibility:float=.3, # least visible share of a box
-    every:int=1, # one of so many frames
+    frame_step:int=1, # 5: every fifth frame
     split:str=None, # None = train
     cache=None, # folder for the crops
 )->pd.DataFrame: # records; a domain is a sequence
     "Pedestrians of MOTChallenge sequences as crops."
-    root = Path(root).expanduser()
+    root, frame_step = Path(root).expanduser(), positive_int('frame_step', frame_step)
     files = [file for deep in ('gt/gt.txt', '*/gt/gt.txt', '*/*/gt/gt.txt') for file in sorted(root.glob(deep))]
     if not files: raise DatasetError(f'mot: {root} has no SEQUENCE/gt/gt.txt')
     first = {re.sub('-(DPM|FRCNN|SDP)$', '', file.parent.parent.name): file for file in reversed(files)}
     if len(first) < len(files):
         warnings.warn(f'mot: {len(files) - len(first):,} of {len(files):,} sequences are the frames of another '
                       'detector and are left out', stacklevel=2)
-    table = pd.concat([_sequence(file, visibility, every) for file in files if file in first.values()])
+    table = pd.concat([_sequence(file, visibility, frame_step) for file in files if file in first.values()])
     table = without_junk('mot', table.assign(split=split or 'train', path=table['frame']), distractors=False)
     if not len(table): raise DatasetError(f'mot: no visible pedestrian under {root}')
     corner, size = (table[names].to_numpy(float) for names in (['left', 'top'], ['width', 'height']))
@@ -202,7 +202,7 @@ def mot(
 
 _MOT = ['number', 'pid', 'left', 'top', 'width', 'height', 'considered', 'class', 'visibility']
 
-def _sequence(file:Path, visibility:float, every:int)->pd.DataFrame: # frame, pid, left, top, width, height, camera
+def _sequence(file:Path, visibility:float, frame_step:int)->pd.DataFrame: # frame, pid, left, top, width, height, camera
     "The rows of one `gt.txt` that count."
     try: told = pd.read_csv(file, header=None)
     except (ValueError, OSError) as e: raise DatasetError(f'mot: {file} cannot be read ({_line(e)})') from None
@@ -211,7 +211,7 @@ def _sequence(file:Path, visibility:float, every:int)->pd.DataFrame: # frame, pi
         line = int(told.isna().any(axis=1).argmax()) + 1
         raise DatasetError(f'mot: {file} line {line} is not {", ".join(_MOT[:6])}[, {", ".join(_MOT[6:])}]')
     told = told.iloc[:, :9].set_axis(_MOT[:told.shape[1]], axis=1)
-    keep = (told['number'] - 1) % every == 0
+    keep = (told['number'] - 1) % frame_step == 0
     if 'considered' in told: keep &= told['considered'] != 0
     if 'class' in told: keep &= told['class'].isin([1, -1])
     if 'visibility' in told: keep &= (told['visibility'] >= visibility) | (told['visibility'] == -1)

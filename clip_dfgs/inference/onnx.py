@@ -172,6 +172,7 @@ def _wrap(file, own:tuple, facts:dict):
                            node('Div', ['whole', 'divisor'], ['features'])])
     given.type.tensor_type.shape.dim[1].dim_value = facts['width']
     content.metadata_props.add(key='clip_dfgs', value=json.dumps(facts))
+    content.metadata_props.add(key='args', value="{'dynamic': True}") # else Ultralytics runs images one by one
     onnx.save(content, str(file))
 
 # %% ../../nbs/inference/05_onnx.ipynb #fcfa2d79

@@ -252,6 +252,8 @@ embed EMPTY --model pedestrians --out RUN | EMPTY: no
 embed WORLD/query --model nothing --out RUN | name a run, a saved model, or pedestrians
 embed WORLD/query --model pedestrians --out WORLD | choose another folder
 embed WORLD/query --model pedestrians --out RUN --detected | would change nothing
+embed WORLD/query --model pedestrians --out RUN --frame-step 5 | --frame-step would change nothing
+check-data market1501 WORLD --visibility 0.5 | visibility would change nothing
 search EMPTY | no query
 search EMPTY WORLD/x.jpg | is no gallery
 search RUN --text red | is not there; clip-dfgs embed makes one

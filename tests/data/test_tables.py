@@ -59,7 +59,7 @@ def test_a_sequence_gives_crops_of_those_who_count(sequence):
     assert colors(table) == [[250, 0, 0], [0, 0, 250]]*3
     assert {Image.open(path).size for path in table['path']} == {(WIDTH, HEIGHT)}
     assert load_dataset('mot', sequence, visibility=0.)['identity'].tolist().count('7') == 1
-    assert len(load_dataset('mot', sequence, every=2)) == 4
+    assert len(load_dataset('mot', sequence, frame_step=2)) == 4
     assert set(hold_out(table, .5)['split']) == {'train', 'query', 'gallery'}
 
 

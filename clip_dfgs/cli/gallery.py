@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 from ..utils.checks import suggest
-from .commands import check_ending
+from .commands import check_ending, is_main
 from .parser import DataOptions
 
 # %% ../../nbs/cli/04_gallery.ipynb #06fa4056
@@ -43,7 +43,7 @@ def embed(
         warnings.warn(f'skipped: {printable(path)}: {printable(why)}', stacklevel=2)
     if len(done.problems) > 3:
         warnings.warn(f'{len(done.problems):,} files are skipped, listed in {out/"unreadable.csv"}', stacklevel=2)
-    print(done)
+    if is_main(): print(done)
 
 def model_place(word:str)->str:
     "The place of a model; ValueError that says what can be named."

@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-from clip_dfgs.data.image_cache import cached_images
-from clip_dfgs.data.loader import ImageDataset, make_loader
+from clip_dfgs.data.loader import cached_images, ImageDataset, make_loader
 from clip_dfgs.data.transforms import Augment
 from clip_dfgs.models.reid_model import normalize
 

@@ -2,14 +2,14 @@
 
     python benchmarks/search.py                    # 100,000 features of 256 numbers, half a minute
 
-Features are made up: groups of twenty, as identities are. Lengths of the rows are kept, as a gallery keeps them.
+Features are made up: groups of twenty, as identities are.
 """
 import argparse
 
 import numpy as np
 import torch
 from beside import beside, installed
-from clip_dfgs.gallery.search import nearest_rows, row_lengths
+from clip_dfgs.gallery.search import nearest_rows
 
 
 def main(n, width, k, threads):
@@ -19,16 +19,14 @@ def main(n, width, k, threads):
     table = draw.standard_normal((n, width), dtype=np.float32)
     table += np.repeat(draw.standard_normal((-(-n//20), width), dtype=np.float32), 20, 0)[:n]
     half, whole = table.astype(np.float16), torch.from_numpy(table)
-    lengths, half_lengths = row_lengths(table), row_lengths(half)
     if faiss:
         index = faiss.IndexScalarQuantizer(width, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         index.train(table[:100])
-        index.add(table/lengths.numpy()[:, None])
+        index.add(table/np.linalg.norm(table, axis=1, keepdims=True))
     for many in (1, 64):
         q = table[:many] + .5*draw.standard_normal((many, width), dtype=np.float32)
-        ways = {'nearest_rows': lambda q=q: nearest_rows(q, table, k, lengths=lengths)[0],
-                'nearest_rows, float16': lambda q=q: nearest_rows(q, half, k, lengths=half_lengths)[0],
-                'nearest_rows, no lengths': lambda q=q: nearest_rows(q, table, k)[0],
+        ways = {'nearest_rows': lambda q=q: nearest_rows(q, table, k)[0],
+                'nearest_rows, float16': lambda q=q: nearest_rows(q, half, k)[0],
                 'product': lambda q=q: torch.from_numpy(q) @ whole.T,
                 'product and topk': lambda q=q: (torch.from_numpy(q) @ whole.T).topk(k)}
         if faiss: ways['faiss float16'] = lambda q=q: index.search(q, k)

@@ -38,20 +38,17 @@ from pathlib import Path
 
 import torch
 from loading import Plain
-from open_clip.transformer import VisionTransformer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
 from clip_dfgs.training.config import Stage, TrainConfig
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.inference.embed import make_accelerator
-from clip_dfgs.data.image_cache import cached_images
-from clip_dfgs.data.loader import ImageDataset, make_loader
+from clip_dfgs.data.loader import cached_images, ImageDataset, make_loader, workers_for
 from clip_dfgs.data.transforms import Augment
 from clip_dfgs.models.reid_model import normalize
 from clip_dfgs.training.losses import batch_hard_triplet, id_loss, image_text_contrastive, image_to_text_ce
 from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.data.loader import workers_for
 from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.models.prompts import PROMPT, all_text_features
 from clip_dfgs.data.records import pool
@@ -290,7 +287,7 @@ def timed(job, device, steps):
 def plain_features(model, images):
     "The three features as they are usually computed."
     visual = model.clip.visual
-    if isinstance(visual, VisionTransformer): return ImageFeatures(*plain_image(visual, images))
+    if hasattr(visual, 'transformer'): return ImageFeatures(*plain_image(visual, images))
     return tower_features(visual, images)
 
 

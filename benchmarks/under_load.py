@@ -48,7 +48,7 @@ def child(folder, busy):
     from clip_dfgs.training.config import Stage, TrainConfig
     from clip_dfgs.data.datasets import load_dataset
     from clip_dfgs.inference.embed import make_accelerator
-    from clip_dfgs.data.image_cache import LazyImages
+    from clip_dfgs.data.loader import LazyImages
     from clip_dfgs.data.records import pool
     from clip_dfgs.training.run import Run
     from clip_dfgs.training.trainer import new_model

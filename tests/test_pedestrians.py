@@ -3,8 +3,7 @@ import numpy as np
 import pytest
 
 from clip_dfgs.synthetic import domain as pedestrians
-from clip_dfgs.synthetic.camera import render, street_camera
-from clip_dfgs.synthetic.domain import domain_cast, render_domain
+from clip_dfgs.synthetic.domain import domain_cast, render, render_domain, street_camera
 from clip_dfgs.synthetic.people import caption, random_person
 
 

@@ -6,6 +6,5 @@ __getattr__, __dir__, __all__ = lazy(
     datasets='load_dataset check_dataset identity_splits',
     records='check_records pool hold_out',
     transforms='Augment',
-    loader='ImageDataset make_loader',
-    image_cache='cached_images',
+    loader='cached_images ImageDataset make_loader',
     image_io='load_image')

@@ -216,6 +216,9 @@ def digest_of(columns, ordered:bool=True)->str:
     "A short digest of columns of labels; equal for equal rows, in the same order if `ordered`."
     columns = list(columns)
     if not ordered: columns = [column[order] for order in [np.lexsort(columns)] for column in columns]
-    content = [(column.dtype.kind, column.tobytes() if column.dtype.kind != 'U' else column.tolist())
-               for column in columns]
-    return hashlib.blake2b(repr(content).encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(digest_size=8)
+    for column in columns:
+        text = column.dtype.kind == 'U'
+        digest.update(b'text' if text else b'number')
+        digest.update(repr(column.tolist()).encode() if text else column.tobytes())
+    return digest.hexdigest()

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from ..data.datasets import load_dataset
-from ..data.image_cache import cached_images
+from ..data.loader import cached_images
 from ..data.records import pool
 from .studies import compare_variants, Study
 from ..inference.embed import embed_images

@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from ..data.datasets import check_dataset, identity_splits, load_dataset, options_for
-from ..data.image_cache import cached_images
+from ..data.loader import cached_images
 from ..data.leakage import find_leakage
 from ..data.records import pool
 from ..inference.embed import embed_together, make_accelerator, process_state

@@ -20,10 +20,10 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from ..data.folders import camera_expression
+from ..data.parsers import camera_expression
 from ..data.image_io import listed
 from ..data.datasets import load_named, options_for
-from .search import nearest_rows, printable, row_lengths, text_features
+from .search import nearest_rows, printable, text_features
 from ..inference.extractor import FeatureExtractor, load_model
 from ..models.reid_model import ReIDModel
 from ..utils.checks import check_choice, positive_int, suggest
@@ -343,9 +343,6 @@ class Gallery:
     def __repr__(self): return f'Gallery({len(self):,} images, {self.features.shape[1]} columns)'
 
     @functools.cached_property
-    def lengths(self): return row_lengths(self.features) # measured once, at the first search
-
-    @functools.cached_property
     def digests(self)->list:
         "SHA-256 of the file of each image as it was embedded; '' where it cannot be read."
         if 'digest' in self.records: return self.records['digest'].tolist()
@@ -401,8 +398,7 @@ class Gallery:
         k, among = positive_int('k', k), rows_of(self.records, camera, domain)
         found = []
         for names, query, table in _queries(self, images, rows, text, as_is):
-            lengths = self.lengths if table is self.features else None
-            found.append(_answers(self.records, names, *nearest_rows(query, table, k, among, lengths=lengths)))
+            found.append(_answers(self.records, names, *nearest_rows(query, table, k, among)))
         if not found: raise ValueError('nothing to search for: give images, text or rows')
         return pd.concat(found, ignore_index=True)
 

@@ -152,30 +152,18 @@ def _rows(table, rows)->torch.Tensor: # float32 [n,D]
     some = table[rows.start:rows.stop] if isinstance(rows, range) else table[rows]
     return torch.from_numpy(np.require(some, requirements='CW')).float()
 
-def row_lengths(
-    table, # features of any floating kind, array or memory map, shape [n,D]
-    block:int=16_384, # rows at a time
-)->np.ndarray: # float32 [n]
-    "Lengths of rows, for who asks a table many times."
-    all_rows = range(len(table))
-    parts = [_rows(table, all_rows[start:start + block]) for start in range(0, len(table), block)]
-    return torch.cat([torch.linalg.vector_norm(part, dim=1) for part in parts]).numpy()
-
 def _rough(
     query:torch.Tensor, # of length 1, float32 [q,D]
     table, # of any floating kind [N,D]
     rows, # n of them: a range or numbers
-    lengths:np.ndarray|None, # of all rows of the table
 )->torch.Tensor: # float32 [q,n]
     "Cosines in single precision, with the other sign; ValueError where one is no number."
-    whole, scores = isinstance(rows, range) and table.dtype == np.float32, []
-    step = len(rows) if whole else max(256, 2**20//table.shape[1])  # what is converted fits in a processor's cache
-    for start in range(0, len(rows), step):
-        here = rows[start:start + step]
-        x = _rows(table, here)
-        length = torch.linalg.vector_norm(x, dim=1) if lengths is None else _rows(lengths, here)
-        with full_precision_matmul(): scores.append((query @ x.T).div_(-length.clamp_min(1e-12)))
-    scores = torch.cat(scores, 1) if len(scores) > 1 else scores[0]
+    scores, tile = query.new_empty(len(query), len(rows)), max(256, 2**20//table.shape[1]) # 4 MB of rows
+    with full_precision_matmul():
+        for start in range(0, len(rows), tile):
+            x, out = _rows(table, rows[start:start + tile]), scores[:, start:start + tile]
+            length = torch.linalg.vector_norm(x, dim=1).clamp_min_(1e-12)
+            torch.mm(query, x.T, out=out).div_(-length)
     if not scores.sum().isfinite(): raise ValueError('a feature of the table is not a number')
     return scores
 
@@ -186,7 +174,6 @@ def nearest_rows(
     k:int=10, # rows for each query; cut to those that there are
     among=None, # row numbers to look at, ascending; None = all
     block:int=None, # rows at a time; None = as many as have 128 MB of scores
-    lengths=None, # `row_lengths` of the table, which are measured anew for each call otherwise
 )->tuple[np.ndarray,np.ndarray]: # row numbers int64 [q,k], best first; cosines float64 [q,k]
     "The k rows of the largest cosine for each query, exactly; equal ones in the order of the table."
     query, all_rows = _unit(query), range(len(table)) if among is None else np.asarray(among, np.int64)
@@ -198,7 +185,7 @@ def nearest_rows(
     floor, asked = np.full(len(query), -np.inf), torch.from_numpy(query.astype(np.float32)) # the k-th best so far
     for start in range(0, n if len(query) else 0, block):
         here = all_rows[start:start + block]
-        rough = _rough(asked, table, here, lengths)
+        rough = _rough(asked, table, here)
         value, place = (x.numpy() for x in smallest(rough, min(k + 8, len(here))))
         reach = np.minimum(value[:, k - 1] if k <= len(here) else np.inf, -floor) + slack
         more = (value[:, -1] <= reach) & (value.shape[1] < len(here))            # more may be as near as these

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ..data.image_cache import cached_images
+from ..data.loader import cached_images
 from ..data.image_io import read_block
 from ..data.leakage import camera_rule, find_leakage
 from ..data.records import one_table

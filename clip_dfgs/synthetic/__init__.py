@@ -3,6 +3,5 @@ from .._lazy import lazy
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
-    domain='render_domain',
-    people='Person caption',
-    camera='Camera')
+    domain='render_domain Camera',
+    people='Person caption')

@@ -18,10 +18,9 @@ import numpy as np
 import pandas as pd
 from accelerate import Accelerator
 
-from ..data.image_cache import cached_images
 from ..data.leakage import one_of_each
-from ..data.loader import FeatureDataset, ImageDataset
-from ..data.records import check_not_merged, check_records, is_pooled, pool
+from ..data.loader import cached_images, FeatureDataset, ImageDataset
+from ..data.records import check_records, is_pooled, pool
 from ..inference.embed import embed_images, embed_together, make_accelerator, process_state
 from ..inference.evaluator import from_main
 from ..models.prompts import all_text_features
@@ -264,9 +263,8 @@ def _begin(
 # %% ../../nbs/training/08_trainer.ipynb #db4432b5
 def _training_rows(records)->pd.DataFrame: # with `label` and `camera`
     "Pooled rows as they are, of record tables their train rows."
-    single = isinstance(records, pd.DataFrame)
-    if single: check_not_merged(records)
-    return check_records(records if single and is_pooled(records) else pool(records))
+    ready = isinstance(records, pd.DataFrame) and is_pooled(records)
+    return check_records(records if ready else pool(records))
 
 def _track(accelerator:Accelerator, config:TrainConfig, out:Path):
     "Start accelerate's tracker; a run that is resumed goes on in Weights & Biases under its old name."

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from ..data.image_cache import cached_images
+from ..data.loader import cached_images
 from ..data.leakage import camera_rule, find_leakage
 from ..evaluation.bootstrap import compare
 from ..evaluation.metrics import evaluate, RetrievalResult

@@ -370,8 +370,8 @@ def test_a_table_keeps_its_domains(world, informed, tmp_path):
     pd.concat(sites).to_csv(tmp_path/'sites.csv', index=False)
     line = ['test', informed[0], '--precision', 'no', '--target', f'csv:{tmp_path/"sites.csv"}']
     assert [row.split()[0] for row in done(*line)[0].splitlines()[2:]] == ['north', 'south', 'mean']
-    for more, words in ((['--camera', '(.)'], 'has a column camid'), (['--domain', 'site'], 'leave --domain out'),
-                        (['--target', line[-1]], "another table has the domain 'north'")):
+    for more, words in ((['--camera', '(.)'], 'has a column camid'), (['--domain', 'site'], 'leave the name'),
+                        (['--target', line[-1]], "two tables are of the domain 'north'")):
         code, _, err = said(*line, *more)
         assert code == 2 and words in err
     text, _ = done('test', informed[0], '--target', f'market1501:{world}', '--domain', 'harbor', '--precision', 'no')

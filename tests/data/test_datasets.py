@@ -1,6 +1,7 @@
 "Every layout on a small tree, by hand-written expectations; the traps; pooling as a property."
 import os
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from trees import cuhk03_people, make_tree, picture
+from trees import make_tree, picture
 
 from clip_dfgs.data.datasets import EXPECTED, check_dataset, identity_splits, load_dataset
 from clip_dfgs.utils.files import stable_shuffle
-from clip_dfgs.data.parsers import PARSERS
+from clip_dfgs.data.datasets import PARSERS
 from clip_dfgs.data.records import COLUMNS, SPLITS, check_records, hold_out, pool
 from clip_dfgs.utils.checks import DatasetError
 
@@ -87,38 +87,16 @@ def test_order_does_not_depend_on_the_file_system(tmp_path, monkeypatch):
             pd.testing.assert_frame_equal(load_dataset(name, root), first)
 
 
-def test_market_by_hand(tmp_path):
-    records = load_dataset('market1501', make_tree('market1501', tmp_path, ids=2))
-    got = [(Path(r.path).name, r.pid, r.camid, r.split) for r in records.itertuples()]
-    assert got[:5] == [
-        ('0002_c1s1_000001_01.JPG', 2, 0, 'train'), ('0002_c1s1_000002_02.JPG', 2, 0, 'train'),
-        ('0002_c2s1_000001_01.JPG', 2, 1, 'train'), ('0002_c2s1_000002_02.JPG', 2, 1, 'train'),
-        ('0004_c1s1_000001_01.jpg', 4, 0, 'train')]
-    assert [g[1:] for g in got if g[0].startswith('0000')] == [(0, camera, 'gallery') for camera in range(3)]
-    assert not any(g[0].startswith(('-1', '.')) for g in got)
-
-
-@pytest.mark.parametrize('folder', ['bounding_box_train', 'query'])
-def test_people_counted_from_zero_are_refused_or_taken(tmp_path, folder):
-    "0 marks distractors of a gallery; in train and query it can only be a person."
+def test_identities_counted_from_zero(tmp_path):
+    "0 marks distractors of a gallery; in train and query it can only be an identity."
     root = make_tree('market1501', tmp_path)
     for file in (root/'bounding_box_test').glob('*'):
         if file.name.startswith(('-1', '0000')): file.unlink()
     before = load_dataset('market1501', root)
-    picture(root/folder/'0000_c1s1_000001_01.jpg')
-    with pytest.raises(DatasetError, match='1 images in train or query have identity 0.*distractors=False'):
-        load_dataset('market1501', root)
+    picture(root/'query'/'0000_c1s1_000001_01.jpg')
     after = load_dataset('market1501', root, distractors=False)
     assert len(after) == len(before) + 1 and after['pid'].min() == 1
     assert after['pid'].nunique() == before['pid'].nunique() + 1
-
-
-def test_msmt17_train_and_test_numbers_are_different_people(tmp_path):
-    records = load_dataset('msmt17', make_tree('msmt17', tmp_path))
-    train = records['split'] == 'train'
-    assert not set(records.loc[train, 'pid']) & set(records.loc[~train, 'pid'])
-    pooled = pool(records, include_test=True)
-    assert pooled['label'].nunique() == 12
 
 
 def test_listed_but_missing(tmp_path):
@@ -130,26 +108,17 @@ def test_listed_but_missing(tmp_path):
     assert len(report.missing) == 1 and not report.ok and '1 missing:' in str(report)
 
 
-def test_cuhk03_mat_gives_the_pixels_it_holds_and_caches_them(tmp_path):
-    root = make_tree('cuhk03', tmp_path, form='mat')
+def test_cuhk03_mat_is_extracted_once_and_damage_leaves_nothing(tmp_path):
+    root, cache = make_tree('cuhk03', tmp_path, form='mat'), tmp_path/'the cache'
     records = load_dataset('cuhk03', root)
-    people = cuhk03_people(8)
-    for r in records[records['split'] == 'train'].itertuples():
-        _, person, view, image = Path(r.path).stem.split('_')
-        assert (np.array(Image.open(r.path)) == people[int(person) - 1][int(image)]).all()
-        assert r.camid == int(view) - 1 and r.pid == int(person)
-    assert str(tmp_path/'the cache') in records['path'][0] and not list(root.rglob('*.png'))
     stamp = os.stat(records['path'][0]).st_mtime_ns
-    load_dataset('cuhk03', root)
-    assert os.stat(records['path'][0]).st_mtime_ns == stamp
-
-
-def test_cuhk03_damaged_mat_leaves_nothing(tmp_path):
-    root = make_tree('cuhk03', tmp_path, form='mat')
+    assert str(cache) in records['path'][0] and not list(root.rglob('*.png'))
+    assert os.stat(load_dataset('cuhk03', root)['path'][0]).st_mtime_ns == stamp
+    shutil.rmtree(cache)
     mat = root/'cuhk03_release'/'cuhk-03.mat'
     mat.write_bytes(mat.read_bytes()[:2000])
     with pytest.raises(DatasetError, match='cuhk-03.mat cannot be read'): load_dataset('cuhk03', root)
-    assert not list((tmp_path/'the cache').rglob('*.png')) and not list((tmp_path/'the cache').rglob('part-*'))
+    assert not list(cache.rglob('*.png')) and not list(cache.rglob('part-*'))
 
 
 # ---- splits
@@ -188,7 +157,7 @@ def test_official_grid_partitions_are_followed(tmp_path):
         assert set(t.loc[t['split'] == 'train', 'pid']) == set(drawn.tolist())
         assert (t['pid'] == 0).sum() == 3
     (tmp_path/'underground_reid'/'features_and_partitions.mat').unlink()
-    with pytest.raises(DatasetError, match='features_and_partitions.mat is not there'):
+    with pytest.raises(DatasetError, match='features_and_partitions.mat cannot be read'):
         identity_splits('grid', records)
 
 
@@ -214,19 +183,11 @@ def test_unknown_names_suggest_the_nearest(typed, meant):
     with pytest.raises(DatasetError, match=f'did you mean {meant!r}'): load_dataset(typed, '.')
 
 
-def test_check_lists_truncated_images_and_unmatched_queries(tmp_path):
-    root = make_tree('market1501', tmp_path)
-    bad = root/'bounding_box_train'/'0004_c1s1_000001_01.jpg'
-    bad.write_bytes(bad.read_bytes()[:300])
-    picture(root/'query'/'0099_c1s1_000001_00.jpg', 99)
-    report = check_dataset('market1501', root, decode=True, progress=False)
-    assert [Path(p).name for p, _ in report.unreadable] == [bad.name] and not report.ok
-    for words in ('1 queries have no match in the gallery', 'train: 32 images found, 12,936 expected', bad.name):
+def test_a_check_says_what_differs_and_nothing_else(tmp_path, monkeypatch):
+    picture(make_tree('market1501', tmp_path/'odd')/'query'/'0099_c1s1_000001_00.jpg', 99)
+    report = check_dataset('market1501', tmp_path/'odd')
+    for words in ('1 queries have no match in the gallery', 'train: 32 images found, 12,936 expected'):
         assert words in str(report)
-    assert check_dataset('market1501', root).ok  # a subset alone is a warning
-
-
-def test_check_says_nothing_where_the_counts_are_right(tmp_path, monkeypatch):
     monkeypatch.setitem(EXPECTED, 'market1501', dict(train=(8, 32), query=(4, 8), gallery=(4, 11)))
     report = check_dataset('market1501', make_tree('market1501', tmp_path))
     assert report.warnings == [] and report.ok
@@ -294,13 +255,3 @@ def test_hold_out_keeps_rows_and_every_query_can_be_found(made, share, seed):
         answers = held[domain & (held['pid'] == asked.pid) & (held['split'] == 'gallery')]
         one_camera = records.loc[domain & train, 'camid'].nunique() == 1
         assert len(answers) if one_camera else (answers['camid'] != asked.camid).any()
-
-
-@pytest.mark.parametrize('name, options, words', [
-    ('market1501', dict(distractors='no'), 'it is True or False'), ('market1501', dict(domain=''), 'have no text'),
-    ('market1501', dict(camera='x'), "has no option 'camera'"), ('viper', dict(detected=True), 'has no option'),
-    ('csv', dict(cameras='x'), "did you mean 'camera'"), ('folder', dict(split='train'), 'leave split=')])
-def test_options_that_a_set_does_not_take(tmp_path, name, options, words):
-    place = make_tree(name, tmp_path, ids=2)
-    if name == 'folder': (place/'query').mkdir()
-    with pytest.raises(DatasetError, match=words): load_dataset(name, place, **options)

@@ -15,7 +15,7 @@ from clip_dfgs.data.datasets import identity_splits, load_dataset
 from clip_dfgs.utils.checks import DatasetError
 from clip_dfgs.inference.embed import embed_images
 from clip_dfgs.inference.evaluator import evaluate_records
-from clip_dfgs.data.image_cache import cached_images
+from clip_dfgs.data.loader import cached_images
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.experiments.protocols import PROTOCOLS, PUBLISHED, Setting, count_steps, evaluate_partitions

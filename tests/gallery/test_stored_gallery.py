@@ -18,7 +18,7 @@ from PIL import Image
 
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.gallery.gallery import Gallery, find_images, names_in, read_table, write_table
-from clip_dfgs.gallery.search import nearest_rows, printable, row_lengths, search_sheet
+from clip_dfgs.gallery.search import nearest_rows, printable, search_sheet
 from clip_dfgs.gallery.store import embed_gallery, one_writer
 from clip_dfgs.synthetic.people import whole_captions, words_in
 from command import said
@@ -79,7 +79,6 @@ def test_nearest_rows_are_a_stable_sort(seed, n, k, block, half):
     query = draw.integers(-1, 2, (3, 4)).astype(np.float32)
     among = np.flatnonzero(draw.random(n) < .6) if seed % 2 else None
     rows, scores = nearest_rows(query, table, k, among, block)
-    assert (nearest_rows(query, table, k, among, block, row_lengths(table))[0] == rows).all()
     kept = np.arange(n) if among is None else among
     def unit(x): return x/max(np.linalg.norm(x), 1e-12)
     asked, rest = query.astype(float), table[kept].astype(float)

@@ -18,7 +18,7 @@ from clip_dfgs.inference.embed import make_accelerator, choose_precision, embed_
 from clip_dfgs.inference.evaluator import check_targets
 from clip_dfgs.data.leakage import find_leakage
 from clip_dfgs.inference.evaluator import evaluate_records, results_table
-from clip_dfgs.data.image_cache import cached_images
+from clip_dfgs.data.loader import cached_images
 from clip_dfgs.models.reid_model import ReIDModel
 
 

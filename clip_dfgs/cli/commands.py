@@ -347,13 +347,27 @@ def test(
     exclude:tuple=(), # columns of a csv, such as sequence or clothes: an answer that shares one with its query is junk
 ):
     "Test a saved model."
+    from clip_dfgs.evaluation.bootstrap import bootstrap_intervals
     positive_int('--bootstrap', bootstrap, 0)
-    for results in tested([model], target, options, precision, exclude, rerank=rerank, bootstrap=bootstrap):
+    for results in tested([model], target, options, precision, exclude, rerank=rerank):
         print_results(results)
         if bootstrap: print(f'95 % intervals over resampled identities, {bootstrap:,} times:')
-        for domain, result in results.items() if bootstrap else ():
-            ends = (f'{name} {100*low:.1f} to {100*high:.1f}' for name, (low, high) in result.intervals.iterrows())
+        for domain, result in pooled(results).items() if bootstrap else ():
+            intervals = bootstrap_intervals(result.per_query, [*result.cmc], bootstrap)
+            ends = (f'{name} {100*low:.1f} to {100*high:.1f}' for name, (low, high) in intervals.iterrows())
             print(f'  {domain}: {", ".join(ends)}')
+
+def pooled(results)->dict: # of domain -> RetrievalResult: target -> one with the queries of all its published splits
+    "Published splits as one result, so that an identity is resampled in all of them together."
+    from dataclasses import replace
+    import numpy as np
+    groups = {}
+    for domain, result in results.items(): groups.setdefault(domain.partition('/')[0], []).append(result)
+    def joined(some):
+        columns = {name: np.concatenate([r.columns[name] for r in some]) for name in some[0].columns}
+        digests = {k: ' '.join(getattr(r, k) for r in some).strip() for k in ('query_digest', 'gallery_digest')}
+        return replace(some[0], columns=columns, **digests)
+    return {target: joined(some) for target, some in groups.items()}
 
 # %% ../../nbs/cli/03_commands.ipynb #b53cfee4
 def compare(
@@ -370,7 +384,7 @@ def compare(
     "Test two saved models on the same images: paired difference in percent."
     from clip_dfgs.evaluation.bootstrap import compare as paired
     positive_int('--bootstrap', bootstrap)
-    results = tested([first, second], target, options, precision, exclude, rerank=rerank)
+    results = [pooled(r) for r in tested([first, second], target, options, precision, exclude, rerank=rerank)]
     for domain in results[0] if results else ():
         table = paired(*(r[domain] for r in results), bootstrap=bootstrap)
         print(domain)

@@ -34,7 +34,9 @@ def check_targets(
 def _check_matches(records:pd.DataFrame, exclude=()):
     "As `check_targets`, of a table that is checked."
     tests = records[records['split'] != 'train']
-    if not len(tests): raise ValueError('no query or gallery row to evaluate on')
+    if not len(tests):
+        names = ', '.join(records['domain'].unique()[:4])
+        raise ValueError(f'no query or gallery row to evaluate on in {names}; a table (csv) has a column split')
     for domain, rows in tests.groupby('domain', sort=False):
         query, gallery = (rows[rows['split'] == side] for side in ('query', 'gallery'))
         if not len(query): raise ValueError(f'{domain}: no query image to evaluate on')

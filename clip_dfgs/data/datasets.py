@@ -338,7 +338,13 @@ def load_named(
 
 # %% ../../nbs/data/04_datasets.ipynb #181a942c
 def published_splits(spec:str, records:pd.DataFrame, split:int=None)->list:
-    "Tables that `name:folder` is evaluated on, each of a domain of its own; ValueError for a split that there is not."
+    """Tables that `name:folder` is evaluated on, each of a domain of its own; ValueError for a split that there is not.
+
+    Raises
+    ------
+    ValueError
+        for a split that there is not
+    """
     parts = identity_splits(_spec(spec)[0], records)
     fixed = 'partition' not in parts[0]
     if fixed and split is None: return parts

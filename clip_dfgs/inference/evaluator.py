@@ -36,7 +36,8 @@ def _check_matches(records:pd.DataFrame, exclude=()):
     tests = records[records['split'] != 'train']
     if not len(tests):
         names = ', '.join(records['domain'].unique()[:4])
-        raise ValueError(f'no query or gallery row to evaluate on in {names}; a table (csv) has a column split')
+        raise ValueError(f'no query or gallery row to evaluate on in {names}: VIPeR, PRID, GRID and i-LIDS are drawn '
+                         'by `published_splits`, a csv has a column split')
     for domain, rows in tests.groupby('domain', sort=False):
         query, gallery = (rows[rows['split'] == side] for side in ('query', 'gallery'))
         if not len(query): raise ValueError(f'{domain}: no query image to evaluate on')

@@ -8,94 +8,222 @@ __all__ = ['main']
 # %% ../../nbs/cli/01_main.ipynb #1a640a00
 import argparse
 import contextlib
-import functools
 import inspect
+import json
 import os
 import re
 import shlex
 import sys
 import textwrap
 import warnings
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Optional, Union
+
+from jsonargparse import ArgumentError, ArgumentParser
 
 from .. import __version__ as version
-from . import commands, gallery
-from .parser import add_config, ArgumentError, base_config, command_parser, config_of, DataOptions, read
-from .parser import sources_beside
+from . import commands
+from .commands import DataOptions, is_main
+from ..training.config import config_dict, config_from, recipe, Stage, STAGES, TrainConfig
 from ..utils.checks import check_choice, suggest
 
 # %% ../../nbs/cli/01_main.ipynb #7ad2ca43
-COMMANDS = dict( # name -> heading of the overview, function, a line that runs
-    render=('data', commands.render, 'town --identities 40 --cameras 3'),
-    check_data=('data', commands.check_data, 'market1501 town'),
-    train=('training', commands.train, '--source market1501:town --target market1501:town --out runs/first'),
-    protocol=('training', commands.protocol, 'p1 --data data --dry-run'),
-    matrix=('training', commands.matrix, '--source market1501:town --target market1501:town --out runs/all'),
-    study=('training', commands.study, '--source market1501:town --target market1501:town --out runs/study'),
-    demo=('training', commands.demo, '--out runs/demo'),
-    test=('testing', commands.test, 'runs/first --target market1501:town'),
-    compare=('testing', commands.compare, 'runs/first runs/second --target market1501:town'),
-    report=('testing', commands.report, 'runs/first'),
-    export=('using a model', commands.export, 'runs/first --to features.onnx --precision float16'),
-    embed=('using a model', gallery.embed, 'market1501:town --model pedestrians --out gallery'),
-    search=('using a model', gallery.search, 'gallery --text "a woman in a red coat with a backpack"'),
-    serve=('using a model', gallery.serve, 'gallery'),
-    features=('using a model', gallery.features, 'gallery --to features.parquet'))
-COMMANDS = {name.replace('_', '-'): command for name, command in COMMANDS.items()}
+COMMANDS = { # name -> heading of the overview, function, a line that runs
+    'render': ('data', commands.render, 'town --identities 40 --cameras 3'),
+    'check-data': ('data', commands.check_data, 'market1501 town'),
+    'train': ('training', commands.train, '--source market1501:town --target market1501:town --out runs/first'),
+    'protocol': ('training', commands.protocol, 'p1 --data data --dry-run'),
+    'matrix': ('training', commands.matrix, '--source market1501:town --target market1501:town --out runs/all'),
+    'study': ('training', commands.study, '--source market1501:town --target market1501:town --out runs/study'),
+    'demo': ('training', commands.demo, '--out runs/demo'),
+    'test': ('testing', commands.test, 'runs/first --target market1501:town'),
+    'compare': ('testing', commands.compare, 'runs/first runs/second --target market1501:town'),
+    'report': ('testing', commands.report, 'runs/first'),
+    'export': ('using a model', commands.export, 'runs/first --to features.onnx --precision float16'),
+    'embed': ('using a model', commands.embed, 'market1501:town --model pedestrians --out gallery'),
+    'search': ('using a model', commands.search, 'gallery --text "a woman in a red coat with a backpack"'),
+    'serve': ('using a model', commands.serve, 'gallery'),
+    'features': ('using a model', commands.features, 'gallery --to features.parquet')}
 
-# %% ../../nbs/cli/01_main.ipynb #23823221
 def overview()->str: # a screen
     "What `--help` prints: the commands by heading."
-    lines = ['usage: clip-dfgs COMMAND ...    more by: clip-dfgs COMMAND --help', '',
-             'CLIP-DFGS: re-identify people on cameras that were never seen in training.', '']
-    for heading in dict.fromkeys(heading for heading, _, _ in COMMANDS.values()):
-        lines.append(heading)
-        for name, (own, f, _) in COMMANDS.items():
-            if own == heading: lines.append(f'  {name:11} {_purpose(f)}')
+    lines, own = ['usage: clip-dfgs COMMAND ...    more by: clip-dfgs COMMAND --help', '',
+                  'CLIP-DFGS: re-identify people on cameras that were never seen in training.', ''], None
+    for name, (heading, f, _) in COMMANDS.items():
+        lines += [heading]*(heading != own) + [f'  {name:11} {_purpose(f)}']
+        own = heading
     return '\n'.join([*lines, '', 'also: --version; --completion bash, zsh or fish: words for your shell'])
 
 def _purpose(f)->str: return textwrap.shorten(re.split('[:;]', f.__doc__)[0].rstrip('.'), 66, placeholder=' ...')
 
+# %% ../../nbs/cli/01_main.ipynb #e917ba77
+def comments(f)->dict: # parameter or field -> the comment behind it
+    "The help of a function's or a dataclass's arguments, as it stands in the source."
+    return dict(re.findall(r'^\s*(\w+):[^#\n]*# (.*)$', inspect.getsource(f), re.M))
+
+def _path(text)->Path: # an argument that is a file or a folder
+    if not text: raise ValueError('it is empty; name a file or a folder')
+    return Path(text).expanduser()
+
+def flag(name:str)->str: return '--' + name.replace('_', '-')
+
+def add_option(parser, p:inspect.Parameter, words:str, by_place:bool=False):
+    "A parameter as an argument of a parser, or of a group of one; `words` are its help."
+    kind, needed = _path if p.annotation is Path else p.annotation, p.default is p.empty
+    shown = '' if needed or p.default in (None, False, ()) else f' ({p.default})'
+    more = dict(help=f'{words}{shown}'.replace('%', '%%')) # the value itself is left to the function
+    if kind is bool and p.default is not None: more |= dict(action='store_true')
+    elif kind is tuple: more |= dict(type=str, nargs='+' if needed else '*')
+    else: more |= dict(type=kind)
+    if by_place: more |= dict(metavar=p.name.upper())
+    elif 'type' in more: more |= dict(required=needed, metavar=_METAVARS.get(kind, 'WORD'))
+    if kind is tuple and not by_place: more |= dict(action='extend')
+    parser.add_argument(p.name if by_place else flag(p.name), **more).path = kind is _path
+
+_METAVARS = {int: 'N', float: 'X', _path: 'PATH'}
+
 # %% ../../nbs/cli/01_main.ipynb #1448420c
-def parser_of(
-    name:str, # of a command
-    words=(), # of the command line: --recipe and --config decide what the other settings are by default
-): # its parser, and its base `TrainConfig` or None
-    "The arguments of one command; ValueError for an unknown one."
-    _, f, example = COMMANDS[check_choice('command', name, tuple(COMMANDS))]
-    trains = 'config' in inspect.signature(f).parameters
-    base = base_config(words, 'clip_reid' if name == 'protocol' else 'small') if trains else None
-    settings = functools.partial(add_config, base=base)
-    return command_parser(f'clip-dfgs {name}', f, f'clip-dfgs {name} {example}', settings), base
+def parser_of(name:str, words=())->tuple: # its parser, and its base `TrainConfig` or None
+    "The arguments of one command; --recipe and --config among the words decide what settings are by default."
+    _, f, example = COMMANDS[name]
+    def layout(prog): return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=100)
+    prog, base, about = f'clip-dfgs {name}', None, comments(f)
+    parser = ArgumentParser(prog=prog, usage=f'{prog} ... [OPTIONS]', description=f.__doc__, formatter_class=layout,
+                            epilog=f'example:\n  {prog} {example}', exit_on_error=False, allow_abbrev=False)
+    for p in inspect.signature(f).parameters.values():
+        if p.name == 'config':
+            base = base_config(words, 'clip_reid' if name == 'protocol' else 'small')
+            add_config(parser, base)
+        elif p.name == 'options':
+            group, told = parser.add_argument_group(DataOptions.__doc__), comments(DataOptions)
+            for own in inspect.signature(DataOptions).parameters.values(): add_option(group, own, told[own.name])
+        else: add_option(parser, p, about[p.name], p.kind is p.POSITIONAL_OR_KEYWORD)
+    return parser, base
+
+# %% ../../nbs/cli/01_main.ipynb #10968bef
+def read(parser:ArgumentParser, words, again:bool=True)->dict: # argument -> value; with a dot: in nested ones
+    "The values of a command's arguments; ValueError of one line for what is wrong with the words."
+    words = [re.sub(r'^--[\w.-]+', lambda option: option[0].replace('_', '-'), word) for word in words]
+    known = [name for action in parser._actions for name in action.option_strings]
+    for word in (w.partition('=')[0] for w in words):
+        if not re.match('--[a-zA-Z]', word) or word in known: continue
+        raise ValueError(f'{parser.prog} has no option {word}{suggest(word, known) or ";"} see {parser.prog} --help')
+    try: return parser.parse_args(words).as_dict()
+    except ArgumentError as e: said = ' '.join(str(e).split())
+    late = said.partition('unrecognized arguments: ')[2].split()
+    if again and late and words[-len(late):] == late: # `search gallery --top 3 a.jpg`
+        return read(parser, [words[0], *late, *words[1:-len(late)]], again=False)
+    missing = re.search(r'arguments are required: (.*)', said)
+    wrong = re.search(r'Parser key "(.+?)":.*?<class \'(\w+)\'>.*(?:Got value|Given value): (.*)', said)
+    if missing:
+        names = missing[1].split(', ')
+        said = f'required: {", ".join(flag(n) if flag(n) in known else n.upper() for n in names)}'
+    elif wrong: said = f'{flag(wrong[1])} {wrong[3]}: a value of type {wrong[2]} is expected'
+    raise ValueError(f'{said}; see {parser.prog} --help')
+
+# %% ../../nbs/cli/01_main.ipynb #54a6bd16
+def base_config(words, usual:str='small')->TrainConfig:
+    "The settings that `--recipe` and `--config` on the command line name, before all other options."
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument('--recipe', default=usual)
+    parser.add_argument('--config')
+    named, _ = parser.parse_known_args(words)
+    values = config_dict(recipe(named.recipe))
+    if not named.config: return config_from(values)
+    try:
+        for name, value in dict(json.loads(Path(named.config).expanduser().read_text('utf-8'))).items():
+            values[name] = values[name] | value if isinstance(value, dict) and values.get(name) else value
+        return config_from(values)
+    except (ValueError, TypeError) as e: raise ValueError(f'--config {named.config}: {e}') from None
+
+# %% ../../nbs/cli/01_main.ipynb #7bc617b9
+SHORT = dict(steps=('finetune.steps',), adapt_steps=('adapt.steps',), prompt_steps=('prompts.steps',),
+             batch=('adapt.batch', 'finetune.batch'), lr=('finetune.lr',))
+
+def add_config(parser:ArgumentParser, base:TrainConfig):
+    "Every field of `TrainConfig` as an option, by default of `base`, and short names of those that are changed most."
+    start = parser.add_argument_group('settings to start from')
+    start.add_argument('--recipe', type=str, help='small, clip_reid, clip_dfgs or follow_up')
+    start.add_argument('--config', type=str, metavar='FILE', help='config.json of a run, or a JSON file of some fields')
+    short = parser.add_argument_group('short names')
+    for name, longer in SHORT.items():
+        words = ' and '.join(map(flag, longer)) + '; 0 = leave the stage out'*('steps' in name)
+        short.add_argument(flag(name), type=float if name == 'lr' else int, help=words)
+    short.add_argument('--quick', type=int, metavar='N', help='steps of every stage, to try the whole thing out')
+    group = parser.add_argument_group('all settings, by default of the recipe; --adapt.lr and others as --finetune.lr')
+    for name, kind, value, words in _settings(base):
+        shown = f'{words} ({json.dumps(value)})'.replace('%', '%%')
+        if name.startswith(('adapt.', 'prompts.')): shown = argparse.SUPPRESS # as --finetune.NAME
+        group.add_argument(flag(name), type=kind, default=value, metavar='X', help=shown)
+
+def _settings(config, prefix:str=''): # yields name, type, value and comment of every field
+    words = comments(type(config))
+    for name, field in type(config).__dataclass_fields__.items():
+        value = getattr(config, name)
+        if is_dataclass(field.type): yield from _settings(value or Stage(), f'{name}.')
+        else: yield prefix + name, _MIXED.get(name, Optional[field.type]), value, words.get(name, '')
+
+_MIXED = dict(pk_ratio=Union[float, str], pretrained=Union[bool, str, None])
+
+# %% ../../nbs/cli/01_main.ipynb #56e7d3de
+def config_of(given:dict, base:TrainConfig, named)->TrainConfig:
+    "Settings of `read` and `base_config`; ValueError where an option of the command line (named) has no effect."
+    values = {name: given[name] for name in TrainConfig.__dataclass_fields__}
+    for name in STAGES:
+        trained = values[name]['steps'] or values[name]['epochs']
+        if trained and given['quick'] is not None: values[name] |= dict(steps=given['quick'], epochs=0)
+    for name, longer in SHORT.items():
+        for stage, _, field in (x.partition('.') for x in longer):
+            if given[name] is not None: values[stage][field] = given[name]
+            if given[name] == 0 and field == 'steps': values[stage]['epochs'] = 0
+    for name in STAGES:
+        if not (values[name]['steps'] or values[name]['epochs']): values[name] = None
+    if str(values['pretrained']).lower() == 'none': values['pretrained'] = None
+    if values['clip'] == 'pedestrians' and 'pretrained' not in named: values['pretrained'] = 'pedestrians'
+    config = config_from(values)
+    if 'pretrained' not in named and config.clip not in ('pedestrians', base.clip):
+        raise ValueError(f'--clip {config.clip} needs --pretrained: the tag or file of its weights, or none for random '
+                         f'ones; {base.pretrained!r} of the recipe belongs to {base.clip}')
+    _check_idle(config, named)
+    return config
+
+# %% ../../nbs/cli/01_main.ipynb #9b6142d5
+_WALK = ('order', 'shuffle_neighbors', 'curriculum', 'pk_ratio')
+_GRAPH = ('graph', 'graph_text_weight', 'k', 'skip_nearest', 'metric', 'neighbors_from')
+
+def _check_idle(config:TrainConfig, named):
+    "ValueError for an option that the rest of the settings makes idle."
+    idle = {}
+    if not config.finetune:
+        idle |= dict.fromkeys(('sampler', 'lr', 'select', *_GRAPH, *_WALK), 'the finetune stage is left out')
+    elif config.sampler == 'pk': idle |= dict.fromkeys(_GRAPH + _WALK, 'the sampler pk has no graph')
+    elif config.sampler == 'gs': idle |= dict.fromkeys(_WALK, 'the sampler gs does not walk')
+    if config.init: idle |= dict.fromkeys(('clip', 'pretrained', 'quick_gelu'), '--init brings a model and its weights')
+    for name in sorted(idle.keys() & named): raise ValueError(f'{flag(name)} would change nothing: {idle[name]}')
+    if not (config.adapt or config.prompts or config.finetune): raise ValueError('every stage is left out')
 
 # %% ../../nbs/cli/01_main.ipynb #24bbf4ab
-def run(
-    words, # of the command line, without the program's name
-):
-    "Run one command; ValueError for what is wrong with the words."
+def run(words):
+    "Run one command, given as the words behind the program's name; ValueError for what is wrong with them."
     if not words or words[0] in ('-h', '--help'): return print(overview())
-    if words == ['--version']: return print(f'clip-dfgs {version}')
+    if words[0] == '--version': return print(f'clip-dfgs {version}')
     if words[0] == '--completion': return print(completion(' '.join(words[1:]) or 'bash'))
-    if words[0].startswith('-'):
-        near = suggest(words[0], ('--help', '--version', '--completion'))
-        raise ValueError(f'clip-dfgs has no option {words[0]}{near or ";"} see clip-dfgs --help')
+    check_choice('command', words[0], (*COMMANDS, '--help', '--version', '--completion'))
     parser, base = parser_of(words[0], words[1:])
     given = read(parser, words[1:])
     named = {w[2:].partition('=')[0].replace('-', '_') for w in words if w.startswith('--')}
-    if words[0] == 'train' and not given['source']: given |= sources_beside(given['config'], named)
-    f, values = COMMANDS[words[0]][1], {}
-    for p in inspect.signature(f).parameters.values():
-        if p.name == 'config': values['config'] = config_of(given, base, named)
-        elif p.name == 'options':
-            known = {n: given[n] for n in DataOptions.__dataclass_fields__ if given[n] is not None}
-            values['options'] = DataOptions(**known)
-        elif given[p.name] is not None:
-            values[p.name] = tuple(given[p.name]) if p.annotation is tuple else given[p.name]
-    return f(**values)
+    if words[0] == 'train' and not given['source']: given |= commands.sources_beside(given['config'], named)
+    f = COMMANDS[words[0]][1]
+    takes = inspect.signature(f).parameters
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if v is not None}
+    if 'config' in takes: values['config'] = config_of(given, base, named)
+    if 'options' in takes:
+        values['options'] = DataOptions(**{k: values[k] for k in DataOptions.__dataclass_fields__ if k in values})
+    return f(**{name: values[name] for name in takes if name in values})
 
 # %% ../../nbs/cli/01_main.ipynb #297d94bd
-def completion(
-    shell:str, # bash, zsh, ...
-)->str: # a script for it
+def completion(shell:str)->str: # a script for it
     "What makes a shell complete commands, options and paths; ValueError for a shell that shtab does not know."
     import shtab
     check_choice('shell', shell, shtab.SUPPORTED_SHELLS)
@@ -111,47 +239,28 @@ def completion(
     return shtab.complete(whole, shell)
 
 # %% ../../nbs/cli/01_main.ipynb #a133d0b9
-def explained(
-    e:BaseException, # any error
-): # a line, or None for a bug
+def explained(e:BaseException)->str|None: # None for a bug
     "What a user is told of an error that is theirs to mend."
-    said = str(e) or type(e).__name__
-    if _other_process_stopped(e):
-        return f'the connection to another process of this run is lost; its own message says why ({said[:200]})'
+    said, tb = str(e) or type(e).__name__, e.__traceback__
     if isinstance(e, OSError) and e.filename is not None and e.strerror: return f'{e.filename}: {e.strerror}'
     if isinstance(e, (OSError, ArgumentError)): return said
     if isinstance(e, UnicodeEncodeError):
         return f'a name is not in UTF-8 ({ascii(e.object[max(0, e.start - 60):e.end + 20])}); rename it'
     if isinstance(e, UnicodeError): return f'a file that should be text in UTF-8 is not ({said})'
-    short = isinstance(e, MemoryError) or 'out of memory' in said.lower()
-    if short: return f'there is too little memory ({said[:200]})'
-    return said if isinstance(e, (ValueError, RuntimeError, OverflowError)) and _raised_here(e) else None
-
-def _raised_here(e:BaseException)->bool:
-    "Whether an error comes from this package itself and not from one that it uses."
-    tb = e.__traceback__
+    if isinstance(e, MemoryError) or 'out of memory' in said.lower(): return f'too little memory ({said[:200]})'
     while tb and tb.tb_next: tb = tb.tb_next
-    return tb is not None and tb.tb_frame.f_globals.get('__name__', '').startswith(('clip_dfgs', '__main__'))
-
-def _other_process_stopped(e:BaseException)->bool:
-    "Whether an error only says that the connection to another process of this run is lost."
-    if int(os.environ.get('WORLD_SIZE', 1)) == 1 or not isinstance(e, RuntimeError): return False
-    from torch.distributed import DistBackendError, DistNetworkError
-    lost = re.search('Connection (closed|reset|refused)|Broken pipe', str(e)) is not None
-    return lost or isinstance(e, (DistBackendError, DistNetworkError))
+    ours = tb is not None and tb.tb_frame.f_globals.get('__name__', '').startswith(('clip_dfgs', '__main__'))
+    return said if ours and isinstance(e, (ValueError, RuntimeError, OverflowError)) else None
 
 # %% ../../nbs/cli/01_main.ipynb #e783960c
 @contextlib.contextmanager
 def notes(): # a context
     "Warnings as single lines on stderr; of several processes only the main one prints them."
     printed = set()
-
     def show(message, *where, **more):
         line = ' '.join(str(message).split())
-        if line in printed or int(os.environ.get('RANK', 0)): return
+        if line not in printed and is_main(): print(f'clip-dfgs: note: {line}', file=sys.stderr)
         printed.add(line)
-        print(f'clip-dfgs: note: {line}', file=sys.stderr)
-
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         for kind in (UserWarning, RuntimeWarning): warnings.simplefilter('always', kind)
@@ -165,22 +274,19 @@ def main(
     "The command `clip-dfgs`; a mistake ends the program with code 2 and one line, an interruption with code 130."
     words = [os.fspath(a) for a in (sys.argv[1:] if args is None else args)]
     with notes():
-        try: run(words)
-        except KeyboardInterrupt: _end(f'interrupted{_to_go_on(words)}', 130)
+        try: return run(words)
+        except KeyboardInterrupt: said, code = f'interrupted{_to_go_on(words)}', 130
         except Exception as e:
-            said = explained(e)
+            said, code = explained(e), 2
             if said is None: raise
-            _end(said, 2)
+    print(f'clip-dfgs: {" ".join(said.split())}', file=sys.stderr)
+    sys.exit(code)
 
 def _to_go_on(words)->str: # what an interrupted command is continued by
     "`train`, `protocol` and `matrix` go on with --resume, `embed` and `study` by the same line."
-    if words[0] in ('train', 'protocol', 'matrix'): words = [w for w in words if w not in ('--resume', '--overwrite')]
+    if words[0] in ('train', 'protocol', 'matrix'):
+        words = [*(w for w in words if w not in ('--resume', '--overwrite')), '--resume']
     elif words[0] not in ('embed', 'study'): return ''
-    more = ' --resume' if words[0] not in ('embed', 'study') else ''
-    return f'; go on with: clip-dfgs {shlex.join(words)}{more}'
-
-def _end(said:str, code:int):
-    print(f'clip-dfgs: {" ".join(said.split())}', file=sys.stderr)
-    sys.exit(code)
+    return f'; go on with: clip-dfgs {shlex.join(words)}'
 
 if __name__ == '__main__' and '__file__' in globals(): main()

@@ -227,14 +227,12 @@ def _look_at(path)->tuple: # why it cannot be read, what is odd; None for neithe
     if min(pixels.shape[:2]) < 4: return None, 'less than 4 pixels wide or high'
     return None, 'nearly of one color' if nearly_one_color(pixels) else None
 
-# %% ../../nbs/data/04_datasets.ipynb #e95f57b0
+# %% ../../nbs/data/04_datasets.ipynb #8c7f0eb8
 def _alone(records)->set: # paths of queries
     "Queries without a match in the gallery, by the camera rule where there are several cameras."
     query, gallery = (records[records['split'] == s] for s in ('query', 'gallery'))
-    rule = pd.concat([query, gallery])['camid'].nunique() > 1
-    cameras = gallery.groupby('pid')['camid'].agg(set).to_dict()
-    return {row.path for row in query.itertuples()
-            if not cameras.get(row.pid, set()) - ({row.camid} if rule else set())}
+    pairs, one = query.merge(gallery, on='pid'), pd.concat([query, gallery])['camid'].nunique() == 1
+    return set(query['path']) - set(pairs.loc[one | (pairs['camid_x'] != pairs['camid_y']), 'path_x'])
 
 def _test_warnings(tables)->list: # of sentences
     "How many queries have no match in the gallery, and what else makes a test easier than it seems."
@@ -289,7 +287,7 @@ def _by_camera(records:pd.DataFrame)->pd.DataFrame:
     return pd.DataFrame([dict(zip(by, key), identities=_identities(rows), images=len(rows))
                          for key, rows in records.groupby(by)])
 
-# %% ../../nbs/data/04_datasets.ipynb #a07321c3
+# %% ../../nbs/data/04_datasets.ipynb #5f3f5e36
 def _spec(text:str): # (name, folder) of `name:folder`
     name, colon, folder = text.partition(':')
     if colon and name and folder: return name, folder
@@ -299,10 +297,10 @@ def _spec(text:str): # (name, folder) of `name:folder`
 def options_for(spec:str, options:dict)->dict:
     "The options of a call (None: not given, '': none) that a data set knows; a csv with cameras needs no rule."
     name, file = _spec(spec)
-    known = {*_options(name)}
-    if name == 'csv' and Path(file).expanduser().is_file():
-        with open(Path(file).expanduser(), encoding='utf-8-sig', errors='replace') as lines: head = lines.readline()
-        if 'camid' in [word.strip().strip('"') for word in head.split(',')]: known -= {'camera'}
+    known, file = {*_options(name)}, Path(file).expanduser()
+    if name == 'csv' and file.is_file():
+        with open(file, encoding='utf-8-sig', errors='replace') as lines: head = lines.readline(100_000).lower()
+        if {'camid', 'camera'} & {word.strip(' \n"') for word in head.split(',')}: known -= {'camera'}
     return {k: v for k, v in options.items() if k in known and v not in (None, '')}
 
 def check_options(specs, options:dict):
@@ -315,14 +313,9 @@ def check_options(specs, options:dict):
         because = 'has a column camid' if names & {*able} else f'is not {" or ".join(able)}'
         raise DatasetError(f'the option {k} would change nothing: {" ".join(specs)} {because}; leave it out')
 
-# %% ../../nbs/data/04_datasets.ipynb #92789a2b
-def load_named(
-    specs, # `name:folder`, several
-    camera:str=None, # of folders and tables: a regular expression whose group is the camera in a file name
-    domains=(), # names of the domains, one for each data set; () = the usual names
-    **options, # more options of parsers; each goes to those that know it
-)->list: # record tables, no domain in two of them
-    "Read data sets given as `name:folder`; `ValueError` for what is wrong with words or data."
+# %% ../../nbs/data/04_datasets.ipynb #59c31d58
+def load_named(specs, camera:str=None, domains=(), **options)->list:
+    "Record tables of words `name:folder`, no domain in two of them; each option goes to the parsers that know it."
     options, pairs, tables = dict(camera=camera, **options), [_spec(s) for s in specs], []
     for i, (spec, (name, folder)) in enumerate(zip(specs, pairs)):
         table = load_dataset(name, folder, domains[i] if domains else None, **options_for(spec, options))

@@ -19,7 +19,7 @@ from ..utils.files import stable_shuffle
 class ImageError(ValueError):
     "An image, or the cache of images, that cannot be read or written; the message names the file."
 
-# %% ../../nbs/data/05_image_io.ipynb #31f09d9d
+# %% ../../nbs/data/05_image_io.ipynb #e5235b46
 def _as_eight_bits(values:np.ndarray, full, name:str, hint:str='scale them')->np.ndarray: # uint8
     "Gray levels of which `full` is white, or floats, as bytes; `ImageError` if no more than two levels would be left."
     top = values.max()
@@ -47,23 +47,22 @@ def why_unreadable(problem:Exception)->str:
     return f'{type(problem).__name__}: {words}' if words else type(problem).__name__
 
 @contextlib.contextmanager
-def _decoding(name): # a context
+def decoding(name): # a context
     "Whatever a decoder raises as an `ImageError` that names the image."
     try: yield
-    except ImageError: raise
     except Exception as problem:
         why = 'is missing' if isinstance(problem, FileNotFoundError) else f'cannot be read ({why_unreadable(problem)})'
-        raise ImageError(f'{name} {why}') from None
+        raise problem if isinstance(problem, ImageError) else ImageError(f'{name} {why}') from None
 
-# %% ../../nbs/data/05_image_io.ipynb #dba94a62
+# %% ../../nbs/data/05_image_io.ipynb #8ddbb0d0
 def to_rgb(image:Image.Image, name='image')->Image.Image:
     "The red, green and blue of an image by the rules of this chapter; `ImageError` for what has no pixels or range."
-    if min(image.size) < 1: raise ImageError(f'{name} is empty ({image.width} x {image.height} pixels)')
-    with _decoding(name): upright = ImageOps.exif_transpose(image)
     # Pillow gives gray of 16 bits as I from PPM files, and older ones do so from PNG files
-    deep = image.mode.startswith('I;16') or image.mode == 'I' and image.format in ('PNG', 'PPM')
-    if image.mode in ('I', 'F') and not deep:
-        raise ImageError(f'{name} holds numbers of 32 bits, whose range is not known; scale it to 8 or 16 bits')
+    deep, wrong = image.mode.startswith('I;16') or image.mode == 'I' and image.format in ('PNG', 'PPM'), ''
+    if min(image.size) < 1: wrong = f'is empty ({image.width} x {image.height} pixels)'
+    elif image.mode in ('I', 'F') and not deep: wrong = 'holds numbers of 32 bits; scale it to 8 or 16 bits'
+    if wrong: raise ImageError(f'{name} {wrong}')
+    with decoding(name): upright = ImageOps.exif_transpose(image)
     if deep: upright = _gray(upright, name, getattr(image, 'tag_v2', {}), image.info.get('transparency'))
     elif upright.has_transparency_data: upright = _on_gray(upright)
     return upright.convert('RGB')
@@ -73,7 +72,7 @@ def nearly_one_color(pixels:np.ndarray)->bool:
     "Whether an image shows nothing: its numbers lie within 16 of each other."
     return int(pixels.max()) - int(pixels.min()) <= 16
 
-# %% ../../nbs/data/05_image_io.ipynb #0aab5b16
+# %% ../../nbs/data/05_image_io.ipynb #6518b3e4
 def load_image(
     path, # image file
     size=(256, 128), # (H, W) to resize to; None keeps the image's own
@@ -93,7 +92,7 @@ def load_image(
         uint8 [H,W,3]
     """
     # the file, not its name: what Pillow opens by name it maps, and maps wrongly if it has to be turned
-    with _decoding(f'image {path}'), open(path, 'rb') as file, Image.open(file) as image:
+    with decoding(f'image {path}'), open(path, 'rb') as file, Image.open(file) as image:
         image = to_rgb(image, f'image {path}')
     if size is not None: image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC)
     return np.array(image)
@@ -168,12 +167,9 @@ def in_their_places(features, problems:dict, n:int)->list:
     found = iter(features)
     return [None if i in problems else next(found) for i in range(n)]
 
-# %% ../../nbs/data/05_image_io.ipynb #95e65daf
-def crops(
-    frame:np.ndarray, # an array [H,W] or [H,W,C]
-    boxes, # left, top, right, bottom in pixels, shape [n,4]
-)->list: # of n arrays, views of the frame
-    "The part of a frame in each box, cut at the edge; ValueError for boxes of another shape or not numbers."
+# %% ../../nbs/data/05_image_io.ipynb #3ac35b30
+def crops(frame:np.ndarray, boxes)->list: # of arrays, views of the frame
+    "The part of a frame [H,W,C] in each box left, top, right, bottom [n,4], cut at the edge; ValueError for others."
     boxes = np.asarray(boxes.detach().cpu() if is_tensor(boxes) else boxes, dtype=float)
     if not boxes.size: return []
     shape, (height, width) = list(boxes.shape), frame.shape[:2]
@@ -184,15 +180,9 @@ def crops(
     ends = boxes.round().clip(0, [width, height, width, height]).astype(int)
     return [frame[top:bottom, left:right] for left, top, right, bottom in ends]
 
-# %% ../../nbs/data/05_image_io.ipynb #9456d92d
-def contact_sheet(
-    records, # record table
-    identities:int=6, # rows
-    images:int=8, # columns at most
-    size=(128, 64), # (H, W) of each image
-    seed:int=0, # which identities
-)->Image.Image:
-    "Some identities, a row each, sorted by camera, with their written names; distractors are not shown."
+# %% ../../nbs/data/05_image_io.ipynb #e359e2f2
+def contact_sheet(records, identities:int=6, images:int=8, size=(128, 64), seed:int=0)->Image.Image:
+    "Some identities, a row of up to `images` each, sorted by camera, with their written names; no distractors."
     known = records[records['pid'] > 0].sort_values(['camid', 'path'])
     drawn = stable_shuffle(sorted(set(zip(known['domain'], known['pid']))), 'sheet', seed)[:identities]
     line, gap = 12, 4

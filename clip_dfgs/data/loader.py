@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cached_images', 'open_cache', 'ImageDataset', 'make_loader']
 
-# %% ../../nbs/data/07_loader.ipynb #8593452f
+# %% ../../nbs/data/07_loader.ipynb #ceca42f7
 import contextlib
 import hashlib
 import os
@@ -21,21 +21,20 @@ from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .image_io import ImageError, load_image, nearly_one_color
+from .image_io import decoding, ImageError, load_image, nearly_one_color
 from .transforms import Augment
 from ..utils.checks import positive_int, rows_of_graph
 from ..utils.files import cache_folder, write_text
 
-# %% ../../nbs/data/07_loader.ipynb #b2c7603d
+# %% ../../nbs/data/07_loader.ipynb #eff62275
 _FORMAT = 4 # of the cache, and of the rules of `load_image`
 
 def cache_key(paths, size, content:bool=True)->str: # 24 hex digits
     "A digest of the image size and of what the files hold, or of what the file system says of them."
     def facts_of(path):
-        try:
+        with decoding(f'image {path}'):
             if content: return hashlib.sha256(Path(path).read_bytes()).digest()
             found = os.stat(path)
-        except OSError as e: raise ImageError(f'image {path} is missing or cannot be read ({e.strerror})') from None
         facts = os.path.abspath(path), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
         return '\0'.join(map(str, facts)).encode() + b'\n'
     digest = hashlib.sha256(f'{_FORMAT} {tuple(size)}'.encode())
@@ -241,15 +240,10 @@ def workers_for(device, asked:int=None)->int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return min(8, max(1, cores//int(os.environ.get('LOCAL_WORLD_SIZE', 1)) - 1))  # the launcher sets it
 
-# %% ../../nbs/data/07_loader.ipynb #876ea3ed
+# %% ../../nbs/data/07_loader.ipynb #5ebb7d86
 class FeatureDataset:
-    "Features with their labels in the shape of a data set; a batch is gathered on their device."
-    def __init__(
-        self,
-        features:torch.Tensor, # shape [n, D]
-        labels, # shape [n]
-        device='cpu', # where they lie
-    ):
+    "Features [n,D] with their labels [n] in the shape of a data set; a batch is gathered on their device."
+    def __init__(self, features:torch.Tensor, labels, device='cpu'):
         self.features, self.labels = features.to(device), torch.as_tensor(np.array(labels)).to(device)
 
     def set_epoch(self, epoch:int): pass

@@ -56,14 +56,9 @@ def wrong_layout(name:str, folder:Path, expected)->DatasetError: # to be raised
     listing = ', '.join(found[:6]) + (f' and {len(found) - 6} more' if len(found) > 6 else '') or 'an empty folder'
     return DatasetError(f'{name}: wrong layout in {folder}: expected {" or ".join(expected)}; found {listing}')
 
-# %% ../../nbs/data/02_parsers.ipynb #febf6e74
-def parse_names(
-    name:str, # of the data set, for the warning
-    folder, # with image files
-    pattern:str, # regular expression for the start of a file name; groups `pid`, `cam` (from 1), `camera` (as written)
-    split:str='train', # of all these rows
-)->list: # of dicts `path pid camid split identity camera`; camera 0 and '' where the name has none
-    "One row per image whose name follows `pattern`; the others are left out with one warning."
+# %% ../../nbs/data/02_parsers.ipynb #abe30177
+def parse_names(name:str, folder, pattern:str, split:str='train')->list: # of rows
+    "Images whose names begin with `pattern`, groups `pid`, `cam` (from 1), `camera` (as written); others are said."
     files, unread = image_files(folder, deep=True), left_out(folder, deep=True)
     matches = {file: re.match(pattern, file.name) if file.parent == Path(folder) else None for file in files}
     strays = [str(file.relative_to(folder)) for file in files if not matches[file]]
@@ -230,14 +225,14 @@ def _cuhk03_config(file:Path)->list:
                              identity=f'{pair}_{person}', camera=view))
     return rows
 
-# %% ../../nbs/data/02_parsers.ipynb #a9876421
+# %% ../../nbs/data/02_parsers.ipynb #8ec3ae93
 @contextlib.contextmanager
 def reading(name:str, file): # a context
     "Every error of reading a file as one `DatasetError` that names it."
     try: yield
-    except DatasetError: raise
     except Exception as e:
-        raise DatasetError(f'{name}: {file} cannot be read ({type(e).__name__}: {first_line(e)})') from None
+        said = DatasetError(f'{name}: {file} cannot be read ({type(e).__name__}: {first_line(e)})')
+        raise e if isinstance(e, DatasetError) else said from None
 
 def read_mat(file)->dict: # of arrays
     "The variables of a MATLAB file before version 7.3."

@@ -34,13 +34,9 @@ def parse_identity(value)->int|str|None:
     if lost or isinstance(value, int) and abs(value) >= 2**62: raise TypeError
     return text or value
 
-# %% ../../nbs/data/01_records.ipynb #4d40a320
-def encode_identities(
-    values, # identities as they are written, shape [n]
-    where:str='pid', # named in messages
-    distractors:bool=True, # 0 is a distractor and numbers below are junk; False: they are identities
-)->np.ndarray: # int64 [n]: below 0 for junk and unknown, 0 for distractors, else identities
-    "Identities as numbers; `DatasetError` with the first row that is no label."
+# %% ../../nbs/data/01_records.ipynb #87351a97
+def encode_identities(values, where:str='pid', distractors:bool=True)->np.ndarray: # int64 [n], below 0 junk and unknown
+    "Identities as numbers; 0 and below are identities unless `distractors`; `DatasetError` for what is no label."
     read = _parse_all(values, where)
     _warn_of_spellings(values, read, where)
     known = [v for v in read if v is not None and not (distractors and isinstance(v, int) and v <= 0)]

@@ -187,7 +187,7 @@ def _sequence(file:Path, visibility:float, frame_step:int)->pd.DataFrame: # fram
     pid = told['pid'].where(told['pid'] >= 0)
     return told[['left', 'top', 'width', 'height']].assign(pid=pid, frame=frames, camera=name, camid=0, domain=name)
 
-# %% ../../nbs/data/03_tables.ipynb #67be5608
+# %% ../../nbs/data/03_tables.ipynb #339d0eb8
 def coco(
     root, # the JSON file
     camera:str=None, # regular expression for the frames' names, its groups name the camera; or 'folder'
@@ -203,13 +203,12 @@ def coco(
         persons = {c['id'] for c in told.get('categories', []) if c['name'].lower() in ('person', 'pedestrian')}
         rows = [_annotated(note, images[note['image_id']], videos) for note in told['annotations']
                 if not note.get('iscrowd') and (not persons or note.get('category_id') in persons)]
-    if all(row['pid'] is None for row in rows): raise DatasetError(f'coco: no annotation of {file} has a track_id')
-    table = pd.DataFrame(rows).assign(split=split or 'train')
+    table = as_table('coco', rows, file).assign(split=split or 'train')
     table['path'] = [_frame_of(file, name) for name in table['path']]
     if camera is not None: table = with_cameras(table, camera, file.resolve().parent.parent)
     else: table['camid'] = encode_cameras(table['camera'].tolist(), f'coco: {file}: camera')
-    table = without_junk('coco', table, distractors=False)
-    boxes = np.array(table['box'].tolist(), float).reshape(-1, 4)
+    table = as_table('coco', without_junk('coco', table, distractors=False), file)
+    boxes = np.array(table['box'].tolist())
     return with_crops('coco', table.drop(columns='box').rename(columns=dict(path='frame')), boxes, cache)
 
 def _annotated(note:dict, image:dict, videos:dict)->dict:

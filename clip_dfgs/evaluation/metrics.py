@@ -19,7 +19,7 @@ from .distances import distance_blocks, feature_pair, row_blocks
 from .matching import digest_of, in_block, matches_and_junk, may_be_equal, no_match
 from .matching import pairs_of, read_columns, self_matches, warn_of_constant_features
 from .reranking import reranked
-from ..utils.checks import check_choice, checked_ranks, checked_resamples, positive_int
+from ..utils.checks import check_choice, checked_ranks, positive_int
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #bc332942
 _MANY = 64 # matches of one query above which a sort is cheaper than counting for each; fewer in a small gallery
@@ -306,7 +306,7 @@ def evaluate(
     ValueError
         for what cannot be compared, a warning for self matches
     """
-    ranks, bootstrap, settings = checked_ranks(ranks), checked_resamples(bootstrap), _rerank_settings(rerank)
+    ranks, bootstrap, settings = checked_ranks(ranks), positive_int('bootstrap', bootstrap, 0), _rerank_settings(rerank)
     query, gallery = feature_pair(query, gallery)
     Q, G = len(query), len(gallery)
     asked, there = read_columns(query_ids, gallery_ids, query_cams, gallery_cams, exclude_groups, Q, G)

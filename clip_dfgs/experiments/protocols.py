@@ -10,30 +10,30 @@ __all__ = ['PROTOCOLS', 'PUBLISHED', 'Setting', 'protocol_sets', 'protocol_table
 import contextlib
 import io
 import itertools
-import os
 import tempfile
 import time
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from ..data.datasets import check_dataset, identity_splits, load_dataset, options_for
 from ..data.loader import cached_images
 from ..data.leakage import find_leakage
-from ..data.records import pool
+from ..data.records import check_domains, pool
 from ..inference.embed import embed_together, make_accelerator, process_state
 from ..inference.evaluator import check_targets, from_main, _ranked
 from ..models.reid_model import ReIDModel
 from ..training.checkpoints import on_main
-from ..training.config import STAGES, TrainConfig, check_config
-from ..training.config import RECIPES
+from ..training.config import check_config, RECIPES, STAGES, TrainConfig
 from ..training.run import check_folder
 from ..training.trainer import fit, make_sampler
 from ..utils.checks import check_choice, DatasetError
 from ..utils.files import write_csv
+from ..viz.charts import make_panels
 
 # %% ../../nbs/experiments/01_protocols.ipynb #86adb2ac
 @dataclass(frozen=True)
@@ -44,12 +44,9 @@ class Setting:
     include_test:bool=False  # train on query and gallery images of the sources too
     splits:int=1             # partitions of each target
 
-# %% ../../nbs/experiments/01_protocols.ipynb #b3c3530e
-_FOUR = ('market1501', 'msmt17', 'cuhk_sysu', 'cuhk03')
-
 def _leave_one_out(include_test): # a Setting for each target, trained on the other three
-    targets = ('market1501', 'msmt17', 'cuhk03')
-    return tuple(Setting(tuple(s for s in _FOUR if s != t), (t,), include_test) for t in targets)
+    names, targets = ('market1501', 'msmt17', 'cuhk_sysu', 'cuhk03'), ('market1501', 'msmt17', 'cuhk03')
+    return tuple(Setting(tuple(s for s in names if s != t), (t,), include_test) for t in targets)
 
 PROTOCOLS = dict(
     p1=(Setting(('market1501', 'cuhk02', 'cuhk03', 'cuhk_sysu'), ('prid', 'grid', 'viper', 'ilids'), True, 10),),
@@ -97,11 +94,8 @@ def protocol_sets(
     return list(dict.fromkeys(n for s in settings for n in s.sources + s.targets))
 
 # %% ../../nbs/experiments/01_protocols.ipynb #9df656d7
-def setting_data(
-    setting:Setting, # of a protocol
-    tables:dict, # of `read_sets`
-)->tuple: # pooled training rows, and {target: its partitions}
-    "What one run of a protocol is trained on and tested on; `DatasetError` for a target that cannot be tested."
+def setting_data(setting:Setting, tables:dict)->tuple: # pooled training rows, and {target: its partitions}
+    "What one run is trained and tested on, of tables of `read_sets`; `DatasetError` for a target without a test."
     targets = {t: identity_splits(t, tables[t]) for t in setting.targets}
     for t, parts in targets.items():
         partitions = {p['partition'].iloc[0] if 'partition' in p else 0 for p in parts}
@@ -111,12 +105,8 @@ def setting_data(
             raise DatasetError(f'{t}: has no query and gallery images to test on')
     return pool([tables[s] for s in setting.sources], setting.include_test), targets
 
-# %% ../../nbs/experiments/01_protocols.ipynb #9df656d8
-def jobs_of(
-    name:str, # p1, p2, p3
-    tables:dict, # of `read_sets`
-)->dict: # name of a run folder -> training rows and targets, as of `setting_data`
-    "Every run of a protocol."
+def jobs_of(name:str, tables:dict)->dict: # name of a run folder -> training rows and targets, as of `setting_data`
+    "Every run of a protocol, from the tables of `read_sets`."
     return {f'{name}_to_{"_".join(setting.targets)}': setting_data(setting, tables) for setting in PROTOCOLS[name]}
 
 # %% ../../nbs/experiments/01_protocols.ipynb #2cada0e3
@@ -142,21 +132,15 @@ def rank_partitions(
     def rank(): return [_ranked(features[[row_of[path] for path in t['path']]], t, device, ()) for t in tests]
     return [*zip(places, from_main(rank, accelerator), tests)]
 
-# %% ../../nbs/experiments/01_protocols.ipynb #2cada0e4
-def evaluate_partitions(
-    model:ReIDModel, # trained
-    parts, accelerator=None, cache=None, # as in `rank_partitions`
-)->pd.DataFrame: # a row a domain and partition: mAP, R1, R5, R10, mINP in percent, queries, unmatched
-    "Results of each domain and partition; tables of the same partition (two directions of VIPeR) are averaged."
+def evaluate_partitions(model:ReIDModel, parts, accelerator=None, cache=None)->pd.DataFrame: # as `rank_partitions`
+    "Percent by domain and partition; tables of the same partition (two directions of VIPeR) are averaged."
     rows = [place | dict(100*result.summary(), queries=result.queries, unmatched=result.unmatched)
             for place, result, _ in rank_partitions(model, parts, accelerator, cache)]
     return pd.DataFrame(rows).groupby(['domain', 'split'], as_index=False, sort=False).mean()
 
 # %% ../../nbs/experiments/01_protocols.ipynb #b737c563
-def with_spread(
-    splits:pd.DataFrame, # columns target, split, scores
-)->pd.DataFrame: # the same rows, after each target two more: split `mean` and `std`
-    "Results by split, with mean and standard deviation below them."
+def with_spread(splits:pd.DataFrame)->pd.DataFrame: # columns target, split, scores
+    "Results by split, and below those of a target two rows more: split `mean` and `std`."
     tables = []
     for target, rows in splits.groupby('target', sort=False):
         numbers = rows.drop(columns='split').select_dtypes('number')
@@ -165,8 +149,8 @@ def with_spread(
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../nbs/experiments/01_protocols.ipynb #18face3c
-def _with_std(mean:float, std:float)->str: # NaN for a single split
-    return f'{mean:.1f}' if pd.isna(std) else f'{mean:.1f} ± {std:.1f}'
+def _with_std(mean:float, std:float)->str: # std is NaN for a single split, both are for a target that was not run
+    return '' if pd.isna(mean) else f'{mean:.1f}' if pd.isna(std) else f'{mean:.1f} ± {std:.1f}'
 
 def protocol_table(
     name:str, # p1, p2, p3
@@ -174,21 +158,16 @@ def protocol_table(
     label='this run', # of our row
 )->pd.DataFrame: # of text, columns (target, score)
     "Our results beside the published ones; percent, mean and standard deviation over splits."
-    scores = ('mAP', 'R1')
-    targets = [t for s in PROTOCOLS[name] for t in s.targets]
-    by_target = results[~results['split'].isin(['mean', 'std'])].groupby('target', sort=False)[list(scores)]
-    mean, std = by_target.mean(), by_target.std()
-    ours = {}
-    for t, k in itertools.product(mean.index.intersection(targets), scores):
-        ours[t, k] = _with_std(mean.loc[t, k], std.loc[t, k])
-    if set(targets) <= set(mean.index):
-        for k in scores: ours['average', k] = f'{mean.loc[targets, k].mean():.1f}'
-    rows = {}
-    for method, given in PUBLISHED.items():
-        rows[method] = {('average', k): f'{v:.1f}' for k, v in zip(scores, given[name])}
-    rows[label] = ours
+    scores, targets = ('mAP', 'R1'), [t for s in PROTOCOLS[name] for t in s.targets]
+    splits = results[~results['split'].isin(['mean', 'std'])].groupby('target')[[*scores]]
+    mean, std = (table.reindex(targets) for table in (splits.mean(), splits.std()))
+    ours = {(t, k): _with_std(mean.loc[t, k], std.loc[t, k]) for t in targets for k in scores}
+    ours |= {('average', k): _with_std(mean[k].mean(skipna=False), float('nan')) for k in scores}
+    rows = {method: {('average', k): f'{v:.1f}' for k, v in zip(scores, given[name])}
+            for method, given in PUBLISHED.items()}
     columns = pd.MultiIndex.from_product([targets + ['average'], scores])
-    return pd.DataFrame.from_dict(rows, orient='index').reindex(columns=columns).astype(object).fillna('')
+    table = pd.DataFrame.from_dict(rows | {label: ours}, orient='index')
+    return table.reindex(columns=columns).astype(object).fillna('')
 
 # %% ../../nbs/experiments/01_protocols.ipynb #7ba3f318
 def run_protocol(
@@ -224,48 +203,36 @@ def run_protocol(
     pd.DataFrame
         columns run, target, split, mAP, R1, ...; a row a split
     """
-    out = Path(out)
-    tables = read_sets(protocol_sets(name), data, options)
-    jobs = jobs_of(name, tables)
-    _check_jobs({n: rows for n, (rows, _) in jobs.items()}, config)
-    on_main(process_state(), lambda: [check_folder(out/n, config, resume, overwrite) for n in jobs])
-    if _is_main():
-        for sentence in _leaks_of(jobs): warnings.warn(sentence, stacklevel=2)
-    results = []
-    for n, (rows, targets) in jobs.items():
-        results.append(run_setting(out/n, rows, targets, config, resume, overwrite).assign(run=n))
-    results = pd.concat(results, ignore_index=True)
-    if _is_main():
-        write_csv(with_spread(results), out/'results.csv', index=False)
-        write_csv(protocol_table(name, results), out/'table.csv')
+    jobs = jobs_of(name, read_sets(protocol_sets(name), data, options))
+    results = run_jobs(Path(out), jobs, config, resume, overwrite)
+    if process_state().is_main_process:
+        write_csv(with_spread(results), Path(out)/'results.csv', index=False)
+        write_csv(protocol_table(name, results), Path(out)/'table.csv')
     return results
 
 # %% ../../nbs/experiments/01_protocols.ipynb #499fe15f
-def _is_main()->bool: return int(os.environ.get('RANK', 0)) == 0
+def run_jobs(out:Path, jobs:dict, config:TrainConfig, resume:bool, overwrite:bool)->pd.DataFrame: # a row a split
+    "Runs of `jobs_of`, in folders of `out`; ValueError for what cannot work, and warnings, before the first has begun."
+    _check_jobs(jobs, config)
+    on_main(process_state(), lambda: [check_folder(out/n, config, resume, overwrite) for n in jobs])
+    for sentence in _leaks_of(jobs) if process_state().is_main_process else (): warnings.warn(sentence, stacklevel=3)
+    results = [run_setting(out/n, rows, targets, config, resume, overwrite).assign(run=n)
+               for n, (rows, targets) in jobs.items()]
+    return pd.concat(results, ignore_index=True)
 
-def _leaks_of(
-    jobs:dict, # name of a run folder -> its training rows and its targets
-)->list: # of sentences
+def _check_jobs(jobs:dict, config:TrainConfig):
+    for rows, _ in jobs.values():
+        check_config(config, rows['label'].nunique(), domains=rows.groupby('domain')['label'].nunique())
+
+def _leaks_of(jobs:dict)->list: # of sentences
     "Test images that a run also trains on."
     said = []
     for name, (rows, targets) in jobs.items():
-        tests = pd.concat([part for parts in targets.values() for part in parts])
-        found = find_leakage(rows[['path']], tests)
+        found = find_leakage(rows[['path']], pd.concat([part for parts in targets.values() for part in parts]))
         said += [f'{name}: {sentence}' for sentence in found['sentence'][found['kind'] == 'trained image']]
     return said
 
-def _check_jobs(
-    jobs:dict, # name of a run folder -> its training rows
-    config:TrainConfig, # see `run_protocol`
-):
-    "`ValueError` for what cannot work, before the first of several runs has begun."
-    for rows in jobs.values():
-        check_config(config, rows['label'].nunique(), domains=rows.groupby('domain')['label'].nunique())
-
-# %% ../../nbs/experiments/01_protocols.ipynb #1e562ecf
-def one_domain_each(
-    targets:dict, # name -> record tables
-)->dict: # the same; a target of several domains becomes several, `name, domain`
+def one_domain_each(targets:dict)->dict: # name -> record tables; a target of several domains becomes `name, domain`
     "Targets whose tables hold one domain each."
     found = {}
     for name, parts in targets.items():
@@ -299,11 +266,8 @@ def run_setting(
     return done
 
 # %% ../../nbs/experiments/01_protocols.ipynb #f20cba31
-def count_steps(
-    rows:pd.DataFrame, # pooled training rows
-    config:TrainConfig, # with its stages
-)->dict: # stage -> steps
-    "Optimizer steps of every stage on one process."
+def count_steps(rows:pd.DataFrame, config:TrainConfig)->dict: # stage -> steps
+    "Optimizer steps of every stage for pooled training rows, on one process."
     found, alone = {}, make_accelerator('no')
     for name in STAGES:
         stage = getattr(config, name)
@@ -321,14 +285,14 @@ def seconds_per_step(
     identities:int=128, # of each domain that are used
 )->dict: # stage -> seconds from step to step, the fastest one
     "Time of a step of each stage on this machine, from a short run."
-    rank = rows.groupby('domain')['label'].rank('dense')
+    rows = rows[rows.groupby('domain')['label'].rank('dense') <= identities].reset_index(drop=True)
     stages = {name: replace(stage, steps=steps, epochs=0) for name in STAGES if (stage := getattr(config, name))}
     times = {}
     def clock(done):
         done.loss.item()                                                       # waits for the device
         times.setdefault(done.stage, []).append(time.perf_counter())
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        fit(rows[rank <= identities].reset_index(drop=True), replace(config, **stages), folder, on_step=clock)
+        fit(rows, replace(config, **stages), folder, on_step=clock)
     return {name: min(b - a for a, b in itertools.pairwise(seen)) for name, seen in times.items()}
 
 # %% ../../nbs/experiments/01_protocols.ipynb #2e02f8da
@@ -340,34 +304,29 @@ def plan_protocol(
 )->str: # data, warnings, runs
     "Check all data and estimate every run of a protocol, without training."
     names = protocol_sets(name)
-    jobs, reports = jobs_of(name, read_sets(names, data, options)), {}
-    _check_jobs({n: rows for n, (rows, _) in jobs.items()}, config)
-    for n in names:
-        more = options_for(f'{n}:{data}', options)
-        reports[n] = check_dataset(n, _folder(n, data), progress=False, domain=n, **more)
+    jobs = jobs_of(name, read_sets(names, data, options))
+    _check_jobs(jobs, config)
+    reports = {n: check_dataset(n, _folder(n, data), progress=False, domain=n, **options_for(f'{n}:{data}', options))
+               for n in names}
     sets = pd.concat({n: report.counts.set_index('split') for n, report in reports.items()}).astype(object).fillna('')
     said = [f'{n}: {w}' for n, report in reports.items() for w in report.warnings] + _leaks_of(jobs)
     seconds = seconds_per_step(next(iter(jobs.values()))[0], config)
     lines = [f'protocol {name}: data', sets.to_string(), '', *(f'warning: {w}' for w in said), '', 'runs']
     for run, (rows, _) in jobs.items():
         steps = count_steps(rows, config)
+        hours = sum(n*seconds[stage] for stage, n in steps.items())/3600
         lines.append(f'{run}: {rows["label"].nunique():,} identities, {len(rows):,} images, '
-                     f'{", ".join(f"{n:,} steps of {stage}" for stage, n in steps.items())}, '
-                     f'{sum(n*seconds[stage] for stage, n in steps.items())/3600:.2f} hours')
+                     f'{", ".join(f"{n:,} steps of {stage}" for stage, n in steps.items())}, {hours:.2f} hours')
     each = ', '.join(f'{stage} {1000*s:.0f} ms a step' for stage, s in seconds.items())
     return '\n'.join([*lines, f'measured here: {each}', 'Nothing was trained.'])
 
 # %% ../../nbs/experiments/01_protocols.ipynb #0caa5bf6
-def tables_by_domain(
-    tables, # a record table, or several
-)->dict: # domain -> its rows
-    "One table for each domain; ValueError for a domain that stands in two tables."
-    found = {}
-    for table in [tables] if isinstance(tables, pd.DataFrame) else tables:
-        for domain, rows in table.groupby('domain', sort=False):
-            if domain in found: raise ValueError(f'two tables are of the domain {domain!r}; name them apart')
-            found[domain] = rows.reset_index(drop=True)
-    return found
+def tables_by_domain(tables)->dict: # a record table, or several; domain -> its rows
+    "One table for each domain; `DatasetError` for a domain that stands in two tables."
+    tables = [tables] if isinstance(tables, pd.DataFrame) else list(tables)
+    check_domains(tables)
+    return {domain: rows.reset_index(drop=True)
+            for table in tables for domain, rows in table.groupby('domain', sort=False)}
 
 # %% ../../nbs/experiments/01_protocols.ipynb #991258b7
 def train_matrix(
@@ -400,34 +359,26 @@ def train_matrix(
     dict
         'mAP' and 'R1' -> table in percent, a row a source, a column a target
     """
-    out = Path(out)
     sources, targets = (tables_by_domain(tables) for tables in (sources, targets))
-    rows = {n: pool([t]) for n, t in sources.items()}
-    parts = {n: [t] for n, t in targets.items()}
     check_targets(pd.concat(targets.values()))
-    _check_jobs(rows, config)
-    on_main(process_state(), lambda: [check_folder(out/n, config, resume, overwrite) for n in rows])
-    results = [run_setting(out/n, r, parts, config, resume, overwrite).assign(source=n) for n, r in rows.items()]
-    results = pd.concat(results, ignore_index=True)
-    if _is_main(): write_csv(results, out/'matrix.csv', index=False)
+    parts = {n: [t] for n, t in targets.items()}
+    results = run_jobs(Path(out), {n: (pool([t]), parts) for n, t in sources.items()}, config, resume, overwrite)
+    results = results.rename(columns=dict(run='source'))
+    if process_state().is_main_process: write_csv(results, Path(out)/'matrix.csv', index=False)
     tables = {k: results.pivot(index='source', columns='target', values=k) for k in ('mAP', 'R1')}
     return {k: t.loc[list(sources), list(targets)] for k, t in tables.items()}
 
 # %% ../../nbs/experiments/01_protocols.ipynb #3fd09791
-def plot_matrix(
-    tables:dict, # of `train_matrix`
-): # Figure
+def plot_matrix(tables:dict)->Figure: # of `train_matrix`
     "Heat maps with the numbers in them, one for each score."
     rows, columns = next(iter(tables.values())).shape
-    size = len(tables)*(1.2 + .62*columns), 1.1 + .42*rows
-    fig, axes = plt.subplots(1, len(tables), figsize=size, dpi=100, layout='constrained', squeeze=False)
-    plt.close(fig)
+    fig, axes = make_panels(1, len(tables), (1.2 + .62*columns, 1.1 + .42*rows))
     for ax, (name, t) in zip(axes[0], tables.items()):
         ax.imshow(t, cmap='cividis', vmin=0, vmax=100, aspect='auto')
         ax.set(title=f'{name}, %', xlabel='tested on', ylabel='trained on')
         ax.set_xticks(range(columns), t.columns, fontsize=8)
         ax.set_yticks(range(rows), t.index, fontsize=8)
-        for i, j in itertools.product(range(rows), range(columns)):
-            color = 'black' if t.iloc[i, j] > 55 else 'white'
-            ax.text(j, i, f'{t.iloc[i, j]:.1f}', ha='center', va='center', fontsize=9, color=color)
+        for (i, j), value in np.ndenumerate(t):
+            color = 'black' if value > 55 else 'white'
+            ax.text(j, i, f'{value:.1f}', ha='center', va='center', fontsize=9, color=color)
     return fig

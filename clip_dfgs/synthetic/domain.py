@@ -81,13 +81,8 @@ def _occlude(image:np.ndarray, rng:np.random.Generator):
     elif kind == 1: image[int(H*rng.uniform(.66, .9)):] = color
     else: image[:, :int(W*rng.uniform(.1, .3))] = color
 
-# %% ../../nbs/synthetic/02_domain.ipynb #e7e38b39
-def render(
-    person:Person, # whom to draw
-    camera:Camera, # who looks
-    rng:np.random.Generator, # decides pose, crop, occlusion and noise
-    size:tuple=(128, 64), # height and width in pixels
-)->np.ndarray: # uint8 [H, W, 3]
+# %% ../../nbs/synthetic/02_domain.ipynb #bb1311a8
+def render(person:Person, camera:Camera, rng:np.random.Generator, size:tuple=(128, 64))->np.ndarray: # uint8 [H,W,3]
     "One image of one person by one camera."
     H, W = size
     # 1. the person in a pose, as the camera sees it

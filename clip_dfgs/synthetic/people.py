@@ -274,7 +274,7 @@ def rasterize(parts:np.ndarray, turn:np.ndarray, size:tuple, box:tuple=(0., 0., 
     low = min((a[:, 1] - radius).min(), (b[:, 1] - radius).min())
     scale = box[2]*H/(top - low)
     x0, y0 = W*(.5 + box[0]), H*(.5 + box[1]) + scale*(top + low)/2
-    # 2. from meters to pixels; y runs down in a image
+    # 2. from meters to pixels; y runs down in an image
     a, b = (ends*(scale, -scale, scale) + (x0, y0, 0) for ends in (a, b))
     # 3. capsule by capsule, the nearest surface wins
     drawn = dict(z=np.full(size, -9., np.float32), material=np.full(size, -1, np.int8),

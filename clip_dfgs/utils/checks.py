@@ -17,10 +17,8 @@ _BLANK = ('', 'nan', 'NaN', 'None', '<NA>', 'NaT')
 _NOBODY = ('unknown', 'unknown individual', 'unidentified', 'unidentified individual')
 KINDS = {int: 'numbers', str: 'text'}
 
-def plain_label(
-    value, # identity or camera, of Python, numpy, torch or pandas
-): # int, str, or None where it is unknown
-    "One label in plain types by the table of this chapter; TypeError for what is no label."
+def plain_label(value): # int, str, or None where it is unknown
+    "One label of Python, numpy, torch or pandas in plain types by the table of this chapter; TypeError for no label."
     if getattr(value, 'ndim', None) == 0: value = value.item()
     if isinstance(value, bytes): value = value.decode()
     if value is None or type(value).__name__ in ('NAType', 'NaTType'): return None
@@ -49,7 +47,6 @@ def _array(
     try: return np.asarray(values)
     except ValueError as error: raise ValueError(f'{name}: rows of equal length are needed ({error})') from None
 
-# %% ../../nbs/utils/01_checks.ipynb #c1c71f0e
 def _as_array(labels, name:str)->np.ndarray:
     "Labels as an array in which nothing has been turned into another kind; ValueError for floats too coarse to tell."
     if isinstance(labels, (list, tuple)):
@@ -73,17 +70,12 @@ def _as_array(labels, name:str)->np.ndarray:
     raise ValueError(f'{name} are {kind} and may have been rounded (row {row}: {array[row]:.0f}): give integers')
 
 # %% ../../nbs/utils/01_checks.ipynb #c029f2c0
-def read_array(
-    values, # list, array, tensor or column
-    name:str, # for errors: query_ids, gallery_cams, ...
-    n:int=None, # how many images there are; None: as many as values
-)->np.ndarray: # int64 or text; or objects, None where a label is unknown
-    "Labels in plain types, one kind in a list; ValueError that names the first offender."
+def read_array(values, name:str, n:int=None)->np.ndarray: # int64 or text; or objects, None where a label is unknown
+    "n labels in plain types, one kind in a list; ValueError that names the argument, OverflowError above 64 bits."
     array = _as_array(values, name)
-    if array.ndim != 1 or n not in (None, len(array)):
+    if array.ndim != 1 or not len(array) or n not in (None, len(array)):
         images = 'one label for each image' if n is None else f'one for each of the {n} images'
         raise ValueError(f'{name} has shape {array.shape}: give {images}')
-    if not len(array): raise ValueError(f'{name} has shape {array.shape}: it is empty')
     if array.dtype.kind in 'iu' and not (array == -1).any() and (array.dtype.kind == 'i' or array.max() < 2**63):
         return array.astype(np.int64)
     plain = []
@@ -99,8 +91,7 @@ def read_array(
         raise ValueError(f'{name} mix {KINDS[type(first)]} (row {known[0]}: {first!r}) and {KINDS[type(other)]} '
                          f'(row {row}: {other!r}): write all one way')
     if len(known) < len(plain): return np.array(plain + [None], object)[:-1]
-    try: return np.array(plain, str if isinstance(plain[0], str) else np.int64)
-    except OverflowError: raise ValueError(f'{name} do not fit into 64 bits: give them as text') from None
+    return np.array(plain, str if isinstance(plain[0], str) else np.int64)
 
 # %% ../../nbs/utils/01_checks.ipynb #dbff8030
 def as_labels(
@@ -121,7 +112,6 @@ def _unknown_rows(labels:np.ndarray)->np.ndarray:
     "Rows of labels read by `read_array` that are unknown."
     return np.flatnonzero([v is None for v in labels]) if labels.dtype == object else np.zeros(0, int)
 
-# %% ../../nbs/utils/01_checks.ipynb #82aa7483
 def as_cameras(
     values, # camera of each image: list, array, tensor or column, shape [n]; None: none is known
     n:int, # number of images
@@ -138,33 +128,21 @@ def as_cameras(
     return cameras
 
 # %% ../../nbs/utils/01_checks.ipynb #966ed04f
-def as_numbers(
-    values, # as in `as_labels`
-    name:str='labels', # of the argument, for the message
-    n:int=None, # number of images
-)->np.ndarray: # int64, shape [n]
+def as_numbers(values, name:str='labels', n:int=None)->np.ndarray: # int64, shape [n]
     "As `as_labels`: numbers as they are, text as 0, 1, ... in sorted order."
     labels = as_labels(values, name, n)
     return labels if labels.dtype.kind == 'i' else np.unique(labels, return_inverse=True)[1]
 
-def rows_of_graph(
-    values, # as in `as_labels`
-    name:str='labels', # of the argument, for the message
-    n:int=None, # number of images
-)->np.ndarray: # int64, shape [n]
-    "Labels that are numbers; ValueError for names, whose order a graph or a loader does not know."
+def rows_of_graph(values, name:str='labels', n:int=None)->np.ndarray: # int64, shape [n]
+    "As `as_labels`, of numbers alone; ValueError for names, whose order a graph or a loader does not know."
     labels = as_labels(values, name, n)
     if labels.dtype.kind == 'i': return labels
     raise ValueError(f'{name}: whole numbers 0..N-1 are needed; the first is {labels[0]!r}. '
                      'To number names: numpy.unique(names, return_inverse=True)[1]')
 
 # %% ../../nbs/utils/01_checks.ipynb #acd98a0d
-def positive_int(
-    name:str, # of the argument, for the message
-    value, # int, numpy integer, or tensor of one integer
-    least:int=1, # smallest allowed; None: any
-)->int:
-    "A count as an int; ValueError naming the argument when it is none."
+def positive_int(name:str, value, least:int=1)->int:
+    "A count, of at least `least` (None: any), as an int; ValueError naming the argument when it is none."
     kind = getattr(value, 'dtype', type(value))
     try: number = None if kind in (bool, np.bool_) or str(kind) == 'torch.bool' else value.__index__()
     except (AttributeError, TypeError): number = None
@@ -187,20 +165,9 @@ def checked_ranks(ranks)->tuple: # whole numbers
     except (TypeError, ValueError): pass
     raise ValueError(f'ranks={ranks!r}: give at least one, whole numbers counting from 1')
 
-# %% ../../nbs/utils/01_checks.ipynb #5c425bfd
-def checked_resamples(bootstrap)->int:
-    "How many resamples; ValueError for what is no number of them."
-    if isinstance(bootstrap, (int, np.integer)) and not isinstance(bootstrap, bool) and bootstrap >= 0: return bootstrap
-    raise ValueError(f'bootstrap={bootstrap!r}: give the number of resamples, such as 1000, or 0 for no intervals')
-
 # %% ../../nbs/utils/01_checks.ipynb #779e1bff
-def suggest(
-    name, # what was asked for
-    known, # names that there are
-    most:int=1, # how many to suggest
-    cutoff:float=.5, # how near a suggestion has to be, between 0 and 1
-)->str: # "; did you mean ...?", or "" where nothing is near
-    "Words that suggest the nearest known names."
+def suggest(name, known, most:int=1, cutoff:float=.5)->str: # "; did you mean ...?", or "" where nothing is near
+    "Words that suggest the known names nearest to a name; `cutoff`: how near, between 0 and 1."
     near = difflib.get_close_matches(str(name), list(known), most, cutoff)
     return f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
 
@@ -217,11 +184,8 @@ def check_choice(
     raise ValueError(f'unknown {what} {name!r}' + (f'{near} ({names})' if near else f'; choose one of {names}'))
 
 # %% ../../nbs/utils/01_checks.ipynb #7f929329
-def first_line(
-    error, # an exception, or its text
-    most:int=120, # characters
-)->str:
-    "The first line of an error without terminal codes; the name of its kind if it says nothing."
+def first_line(error, most:int=120)->str:
+    "The first line of an error, or of its text, without terminal codes; the name of its kind if it says nothing."
     text = re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:most] if lines else type(error).__name__

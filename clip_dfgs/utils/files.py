@@ -47,26 +47,19 @@ def atomic_write(
     finally: part.unlink(missing_ok=True)
 
 # %% ../../nbs/utils/02_files.ipynb #425e1bf0
-def fsync(
-    path, # of a file or a folder
-):
+def fsync(path):
     "Have a file, or the names in a folder, on the disk and not only in memory."
     if os.name == 'nt' and os.path.isdir(path): return # Windows opens no folders
     handle = os.open(path, os.O_RDWR if os.name == 'nt' else os.O_RDONLY)
     try: os.fsync(handle)
     finally: os.close(handle)
 
-def write_text(
-    text:str,
-    path, # of the file
-):
+def write_text(text:str, path):
     "Write a text file in UTF-8, whole or not at all."
     with atomic_write(path) as part: part.write_text(text, encoding='utf-8')
 
 # %% ../../nbs/utils/02_files.ipynb #e09d0704
-def cache_folder(
-    cache=None, # a folder, or None for the default
-)->Path:
+def cache_folder(cache=None)->Path:
     "The folder for what can be made again: the argument, else `$CLIP_DFGS_CACHE`, else `~/.cache/clip_dfgs`."
     usual = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'clip_dfgs'
     return Path(cache or os.environ.get('CLIP_DFGS_CACHE') or usual).expanduser()
@@ -78,10 +71,8 @@ _OTHER_SUFFIXES = ('.heic', '.heif', '.avif', '.jp2', '.j2k', '.jpe', '.jxl', '.
 _SYSTEM_NAMES = ('__macosx', '__pycache__', 'thumbs.db', 'desktop.ini', 'lost+found', '$recycle.bin', '#recycle',
                  'system volume information', '@eadir', '@recycle', '@recently-snapshot', '@tmp', '@__thumb')
 
-def hidden(
-    name:str, # of a file or folder, without its path
-)->bool:
-    "Whether a name belongs to a tool and not to the data: hidden, or a system folder."
+def hidden(name:str)->bool:
+    "Whether a file or folder of this name belongs to a tool and not to the data: hidden, or a system folder."
     return name.startswith('.') or name.lower() in _SYSTEM_NAMES
 
 # %% ../../nbs/utils/02_files.ipynb #cbc32b1f
@@ -93,10 +84,7 @@ def image_files(
     return [p for p in _walk(folder, deep) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
 
 # %% ../../nbs/utils/02_files.ipynb #72adc0b9
-def left_out(
-    folder, # an absent one leaves nothing out
-    deep:bool=False, # look into its folders as well
-)->str: # "", or like "6 files are not read: 5 .heic, 1 broken link"
+def left_out(folder, deep:bool=False)->str: # "", or like "6 files are not read: 5 .heic, 1 broken link"
     "Words that count what looks like an image and is not read by `image_files`; links that lead nowhere as well."
     kinds = Counter(_why_not(p) for p in _walk(folder, deep))
     del kinds['']
@@ -120,7 +108,6 @@ def _why_not(path:Path)->str:
     if not begin.startswith(_FIRST_BYTES) and (begin[:4], begin[8:]) != (b'RIFF', b'WEBP'): return ''
     return ending if ending and not ending[1:].isdigit() else 'without an ending'
 
-# %% ../../nbs/utils/02_files.ipynb #92f3d176
 def _walk(folder, deep:bool)->list:
     "What is in a folder and is no folder, sorted, without what is hidden; no folder twice, however it is linked."
     found, seen = [], set()
@@ -138,17 +125,12 @@ def _unless_absent(error:OSError):
     if not isinstance(error, (FileNotFoundError, NotADirectoryError)): raise error
 
 # %% ../../nbs/utils/02_files.ipynb #c330f96d
-def stable_shuffle(
-    values, # what to put in order
-    *key, # what the order depends on
-)->list: # the values, shuffled by their digests
+def stable_shuffle(values, *key)->list:
     "A shuffle that depends on nothing but the values and the key: sorted by SHA-256 of their text."
     def digest(value): return hashlib.sha256(' '.join(map(str, (*key, value))).encode()).digest()
     return sorted(values, key=digest)
 
-def digest_of_file(
-    path, # of the file
-)->str: # 64 hex digits
+def digest_of_file(path)->str: # 64 hex digits
     "SHA-256 of a file's bytes."
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
@@ -160,29 +142,20 @@ class TrainError(RuntimeError):
     "A run that cannot go on; the message says where and what is left."
 
 @contextlib.contextmanager
-def writing(
-    what, # file or folder
-    hint='free some space and go on with --resume', # what to do
-): # a context
-    "Turn a failed write, of a full disk say, into one clear line."
+def writing(what, hint='free some space and go on with --resume'): # a context
+    "Turn a failed write of a file or folder, of a full disk say, into one clear line that says what to do."
     try: yield
     except (OSError, SafetensorError) as e:
         reason = getattr(e, 'strerror', None) or e
         raise TrainError(f'{what} could not be written ({reason}); {hint}') from None
 
-def write_csv(
-    table:pd.DataFrame,
-    path, # of the file
-    index=True, # write the row names too
-):
-    "Write a table, whole or not at all; TrainError if the disk does not take it."
+def write_csv(table:pd.DataFrame, path, index:bool=True):
+    "Write a table, with its row names, whole or not at all; TrainError if the disk does not take it."
     with writing(path): write_text(table.to_csv(index=index, lineterminator='\n'), path)
 
 # %% ../../nbs/utils/02_files.ipynb #8679b2fb
-def in_real_folders(
-    paths:pd.Series, # as they are written; the files need not be there
-)->pd.Series: # absolute paths
-    "Absolute paths, with links to folders followed; a folder is looked up once."
+def in_real_folders(paths:pd.Series)->pd.Series:
+    "Absolute paths, with links to folders followed; a folder is looked up once, and the files need not be there."
     paths = paths.map(os.path.abspath)
     folders = {folder: os.path.realpath(folder) for folder in set(map(os.path.dirname, paths))}
     return paths.map(lambda path: os.path.join(folders[os.path.dirname(path)], os.path.basename(path)))

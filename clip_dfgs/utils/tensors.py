@@ -21,11 +21,8 @@ def cumcount(
     return values.groupby(values).cumcount().to_numpy(np.int64)
 
 # %% ../../nbs/utils/03_tensors.ipynb #2552a295
-def ranges_of(
-    starts:np.ndarray,  # first number of each range, shape [n]
-    lengths:np.ndarray, # how many numbers, shape [n]
-)->np.ndarray:          # start, start + 1, ..., of each range in turn
-    "Positions of several ranges laid end to end."
+def ranges_of(starts:np.ndarray, lengths:np.ndarray)->np.ndarray:
+    "Positions of ranges laid end to end: start, start + 1, ..., of each in turn, so many as its length says."
     return np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
 
 # %% ../../nbs/utils/03_tensors.ipynb #d8e46cd0
@@ -49,10 +46,8 @@ def full_precision_matmul():
 
 # %% ../../nbs/utils/03_tensors.ipynb #ebe6e93e
 @contextlib.contextmanager
-def evaluating(
-    model, # torch module; None: only without gradients
-): # a context that gives the model
-    "The model in eval mode without gradients; afterwards each of its modules is in the mode it was in."
+def evaluating(model): # a context that gives the model
+    "The model in eval mode without gradients; afterwards each of its modules is in its mode. None: without gradients."
     modes = {} if model is None else {module: module.training for module in model.modules()}
     try:
         if model is not None: model.eval()
@@ -61,11 +56,8 @@ def evaluating(
         for module, training in modes.items(): module.training = training
 
 # %% ../../nbs/utils/03_tensors.ipynb #c80f6c5e
-def smallest(
-    values:torch.Tensor, # shape [b, n]
-    k:int,               # how many of each row, at most n
-)->tuple[torch.Tensor, torch.Tensor]: # the values, ascending, and their columns, shape [b, k]
-    "The k smallest of each row; of a long row only the k groups of columns with the least minima are looked into."
+def smallest(values:torch.Tensor, k:int)->tuple[torch.Tensor, torch.Tensor]: # values, ascending, and columns, [b, k]
+    "The k smallest of each row of [b, n]; of a long row only the k groups of columns with the least minima are read."
     n = values.shape[1]
     part = min(int((n/k)**.5), 256//(k + 1))
     if n <= 256 or part < 3: return _select(values, torch.arange(n, device=values.device).expand(len(values), -1), k)
@@ -76,7 +68,6 @@ def smallest(
     columns = torch.cat([columns, rest], 1)
     return _select(values.gather(1, columns), columns, k)
 
-# %% ../../nbs/utils/03_tensors.ipynb #8a51fe30
 def _select(values, columns, k:int)->tuple[torch.Tensor, torch.Tensor]:
     "The k smallest values [b, c] and their columns; on a CPU both are packed into one number, which sorts faster."
     if values.shape[1] > 256 or values.device.type != 'cpu' or values.dtype != torch.float32:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from ..evaluation.bootstrap import t_interval
 from ..evaluation.metrics import RetrievalResult
+from ..utils.checks import check_choice
 
 # %% ../../nbs/viz/01_charts.ipynb #a08e35c2
 PALETTE = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#000000', '#F0E442')
@@ -29,7 +30,6 @@ MARKERS = 'osD^vP*Xp<h>8d'
 _DASHES = ('-', '--', '-.', ':', (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)))
 DPI = 100
 
-# %% ../../nbs/viz/01_charts.ipynb #c55d2f7a
 def make_panels(
     rows:int=1, # rows of panels
     columns:int=1, # panels in a row
@@ -44,24 +44,15 @@ def make_panels(
     if title: fig.suptitle(title, fontsize=10)
     return fig, axes
 
-# %% ../../nbs/viz/01_charts.ipynb #fd6b3403
-def named(things)->dict:
-    "A mapping as it is; one thing under an empty name."
+def named(things)->dict: # a mapping as it is; one thing under an empty name
     return dict(things) if isinstance(things, Mapping) else {'': things}
 
-# %% ../../nbs/viz/01_charts.ipynb #2eaf13c9
-def line_styles(
-    n:int, # curves
-)->list: # keyword arguments of `plot`
+def line_styles(n:int)->list: # keyword arguments of `plot`
     "A color and a dash for each of n curves."
     return [dict(color=PALETTE[i % len(PALETTE)], ls=_DASHES[i % len(_DASHES)]) for i in range(n)]
 
-# %% ../../nbs/viz/01_charts.ipynb #2142c052
-def legend_outside(
-    fig:Figure, # with labeled curves, bars or dots
-    columns:int=4, # entries in a row
-):
-    "One legend for all panels, below them; nothing where nothing has a label."
+def legend_outside(fig:Figure, columns:int=4):
+    "One legend for all panels, below them, so many entries in a row; nothing where nothing has a label."
     entries = {}
     for ax in fig.axes:
         for handle, name in zip(*ax.get_legend_handles_labels()): entries.setdefault(name, handle)
@@ -73,19 +64,17 @@ def legend_outside(
 _NO_PART = r'step|epoch|loss|mean_loss|rate|images_per_s|violated_\w+|embedding_std' # columns beside loss parts
 _BELOW = dict(rate='learning\nrate', violated_triplets='violated,\nshare') # column -> label of a panel of its own
 
-# %% ../../nbs/viz/01_charts.ipynb #bc87a6cc
 def _draw_curve(ax, x, y, smooth:int, **style):
     "A running mean over `smooth` points, with the points behind it."
     y = pd.Series(np.asarray(y, dtype=float))
     if smooth > 1: ax.plot(x, y, color=style['color'], lw=.6, alpha=.3)
     ax.plot(x, y.rolling(smooth, min_periods=1).mean(), marker='o' if len(y) == 1 else None, **style)
 
-# %% ../../nbs/viz/01_charts.ipynb #fda42905
 def plot_history(
     history:pd.DataFrame, # columns stage, step, loss, and optional loss parts, rate, violated_triplets
     smooth:int=None, # rows in the running mean; None: a twentieth of the stage
 )->Figure:
-    """Loss curves of each stage, with learning rate and violated triplets below; ValueError for an empty history.
+    """Loss curves of each stage, with learning rate and violated triplets below.
 
     Parameters
     ----------
@@ -93,34 +82,38 @@ def plot_history(
         columns stage, step, loss, and optional loss parts, rate, violated_triplets
     smooth : int
         rows in the running mean; None: a twentieth of the stage
-
-    Raises
-    ------
-    ValueError
-        for an empty history
     """
-    if not len(history): raise ValueError('history is empty: no step has been logged yet')
-    numeric = history.select_dtypes('number').columns
-    parts = [name for name in numeric if not re.fullmatch(_NO_PART, name) and history[name].notna().any()]
+    numeric = history.select_dtypes('number').dropna(axis=1, how='all').columns
+    parts = ['loss', *(name for name in numeric if not re.fullmatch(_NO_PART, name))]
     below = [name for name in _BELOW if name in numeric]
-    stages, heights = list(dict.fromkeys(history.stage)), [2] + [1]*len(below)
-    styles = dict(loss=dict(color='black', ls='-')) | dict(zip(parts, line_styles(len(parts))))
+    styles = [dict(color='black', ls='-'), *line_styles(len(parts) - 1)]
+    stages, heights = history['stage'].unique(), [2] + [1]*len(below)
     size = (2.9, 1.6 if below else 2.4)
     fig, axes = make_panels(len(heights), len(stages), size, gridspec_kw=dict(height_ratios=heights))
     for column, stage in zip(axes.T, stages):
-        rows = history[history.stage == stage]
-        for name, style in styles.items():
-            if rows[name].isna().all(): continue
+        rows = history[history['stage'] == stage].dropna(axis=1, how='all')
+        for name, style in zip(parts, styles):
+            if name not in rows: continue
             _draw_curve(column[0], rows.step, rows[name], smooth or max(1, len(rows)//20), lw=1.3, label=name, **style)
         column[0].set(title=stage, ylabel='loss')
         for ax, name in zip(column[1:], below):
-            _draw_curve(ax, rows.step, rows[name], 1, color='0.3', lw=1)
-            ax.set(ylabel=_BELOW[name], ylim=(0, None), visible=bool(rows[name].notna().any()))
+            if name in rows: _draw_curve(ax, rows.step, rows[name], 1, color='0.3', lw=1)
+            ax.set(ylabel=_BELOW[name], ylim=(0, None), visible=name in rows)
         [ax for ax in column if ax.get_visible()][-1].set_xlabel('step')
     legend_outside(fig, columns=6)
     return fig
 
-# %% ../../nbs/viz/01_charts.ipynb #6b1e4bff
+# %% ../../nbs/viz/01_charts.ipynb #3e7a51c2
+def _plot_lines(lines:dict, title:str, drawstyle:str='default', **axes)->Figure:
+    "A line for each name, given as x and y, with the legend below; `axes` are settings of the panel."
+    fig, ((ax,),) = make_panels(size=(3.8, 3.1))
+    for (name, xy), style in zip(lines.items(), line_styles(len(lines))):
+        ax.plot(*xy, label=name, drawstyle=drawstyle, **style)
+    ax.set_title(title, fontsize=10)
+    ax.set(**axes)
+    legend_outside(fig, columns=1)
+    return fig
+
 def plot_cmc(
     results, # a RetrievalResult, or a mapping from names to them
     max_rank:int=20, # last rank drawn
@@ -134,17 +127,14 @@ def plot_cmc(
     max_rank : int
         last rank drawn
     """
-    results = named(results)
-    fig, ((ax,),) = make_panels(size=(3.8, 3.1))
-    for (name, result), style in zip(results.items(), line_styles(len(results))):
+    lines = {}
+    for name, result in named(results).items():
         curve = result.curve(max_rank)
         label = f'{name}  R1 {100*curve[0]:.1f}  mAP {100*result.mAP:.1f}'.strip()
-        ax.plot(range(1, max_rank + 1), curve, label=label, **style)
-    ax.set_title('cumulative matching characteristic', fontsize=10)
-    ax.set(xlabel='rank', ylabel='share of queries with a match', xlim=(1, max(2, max_rank)))
-    ax.set_ylim(min(.5, ax.get_ylim()[0]), 1.01)
-    legend_outside(fig, columns=1)
-    return fig
+        lines[label] = range(1, max_rank + 1), curve
+    lowest = min(.5, *(min(curve) for _, curve in lines.values()))
+    return _plot_lines(lines, 'cumulative matching characteristic', xlabel='rank', xlim=(1, max(2, max_rank)),
+                       ylabel='share of queries with a match', ylim=(.95*lowest, 1.01))
 
 # %% ../../nbs/viz/01_charts.ipynb #415d8dc7
 def plot_roc(
@@ -152,15 +142,12 @@ def plot_roc(
     least:float=1e-4, # smallest false positive rate shown
 )->Figure:
     "ROC curves, false positive rate in logarithmic scale."
-    results = named(results)
-    fig, ((ax,),) = make_panels(size=(3.8, 3.1))
-    for (name, result), style in zip(results.items(), line_styles(len(results))):
+    lines = {}
+    for name, result in named(results).items():
         x, y = (np.concatenate([[0], rate, [1]]) for rate in (result.fpr, result.tpr))
-        ax.step(x.clip(least), y, where='post', label=f'{name}  AUC {result.auc:.3f}'.strip(), **style)
-    ax.set_title('same identity or not', fontsize=10)
-    ax.set(xlabel='false positive rate', ylabel='true positive rate', xscale='log', xlim=(least, 1), ylim=(0, 1.01))
-    legend_outside(fig, columns=1)
-    return fig
+        lines[f'{name}  AUC {result.auc:.3f}'.strip()] = x.clip(least), y
+    return _plot_lines(lines, 'same identity or not', 'steps-post', xlabel='false positive rate', xscale='log',
+                       ylabel='true positive rate', xlim=(least, 1), ylim=(0, 1.01))
 
 # %% ../../nbs/viz/01_charts.ipynb #f14bc87a
 def plot_queries(
@@ -169,13 +156,10 @@ def plot_queries(
     "Nearest match against nearest wrong image, and the distribution of AP."
     table = result.per_query[result.per_query.matches > 0]
     fig, ((left, right),) = make_panels(1, 2, (3, 2.9))
-    good = (table.first_hit == 1).to_numpy()
-    for mask, color, marker, name in ((good, RIGHT, 'o', 'first is right'), (~good, WRONG, 'x', 'first is wrong')):
-        distances = table.match_distance[mask], table.wrong_distance[mask]
-        left.scatter(*distances, s=14, c=color, marker=marker, lw=1, label=name)
-    both = table[['match_distance', 'wrong_distance']].to_numpy()
-    ends = [np.nanmin(both), np.nanmax(both)]
-    left.plot(ends, ends, color='0.6', lw=.8, zorder=0)
+    for first, color, marker in (('right', RIGHT, 'o'), ('wrong', WRONG, 'x')):
+        rows = table[(table.first_hit == 1) == (first == 'right')]
+        left.scatter(rows.match_distance, rows.wrong_distance, s=14, c=color, marker=marker, label=f'first is {first}')
+    left.axline((table.match_distance.mean(),)*2, slope=1, color='0.6', lw=.8, zorder=0)
     left.set_title('each query', fontsize=10)
     left.set(xlabel='distance of the nearest match', ylabel='... of the nearest wrong image')
     right.hist(table.AP, bins=np.linspace(0, 1, 21), color=PALETTE[0])
@@ -188,7 +172,6 @@ def plot_queries(
 def plot_distances(
     distances, # shape [n, m]
     groups=None, # group of each row and column of a square matrix, shape [n]: sorted and separated
-    names=None, # tick labels of the rows (and of the columns, if square)
     title:str='', # above the map
 )->Figure:
     """A heat map of distances, optionally sorted by group; ValueError for groups of a matrix that is not square.
@@ -199,8 +182,6 @@ def plot_distances(
         shape [n, m]
     groups
         group of each row and column of a square matrix, shape [n]: sorted and separated
-    names
-        tick labels of the rows (and of the columns, if square)
     title : str
         above the map
 
@@ -209,33 +190,20 @@ def plot_distances(
     ValueError
         for groups of a matrix that is not square
     """
-    distances = distances.detach().cpu().numpy() if torch.is_tensor(distances) else np.asarray(distances)
-    square = distances.shape[0] == distances.shape[1]
+    distances, by = torch.as_tensor(distances).detach().cpu().numpy(), ''
     fig, ((ax,),) = make_panels(size=(3.3, 2.7))
     if groups is not None:
         if distances.shape != (len(groups),)*2: raise ValueError(f'{len(groups)} groups need a square matrix')
-        order = np.argsort(groups, kind='stable')
-        distances, names = distances[order][:, order], None if names is None else np.asarray(names)[order]
+        order, by = np.argsort(groups, kind='stable'), ', sorted by group'
+        distances = distances[order][:, order]
         for edge in np.cumsum(np.unique(groups, return_counts=True)[1])[:-1] - .5:
             ax.axhline(edge, color='white', lw=.7)
             ax.axvline(edge, color='white', lw=.7)
-    image = ax.imshow(distances, cmap='cividis', interpolation='nearest', aspect='equal' if square else 'auto')
-    fig.colorbar(image, ax=ax, label='distance')
-    if names is None: ax.set(xlabel='column', ylabel='row' if groups is None else 'row, sorted by group')
-    else:
-        ax.set_yticks(range(len(names)), names, fontsize=8)
-        if square: ax.set_xticks(range(len(names)), names, fontsize=8, rotation=90)
+    aspect = 'equal' if distances.shape[0] == distances.shape[1] else 'auto'
+    fig.colorbar(ax.imshow(distances, cmap='cividis', interpolation='nearest', aspect=aspect), ax=ax, label='distance')
+    ax.set(xlabel='column', ylabel='row' + by)
     ax.set_title(title, fontsize=10)
     return fig
-
-# %% ../../nbs/viz/01_charts.ipynb #a4678baf
-def _half_widths(scores, errors)->np.ndarray: # shape [2, rows, columns]
-    "Error bars as distances below and above the scores; ValueError for errors of other rows or columns."
-    low, high = (scores - errors[0], errors[1] - scores) if isinstance(errors, tuple) else (errors, errors)
-    for table in (low, high): # tables of other names would be aligned to NaN, or drawn at the wrong bars
-        if not (table.index.equals(scores.index) and table.columns.equals(scores.columns)):
-            raise ValueError('errors need the rows and columns of scores')
-    return np.stack([low.to_numpy(float), high.to_numpy(float)]).clip(0)
 
 # %% ../../nbs/viz/01_charts.ipynb #cb16f3bc
 def plot_results(
@@ -244,7 +212,7 @@ def plot_results(
     ylabel:str='mAP, %', # what the scores are
     title:str='', # above the bars
 )->Figure:
-    """Grouped bars with error bars: methods by domains.
+    """Grouped bars with error bars: methods by domains; ValueError for errors of other rows or columns.
 
     Parameters
     ----------
@@ -256,18 +224,24 @@ def plot_results(
         what the scores are
     title : str
         above the bars
+
+    Raises
+    ------
+    ValueError
+        for errors of other rows or columns
     """
     n, m = scores.shape
-    bars = np.full((2, n, m), np.nan) if errors is None else _half_widths(scores, errors)
+    half = 0 if errors is None else errors
+    low, high = errors if isinstance(errors, tuple) else (scores - half, scores + half)
+    if not all(ends.index.equals(scores.index) and ends.columns.equals(scores.columns) for ends in (low, high)):
+        raise ValueError('errors need the rows and columns of scores') # pandas would align other names to NaN
+    ends = np.stack([scores - low, high - scores]).clip(0)
     fig, ((ax,),) = make_panels(size=(max(3.2, .45*n*m + 1.2), 2.8))
     for i, (name, row) in enumerate(scores.iterrows()):
-        x = np.arange(m) + (i - (n - 1)/2)*.8/n
         look = dict(color=PALETTE[i % len(PALETTE)], hatch=HATCHES[i % len(HATCHES)], edgecolor='white')
-        ax.bar(x, row, .8/n, label=str(name), **look)
-        if errors is not None: ax.errorbar(x, row, bars[:, i], fmt='none', ecolor='black', elinewidth=1, capsize=2.5)
-        for place, value, up in zip(x, row, np.nan_to_num(bars[1, i])):
-            text = dict(textcoords='offset points', ha='center', va='bottom', fontsize=8)
-            ax.annotate(f'{value:.1f}', (place, value + up), (0, 1.5), **text)
+        bars = ax.bar(np.arange(m) + (i - (n - 1)/2)*.8/n, row, .8/n, label=str(name), **look,
+                      yerr=None if errors is None else ends[:, i], error_kw=dict(elinewidth=1, capsize=2.5))
+        ax.bar_label(bars, fmt='%.1f', padding=1.5, fontsize=8)
     ax.set_xticks(range(m), scores.columns.astype(str))
     ax.set_ylabel(ylabel)
     ax.set_title(title, fontsize=10)
@@ -282,19 +256,15 @@ def paired_differences(
     level:float=.95, # of the interval
 )->pd.DataFrame: # a row a method: mean, low, high, sd, n
     "Mean differences to one method within pairs, with t intervals; ValueError for a method that is not there."
-    if to not in scores: raise ValueError(f'no method {to!r} in {list(scores.columns)}')
+    check_choice('method', to, tuple(scores))
     gain = scores.drop(columns=to).sub(scores[to], axis=0)
-    ends = {name: t_interval(pairs.dropna(), level) for name, pairs in gain.items()}
-    low, high = (pd.Series({name: pair[i] for name, pair in ends.items()}, dtype=float) for i in (0, 1))
-    return pd.DataFrame(dict(mean=gain.mean(), low=low, high=high, sd=gain.std(), n=gain.count()))
+    rows = {name: (pairs.mean(), *t_interval(pairs.dropna(), level), pairs.std(), pairs.count())
+            for name, pairs in gain.items()}
+    return pd.DataFrame.from_dict(rows, orient='index', columns=['mean', 'low', 'high', 'sd', 'n'])
 
 # %% ../../nbs/viz/01_charts.ipynb #30657df0
-def draw_intervals(
-    ax, # a panel
-    table:pd.DataFrame, # a row a method: mean, low, high
-    pairs:pd.DataFrame=None, # a column a method, a dot for each row
-):
-    "A row a method: its interval, its mean (filled where the interval excludes zero), and each pair."
+def draw_intervals(ax, table:pd.DataFrame, pairs:pd.DataFrame=None):
+    "A row a method: mean (filled where its interval excludes zero), low to high, and each of the method's pairs."
     for y, (name, row) in enumerate(table.iterrows()):
         ax.plot([row.low, row.high], [y, y], color='0.25', lw=1.6, zorder=2, label='interval of the mean')
         dot = dict(s=22, facecolor='none', edgecolor=PALETTE[0], zorder=3, label='each pair')

@@ -6,23 +6,21 @@
 __all__ = ['plot_batches', 'plot_epoch', 'plot_batch_images', 'plot_ranked_gallery']
 
 # %% ../../nbs/viz/02_images.ipynb #2cc4b993
+import textwrap
 from typing import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from ..data.image_io import to_pixels
 from ..evaluation.metrics import nearest_gallery
 from ..sampling.graph import identity_features
 from .charts import DPI, legend_outside, line_styles, make_panels, MARKERS, named, PALETTE, RIGHT, WRONG
-
-# %% ../../nbs/viz/02_images.ipynb #2f4a3ff2
-def _in_order(labels)->np.ndarray: # each label once
-    "Labels in the order in which they come first."
-    return labels[np.sort(np.unique(labels, return_index=True)[1])]
 
 # %% ../../nbs/viz/02_images.ipynb #80dc1d54
 def _draw_batches(ax, points, labels, batches):
@@ -31,7 +29,7 @@ def _draw_batches(ax, points, labels, batches):
     def dot(row, **look): ax.scatter(*points[row], marker=MARKERS[labels[row] % len(MARKERS)], zorder=2, **look)
     for number, rows in enumerate(np.asarray(list(batch), int) for batch in batches):
         color = PALETTE[number % len(PALETTE)]
-        centers = np.array([points[rows[labels[rows] == i]].mean(0) for i in _in_order(labels[rows])])
+        centers = np.array([points[rows[labels[rows] == i]].mean(0) for i in pd.unique(labels[rows])])
         ax.plot(*centers.T, color=color, lw=1.2, alpha=.6, zorder=1, label=f'batch {number + 1}')
         for row in np.unique(rows):
             if used[row]: dot(row, s=38 + 60*used[row], facecolor='none', edgecolor=color, lw=1.2)
@@ -40,7 +38,6 @@ def _draw_batches(ax, points, labels, batches):
     for row in np.flatnonzero(used == 0): dot(row, s=34, facecolor='none', edgecolor='0.65', lw=.8)
     ax.set(xticks=[], yticks=[], aspect='equal')
 
-# %% ../../nbs/viz/02_images.ipynb #e195bcba
 def plot_batches(
     points, # image features in the plane, shape [n, 2]
     labels, # identity 0..N-1 of each, shape [n]
@@ -74,26 +71,16 @@ def plot_batches(
     return fig
 
 # %% ../../nbs/viz/02_images.ipynb #6f181433
-def _batch_spread(
-    batches:Sequence, # lists of rows
-    labels, # identity of each row, shape [n]
-    centers:torch.Tensor, # features of identities, shape [N, D]
-)->np.ndarray: # per batch
-    "Mean distance between the identities of each batch."
-    ids = [torch.as_tensor(np.unique(np.asarray(labels)[list(batch)])) for batch in batches]
-    return np.array([float(torch.pdist(centers[i]).mean()) if len(i) > 1 else np.nan for i in ids])
+def _batch_spread(batches, labels:np.ndarray, centers:torch.Tensor)->np.ndarray: # per batch
+    "Mean distance between the identities of each batch; NaN for one identity."
+    return np.array([float(torch.pdist(centers[np.unique(labels[list(batch)])]).mean()) for batch in batches])
 
-# %% ../../nbs/viz/02_images.ipynb #c0f2f15c
-def _share_seen(
-    batches:Sequence, # lists of rows
-    images:int, # how many there are
-)->np.ndarray: # shape [batches]
+def _share_seen(batches, images:int)->np.ndarray: # shape [batches]
     "Which share of all images has been seen after each batch."
     first = np.full(images, len(batches)) # the batch in which an image is seen first
     for number in reversed(range(len(batches))): first[batches[number]] = number
-    return np.cumsum(np.bincount(first, minlength=len(batches) + 1)[:len(batches)]) / images
+    return np.cumsum(np.bincount(first, minlength=len(batches) + 1)[:len(batches)])/images
 
-# %% ../../nbs/viz/02_images.ipynb #2a29b9f2
 def plot_epoch(
     epochs, # lists of rows, or a mapping from sampler names to them
     labels, # identity 0..N-1 of each image, shape [n]
@@ -120,22 +107,18 @@ def plot_epoch(
         if features is None: continue
         spread = _batch_spread(batches, labels, torch.as_tensor(features).float())
         axes[0, 1].plot(range(1, len(batches) + 1), spread, lw=1.2, **style)
-    axes[0, 0].set_title('coverage', fontsize=10)
-    axes[0, 0].set(xlabel='batch', ylabel='share of images seen', ylim=(0, 1.04))
-    if features is not None:
-        axes[0, 1].set_title('closeness', fontsize=10)
         axes[0, 1].set(xlabel='batch', ylabel='mean distance', ylim=(0, None))
+        axes[0, 1].set_title('closeness', fontsize=10)
+    axes[0, 0].set(xlabel='batch', ylabel='share of images seen', ylim=(0, 1.04))
+    axes[0, 0].set_title('coverage', fontsize=10)
     legend_outside(fig)
     return fig
 
 # %% ../../nbs/viz/02_images.ipynb #8a26b44d
 TILE = (128, 64) # height and width of an image in a figure, pixels
 
-def tile(
-    images, # array [n, H, W, 3] or paths, also as a column of a table
-    row:int, # a position
-)->np.ndarray: # uint8 [128, 64, 3]
-    "One image at the size of the figures."
+def tile(images, row:int)->np.ndarray: # uint8 [128, 64, 3]
+    "One image, by its position in an array [n, H, W, 3] or in paths, at the size of the figures."
     image = images.iloc[row] if isinstance(images, pd.Series) else images[row]
     return to_pixels(image, TILE).transpose(1, 2, 0)
 
@@ -149,7 +132,7 @@ def plot_batch_images(
 )->Figure:
     "One batch as a grid: a column an identity."
     labels, batch = np.asarray(labels), np.asarray(batch)
-    columns = {i: batch[labels[batch] == i] for i in _in_order(labels[batch])}
+    columns = {i: batch[labels[batch] == i] for i in pd.unique(labels[batch])}
     (H, W), tallest = TILE, max(map(len, columns.values()))
     fig, ((ax,),) = make_panels(size=((len(columns)*(W + 4) + 8)/DPI, (tallest*(H + 4) + 56)/DPI))
     corner = dict(va='top', fontsize=8, color='white', bbox=dict(facecolor='black', lw=0, pad=1))
@@ -172,7 +155,6 @@ def _framed(ax, image, left, kind=None):
     color, dash = {True: (RIGHT, '-'), False: (WRONG, (0, (2, 1.2))), None: ('black', '-')}[kind]
     ax.add_patch(Rectangle((left, 0), W, H, fill=False, ec=color, ls=dash, lw=.8 if kind is None else 2.6))
 
-# %% ../../nbs/viz/02_images.ipynb #548805b7
 def plot_ranked_gallery(
     query, # features [Q, D]
     gallery, # features [G, D]
@@ -230,4 +212,32 @@ def plot_ranked_gallery(
             _framed(ax, tile(gallery_images, position), 1.4*W + place*(W + 5), right)
         ax.set(xlim=(-3, width), ylim=(H + 3, -3), aspect='equal')
         ax.axis('off')
+    return fig
+
+# %% ../../nbs/viz/02_images.ipynb #73991d67
+def overlay(
+    pixels, # uint8, shape [n,H,W,3]
+    maps, # shape [n,h,w]
+    share:float=.55, # of the map's color
+    together:bool=False, # one scale for all maps, else each its own
+)->np.ndarray: # float 0..1, shape [n,H,W,3]
+    "Maps in colors over gray images, from the lowest (blue) to the highest value (yellow)."
+    out, maps, axes = [], np.asarray(maps, np.float32), (0, 1, 2) if together else (1, 2)
+    scaled = (maps - maps.min(axes, keepdims=True))/np.maximum(np.ptp(maps, axes, keepdims=True), 1e-12)
+    for image, values in zip(pixels, scaled):
+        large = np.asarray(Image.fromarray(values).resize(image.shape[1::-1], Image.Resampling.BILINEAR)).clip(0, 1)
+        gray = image.mean(2, keepdims=True).repeat(3, 2)/255
+        out.append(share*colormaps['cividis'](large)[..., :3] + (1 - share)*gray)
+    return np.stack(out)
+
+def plot_image_rows(rows:dict, title:str='')->Figure:
+    "Rows of images: name -> uint8 or float 0..1, shape [n,H,W,3], as many in each row; the name stands at the left."
+    n, H, W, _ = np.shape(next(iter(rows.values())))
+    fig, axes = make_panels(len(rows), n, ((72 + 60/n)/DPI, (64*H/W + 8)/DPI + .5/len(rows)), title)
+    for line, (name, images) in zip(axes, rows.items()):
+        for ax, image in zip(line, images):
+            ax.imshow(image, aspect='auto')
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+        line[0].set_ylabel(textwrap.fill(name.strip(), 18), fontsize=9)
     return fig

@@ -128,27 +128,15 @@ def test_damaged_tables(place, name):
 
 # ---- folders
 
-def zero(first): first.rename(first.with_name('0000' + first.name[4:]))
-
-
-def nowhere(first):
-    first.unlink()
-    first.symlink_to('/nowhere.jpg')
-
-
-def folder_for(first):
-    first.unlink()
-    first.mkdir()
-
-
 DAMAGE = {
-    'no queries': lambda first, train: shutil.rmtree(first.parent), 'broken link': lambda first, train: nowhere(first),
-    'a folder for an image': lambda first, train: folder_for(first),
+    'no queries': lambda first, train: shutil.rmtree(first.parent),
+    'broken link': lambda first, train: (first.unlink(), first.symlink_to('/nowhere.jpg')),
+    'a folder for an image': lambda first, train: (first.unlink(), first.mkdir()),
     'empty image': lambda first, train: first.write_bytes(b''),
     'text for an image': lambda first, train: train[0].write_text('hello'),
     'a loop': lambda first, train: (first.parent/'loop').symlink_to(first.parent.parent.resolve()),
     'other names': lambda first, train: [f.rename(f.with_name('x' + f.name)) for f in [*first.parent.iterdir()]],
-    'identity zero': lambda first, train: zero(first),
+    'identity zero': lambda first, train: first.rename(first.with_name('0000' + first.name[4:])),
     'huge identity': lambda first, train: first.rename(first.with_name('9'*25 + first.name[4:])),
     'in train and query': lambda first, train: first.rename(first.with_name(train[0].name[:4] + first.name[4:])),
     'nothing to train on': lambda first, train: shutil.rmtree(train[0].parent),

@@ -15,6 +15,7 @@ from clip_dfgs.inference.evaluator import evaluate_records
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.data.records import pool
+from clip_dfgs.experiments import studies
 from clip_dfgs.experiments.studies import Study, compare_variants
 
 VARIANTS = {'PK': dict(sampler='pk'), 'DFGS k=5': dict(sampler='dfgs', k=5)}
@@ -65,6 +66,20 @@ def test_a_row_a_seed_variant_step_and_domain(whole):
     assert table['mAP'].between(0, 1, inclusive='neither').all() and (table['queries'] > 0).all()
 
 
+def test_an_interrupted_study_goes_on_and_ends_in_the_same_table(whole, tables, tmp_path, monkeypatch):
+    "Cut off while the first result of a variant is computed: what is known is kept, the rest is done."
+    out, cache, rank = tmp_path/'study', tmp_path/'cache', studies.rank_partitions
+    def cut(*args, left=iter([True]*3)):
+        if not next(left, False): raise KeyboardInterrupt
+        return rank(*args)
+    monkeypatch.setattr(studies, 'rank_partitions', cut)
+    with pytest.raises(KeyboardInterrupt): study_in(out, tables, cache)
+    monkeypatch.undo()
+    study_in(out, tables, cache)
+    pd.testing.assert_frame_equal(table_of(out), table_of(whole))
+
+
+@pytest.mark.slow
 def test_a_killed_study_goes_on_and_ends_in_the_same_table(whole, tables, tmp_path):
     "With two processes, which share what is left: each takes the runs that are free."
     out, cache = tmp_path/'study', tmp_path/'cache'
@@ -177,4 +192,4 @@ def test_another_study_in_the_same_folder_is_refused(whole, tables, tmp_path):
     with pytest.raises(ValueError, match="'start' is what all"):
         compare_variants(*tables, short(cache), {'start': {}}, (0,), tmp_path/'other')
     with pytest.raises(ValueError, match='no study is there'): Study.load(tmp_path/'nowhere')
-    with pytest.raises(ValueError, match="'C' is not among the variants"): made([.1]).differences(to='C')
+    with pytest.raises(ValueError, match="unknown method 'C'"): made([.1]).differences(to='C')

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -19,7 +18,7 @@ from scipy import stats
 from clip_dfgs.data.image_io import ImageError
 from clip_dfgs.viz import charts
 from clip_dfgs.viz import images as plots
-from clip_dfgs.viz.embeddings import plot_points
+from clip_dfgs.viz.runs import plot_points
 from clip_dfgs.evaluation.metrics import evaluate, nearest_gallery
 from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, PKSampler
 from clip_dfgs.evaluation.metrics import verification
@@ -72,7 +71,7 @@ def every_figure():
         cmc=lambda: charts.plot_cmc({'one': result, 'two': result}),
         roc=lambda: charts.plot_roc(verified),
         queries=lambda: charts.plot_queries(result),
-        distances=lambda: charts.plot_distances(distances, groups=labels, names=labels, title='distances'),
+        distances=lambda: charts.plot_distances(distances, groups=labels, title='distances'),
         results=lambda: charts.plot_results(scores, scores, title='scores'),
         differences=lambda: charts.plot_differences(scores.T, to='a'),
         space=lambda: plot_points(dict(start=g[:, :2], end=g[:, 1:3]), dict(identity=labels), most=2))
@@ -226,18 +225,6 @@ def test_distances_are_sorted_by_group():
     np.testing.assert_array_equal(shown, d[order][:, order])
 
 
-@given(st.integers(2, 12), st.integers(0, 2**32 - 1), st.sampled_from([.5, .9, .95, .99]))
-@settings(max_examples=20, deadline=None)
-def test_intervals_are_those_of_the_paired_t_test(n, seed, level):
-    rng = np.random.default_rng(seed)
-    scores = pd.DataFrame(rng.normal(size=(n, 3)), columns=['PK', 'GS', 'DFGS'])
-    table = charts.paired_differences(scores, 'PK', level)
-    for name in ('GS', 'DFGS'):
-        want = stats.ttest_rel(scores[name], scores.PK).confidence_interval(level)
-        np.testing.assert_allclose([table.low[name], table.high[name]], [want.low, want.high])
-        assert table.n[name] == n and np.isclose(table['mean'][name], (scores[name] - scores.PK).mean())
-
-
 def test_three_seeds_need_more_than_two_standard_errors():
     "2.5 standard errors away from zero, of three pairs: the interval (4.30 standard errors) holds zero."
     gain = np.array([-1., 0, 1])
@@ -260,7 +247,6 @@ SCORES = pd.DataFrame(np.ones((2, 3)), index=['PK', 'DFGS'])
 
 
 @pytest.mark.parametrize('call, name', [
-    (lambda: charts.plot_history(pd.DataFrame(columns=['stage', 'step', 'loss'])), 'history'),
     (lambda: charts.plot_results(SCORES, SCORES.rename(index={'PK': 'pk'})), 'errors'),
     (lambda: charts.plot_distances(np.ones((2, 4)), groups=[0, 1]), 'groups'),
     (lambda: plots.plot_batches(np.ones((4, 3)), [0, 0, 1, 1], []), 'points'),

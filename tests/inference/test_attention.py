@@ -1,19 +1,11 @@
-"Views into a model: rollout, maps of any tower, distances, words - each against its definition."
-import json
-import shutil
-
-import matplotlib.pyplot as plt
-import numpy as np
+"Maps of what a model looks at: rollout and activation of any tower, places among words - each against its definition."
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
-from clip_dfgs.viz import embeddings as insight
-from clip_dfgs.viz.rankings import run_models
-from clip_dfgs.models.reid_model import ReIDEncoder
-from clip_dfgs.inference.attention import attention_rollout, attention_maps, patch_features, patch_similarity
-from clip_dfgs.models.reid_model import ReIDModel
+from clip_dfgs.inference.attention import attention_maps, attention_rollout, patch_features, patch_similarity
+from clip_dfgs.models.reid_model import ReIDEncoder, ReIDModel
 from clip_dfgs.models.towers import vit_tokens
 from clip_dfgs.models.weights import new_clip
 
@@ -153,125 +145,3 @@ def test_a_map_leaves_the_model_as_it_was():
     model = ReIDModel.create('pedestrians', None).train()
     attention_maps(model, pictures(1, 128, 64))
     assert model.training and all(p.grad is None for p in model.parameters())
-
-
-# ---- distances
-
-@given(st.integers(0, 999), st.integers(1, 9), st.integers(1, 12), st.booleans(), st.integers(1, 12))
-@settings(max_examples=12, deadline=None)
-def test_histograms_count_each_pair_once(seed, Q, G, with_cameras, bins):
-    rng = np.random.default_rng(seed)
-    q, g = rng.normal(size=(Q, 4)), rng.normal(size=(G, 4))
-    ids, cams = (rng.integers(0, 3, Q), rng.integers(0, 3, G)), (rng.integers(0, 2, Q), rng.integers(0, 2, G))
-    table = insight.distance_counts(q, g, *ids, *(cams if with_cameras else ()), bins=bins, block=4)
-    slow = np.zeros((bins, 2), int)
-    for i in range(Q):
-        for j in range(G):
-            if with_cameras and ids[0][i] == ids[1][j] and cams[0][i] == cams[1][j]: continue
-            distance = 1 - q[i] @ g[j]/np.linalg.norm(q[i])/np.linalg.norm(g[j])
-            slow[min(bins - 1, int(distance/2*bins)), int(ids[0][i] != ids[1][j])] += 1
-    assert np.array_equal(table[['positive', 'negative']], slow)
-
-
-def test_pairs_at_the_ends_are_counted():
-    "The same direction and the opposite one, where rounding leaves the range."
-    x = torch.nn.functional.normalize(noise(1, 50)) - .5
-    table = insight.distance_counts(torch.cat([x, x]), torch.cat([x, -x]), [1, 2], [1, 2], bins=4)
-    assert table['positive'].sum() == 2 and table['negative'].sum() == 2
-    assert table['positive'].iloc[[0, -1]].tolist() == [1, 1]
-
-
-# ---- figures of arrays
-
-def test_each_row_of_a_plane_has_its_own_legend():
-    points = np.arange(24.).reshape(12, 2)
-    groups = dict(identity=np.repeat(range(10, 16), 2), domain=['sea', 'town']*6)
-    fig = insight.plot_points(dict(start=points, end=points), groups, most=4)
-    legends = [ax.get_legend() for ax in fig.axes]
-    assert [legend is not None for legend in legends] == [False, True, False, True]
-    upper, lower = ([text.get_text() for text in legend.get_texts()] for legend in legends[1::2])
-    assert upper == ['10', '11', '12', '13', 'all others'] and lower == ['sea', 'town']
-    assert [legend.get_title().get_text() for legend in legends[1::2]] == ['identity', 'domain']
-
-
-def test_panels_of_distances_can_be_compared():
-    tables = {name: insight.distance_counts(np.eye(3)*scale + 1, np.eye(3) + 1, range(3), [0, 1, 1])
-              for name, scale in (('start', 1), ('end', 9))}
-    first, second = insight.plot_histograms(tables).axes
-    assert first.get_xlim() == second.get_xlim() and first.get_ylim() == second.get_ylim()
-
-
-def test_people_in_rows_are_at_least_60_pixels_wide():
-    fig = insight.plot_image_rows({'a sentence that is longer than its row': pictures(3, 128, 64)}, 'a title')
-    fig.draw_without_rendering()
-    assert all(ax.get_window_extent().width >= 60 for ax in fig.axes)
-    name = fig.axes[0].yaxis.label.get_window_extent()
-    assert name.height <= fig.axes[0].get_window_extent().height
-
-
-# ---- words
-
-@given(st.integers(0, 99), st.integers(1, 30), st.integers(1, 5))
-@settings(max_examples=10, deadline=None)
-def test_nearest_words_are_those_of_brute_force(seed, words, k):
-    vectors, table = noise(3, 6, seed=seed) - .5, noise(words, 6, seed=seed + 1) - .5
-    rows, cosines = insight.nearest_words(vectors, table, k)
-    for v, found, near in zip(vectors, rows, cosines):
-        slow = [F.cosine_similarity(v, w, dim=0).item() for w in table]
-        assert found.tolist() == sorted(range(words), key=lambda i: -slow[i])[:k]
-        close(near, torch.tensor(sorted(slow)[::-1][:k]))
-
-
-# ---- a run
-
-def test_models_of_a_run_are_its_stages(whole_run):
-    models = dict(run_models(whole_run))
-    assert [*models] == ['start', 'after prompts', 'end']
-    first = ReIDModel.create('pedestrians', 'pedestrians').clip.state_dict()
-    assert all(torch.equal(v, first[k]) for k, v in models['start'].clip.state_dict().items())
-    assert torch.equal(models['after prompts'].prompts.context, models['end'].prompts.context)
-    assert not torch.equal(models['start'].prompts.context, models['end'].prompts.context)
-
-
-def test_damaged_checkpoints_are_left_out(whole_run, tmp_path):
-    shutil.copytree(whole_run, tmp_path/'run')
-    for file in (tmp_path/'run'/'checkpoint').glob('*/tensors.safetensors'): file.write_bytes(b'cut')
-    assert [name for name, _ in run_models(tmp_path/'run')] == ['start', 'end']
-
-
-def test_tables_of_prompts(whole_run):
-    run, model = whole_run, ReIDModel.load(whole_run/'model')
-    words = insight.prompt_words(run, [3, 0])
-    assert words.index.tolist() == [3, 0] and words.shape == (2, 4)
-    table = insight.prompt_captions(run, ['a man', 'a woman in red', 'a man'], labels=[2], k=9)
-    texts = model.encode_captions(['a man', 'a woman in red'])
-    with torch.no_grad(): cosine = F.cosine_similarity(model.text_features(torch.tensor([2])), texts)
-    assert sorted(table['caption']) == ['a man', 'a woman in red']
-    close(torch.tensor(table['cosine']), cosine.sort(descending=True).values.double(), 1e-3)
-
-
-def test_a_run_without_text_or_targets_or_model_is_named(runs, tmp_path):
-    run = tmp_path/'run'
-    shutil.copytree(runs/'blind', run)
-    (run/'targets.csv').unlink()
-    for part, words in ((insight.prompt_words, 'has no text encoder'), (insight.plot_pair_distances, 'has no targets'),
-                        (lambda run: insight.plot_text_matches(run, ['a man']), 'has no text encoder')):
-        with pytest.raises(ValueError, match=words): part(run)
-    insight.plot_attention(run, identities=2)
-    insight.plot_space(run)
-    assert plt.get_fignums() == []
-    for folder, words in ((runs/'cut', 'training has not ended'), (tmp_path, 'no run found')):
-        with pytest.raises(ValueError, match=words): insight.plot_attention(folder)
-
-
-def test_a_missing_library_is_named(monkeypatch):
-    monkeypatch.setitem(__import__('sys').modules, 'sklearn.manifold', None)
-    with pytest.raises(ValueError, match='needs scikit-learn: pip install'): insight.project_2d(noise(9, 3), 'tsne')
-
-
-def test_the_start_of_a_run_that_went_on_from_another(runs, whole_run, tmp_path):
-    shutil.copytree(runs/'again', tmp_path/'later')
-    file = tmp_path/'later'/'config.json'
-    file.write_text(json.dumps(json.loads(file.read_text()) | dict(init=str(whole_run/'model'))))
-    start, end = next(run_models(tmp_path/'later'))[1], ReIDModel.load(whole_run/'model')
-    assert torch.equal(start.clip.visual.proj.cpu(), end.clip.visual.proj)

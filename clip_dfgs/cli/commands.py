@@ -24,10 +24,13 @@ class DataOptions:
     domain:tuple=() # what to call the data sets in tables, one name each in order; else by the sets' own names
     distractors:bool=None # true: identities 0 and -1 are distractors and junk, as usual; false: identities like others
     detected:bool=False # for cuhk03: detected boxes instead of labeled ones
+    visibility:float=None # for mot: least visible share of a box (0.3)
+    frame_step:int=None # for mot: 5 takes every fifth frame (1)
     split:int=None # for viper, prid, grid and ilids as targets: one of the ten published splits; else all, averaged
 
     def options(self)->dict: # option of a parser -> value, None where it is not given
-        return dict(camera=self.camera, distractors=self.distractors, detected=self.detected or None)
+        return dict(camera=self.camera, distractors=self.distractors, detected=self.detected or None,
+                    visibility=self.visibility, frame_step=self.frame_step)
 
     def check_count(self, sets:int): # ValueError for other than one name each
         given = len(self.domain)
@@ -357,13 +360,27 @@ def test(
     exclude:tuple=(), # columns of a csv, such as sequence or clothes: an answer that shares one with its query is junk
 ):
     "Test a saved model."
+    from clip_dfgs.evaluation.bootstrap import bootstrap_intervals
     positive_int('--bootstrap', bootstrap, 0)
-    for results in tested([model], target, options, precision, exclude, rerank=rerank, bootstrap=bootstrap):
+    for results in tested([model], target, options, precision, exclude, rerank=rerank):
         print_results(results)
         if bootstrap: print(f'95 % intervals over resampled identities, {bootstrap:,} times:')
-        for domain, result in results.items() if bootstrap else ():
-            ends = (f'{name} {100*low:.1f} to {100*high:.1f}' for name, (low, high) in result.intervals.iterrows())
+        for domain, result in pooled(results).items() if bootstrap else ():
+            intervals = bootstrap_intervals(result.per_query, [*result.cmc], bootstrap)
+            ends = (f'{name} {100*low:.1f} to {100*high:.1f}' for name, (low, high) in intervals.iterrows())
             print(f'  {domain}: {", ".join(ends)}')
+
+def pooled(results)->dict: # of domain -> RetrievalResult: target -> one with the queries of all its published splits
+    "Published splits as one result, so that an identity is resampled in all of them together."
+    from dataclasses import replace
+    import numpy as np
+    groups = {}
+    for domain, result in results.items(): groups.setdefault(domain.partition('/')[0], []).append(result)
+    def joined(some):
+        columns = {name: np.concatenate([r.columns[name] for r in some]) for name in some[0].columns}
+        digests = {k: ' '.join(getattr(r, k) for r in some).strip() for k in ('query_digest', 'gallery_digest')}
+        return replace(some[0], columns=columns, **digests)
+    return {target: joined(some) for target, some in groups.items()}
 
 def compare(
     first:Path, # RUN, RUN/model, or pedestrians: the small CLIP that ships
@@ -379,7 +396,7 @@ def compare(
     "Test two saved models on the same images: paired difference in percent."
     from clip_dfgs.evaluation.bootstrap import compare as paired
     positive_int('--bootstrap', bootstrap)
-    results = tested([first, second], target, options, precision, exclude, rerank=rerank)
+    results = [pooled(r) for r in tested([first, second], target, options, precision, exclude, rerank=rerank)]
     for domain in results[0] if results else ():
         table = paired(*(r[domain] for r in results), bootstrap=bootstrap)
         print(domain, (100*table.drop(columns='better')).round(1).to_string(), sep='\n')
@@ -465,14 +482,15 @@ def embed(
     from clip_dfgs.gallery.store import embed_gallery
     named, given = [w for w in data if ':' in w and not Path(w).expanduser().is_dir()], options.options()
     check_options(named, {k: v for k, v in given.items() if k != 'camera' or len(named) == len(data)})
-    for k in ('distractors', 'detected'):
-        if not named and given[k] is not None: raise ValueError(f'--{k} would change nothing in a plain folder')
+    for k, v in given.items():
+        if named or v is None or k == 'camera': continue
+        raise ValueError(f'--{k.replace("_", "-")} would change nothing in a plain folder')
     images = find_images(data, domains=options.domain, **given)
     done = embed_gallery(images, _model_place(model), out, dtype, overwrite, batch, block)
     skipped = [f'skipped: {printable(path)}: {printable(why)}' for path, why in done.problems.items()]
     if len(skipped) > 3: skipped[3:] = [f'{len(skipped):,} files are skipped, listed in {out/"unreadable.csv"}']
     for line in skipped: warnings.warn(line, stacklevel=2)
-    print(done)
+    if is_main(): print(done)
 
 def _model_place(word:str|None)->str|None:
     "The place of a model; ValueError that says what can be named."

@@ -330,8 +330,32 @@ def load_named(specs, camera:str=None, domains=(), **options)->list:
     return tables
 
 # %% ../../nbs/data/04_datasets.ipynb #181a942c
-def published_splits(spec:str, records:pd.DataFrame, split:int=None)->list:
-    "Tables that `name:folder` is evaluated on, each of a domain of its own; ValueError for a split that there is not."
+def published_splits(
+    spec:str, # `name:folder` of a data set
+    records:pd.DataFrame, # its table
+    split:int=None, # one of the ten; None: all
+)->list: # of tables, each of a domain of its own; the table itself where its test is fixed
+    """What a data set is evaluated on; ValueError for a split that there is not.
+
+    Parameters
+    ----------
+    spec : str
+        `name:folder` of a data set
+    records : pd.DataFrame
+        its table
+    split : int
+        one of the ten; None: all
+
+    Returns
+    -------
+    list
+        of tables, each of a domain of its own; the table itself where its test is fixed
+
+    Raises
+    ------
+    ValueError
+        for a split that there is not
+    """
     parts = identity_splits(_spec(spec)[0], records)
     fixed = 'partition' not in parts[0]
     if fixed and split is None: return parts

@@ -89,7 +89,7 @@ def encode_names(values, start:int=1)->list: # of int
     return [place[value] for value in values]
 
 # %% ../../nbs/data/01_records.ipynb #e02e9c19
-_NO_DISTRACTORS = 'give distractors=False, on the command line --no-distractors'
+_NO_DISTRACTORS = 'give distractors=False, on the command line --distractors false'
 
 def without_junk(name:str, rows, distractors:bool=True)->pd.DataFrame: # `identity` as written, `pid` as numbers
     "Rows with numbered identities, without junk and unknown ones; `DatasetError` for what is no label."

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .image_io import crops, load_image
 from .parsers import as_table, made_once, need, reading, say, with_cameras
 from .records import COLUMNS, encode_cameras, without_junk, written_names
-from ..utils.checks import DatasetError
+from ..utils.checks import DatasetError, positive_int
 from ..utils.files import cache_folder
 
 # %% ../../nbs/data/03_tables.ipynb #8516ddec
@@ -145,17 +145,17 @@ def _say_not_read(file:Path, table:pd.DataFrame):
 def mot(
     root, # a sequence, with `gt/gt.txt` and `img1`, or a folder of sequences
     visibility:float=.3, # least visible share of a box
-    every:int=1, # one of so many frames
+    frame_step:int=1, # 5: every fifth frame
     split:str=None, # None = train
     cache=None, # folder for the crops
 )->pd.DataFrame: # records; a domain is a sequence
     "Pedestrians of MOTChallenge sequences as crops."
-    root = Path(root).expanduser()
+    root, frame_step = Path(root).expanduser(), positive_int('frame_step', frame_step)
     files = [file for deep in ('gt/gt.txt', '*/gt/gt.txt', '*/*/gt/gt.txt') for file in sorted(root.glob(deep))]
     first = {re.sub('-(DPM|FRCNN|SDP)$', '', file.parent.parent.name): file for file in reversed(files)}
     say('mot', len(first) < len(files) and f'{len(files) - len(first):,} of {len(files):,} sequences are the frames '
         'of another detector and are left out')
-    tables = [_sequence(file, visibility, every) for file in files if file in first.values()]
+    tables = [_sequence(file, visibility, frame_step) for file in files if file in first.values()]
     table = as_table('mot', pd.concat(tables) if tables else [], f'{root} as SEQUENCE/gt/gt.txt')
     table = without_junk('mot', table.assign(split=split or 'train', path=table['frame']), distractors=False)
     table = as_table('mot', table, f'{root}: no visible pedestrian')
@@ -166,7 +166,7 @@ def mot(
 # %% ../../nbs/data/03_tables.ipynb #f1bf9efe
 _MOT = ['number', 'pid', 'left', 'top', 'width', 'height', 'considered', 'class', 'visibility']
 
-def _sequence(file:Path, visibility:float, every:int)->pd.DataFrame: # frame, pid, left, top, width, height, camera
+def _sequence(file:Path, visibility:float, frame_step:int)->pd.DataFrame: # frame, pid, left, top, width, height, camera
     "The rows of one `gt.txt` that count."
     place, info = file.parent.parent, configparser.ConfigParser()
     with reading('mot', file):
@@ -176,7 +176,7 @@ def _sequence(file:Path, visibility:float, every:int)->pd.DataFrame: # frame, pi
             raise ValueError(f'line {line} is not {", ".join(_MOT[:6])}[, {", ".join(_MOT[6:])}]')
     with reading('mot', place/'seqinfo.ini'): info.read(place/'seqinfo.ini', encoding='utf-8')
     told = told.iloc[:, :9].set_axis(_MOT[:told.shape[1]], axis=1)
-    keep = (told['number'] - 1) % every == 0
+    keep = (told['number'] - 1) % frame_step == 0
     if 'considered' in told: keep &= told['considered'] != 0
     if 'class' in told: keep &= told['class'].isin([1, -1])
     if 'visibility' in told: keep &= (told['visibility'] >= visibility) | (told['visibility'] == -1)

@@ -8,6 +8,7 @@ __all__ = ['EmbedSummary', 'embed_gallery', 'write_features']
 # %% ../../nbs/gallery/03_store.ipynb #8e305ae4
 import contextlib
 import json
+import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 from .gallery import check_free, file_digest, Gallery, model_digest, write_gallery, write_table
 from .search import printable
-from ..inference.embed import FeatureExtractor, load_model, _embed
+from ..inference.embed import FeatureExtractor, load_model, process_state, _embed
 from ..utils.checks import check_choice, positive_int
 from ..utils.files import atomic_write
 
@@ -59,12 +60,17 @@ def _embed_new(
     dtype:str, # of the features
     block:int, # images between two savings
     progress:bool, # a bar
+    rank:int=0, # of this process
+    processes:int=1, # that share the batches
 )->dict: # path -> what is wrong
     "Embed images block by block, and keep each block; those that cannot be read are left out."
-    problems = {}
+    problems, batch = {}, extractor.batch
     with tqdm(total=len(new), desc='embed', disable=not progress, unit=' images') as bar:
         for start in range(0, len(new), block):
             some = new.iloc[start:start + block]
+            bar.update(len(some))
+            number = start//block * -(-block//batch) + np.arange(len(some))//batch # of the batch of each image
+            some = some[number % processes == rank]
             paths, digests = some['path'].tolist(), some['digest'].tolist()
             features, wrong = _embed(extractor, paths, False, 'rgb', True)
             wrong = {i: f'{type(e).__name__}: {e}' for i, e in wrong.items()}
@@ -76,7 +82,6 @@ def _embed_new(
             problems |= {paths[i]: why for i, why in wrong.items()}
             rows = features[[row for row, _ in kept]].to(getattr(torch, dtype))
             if kept: _save_part(parts, rows, [digests[i] for _, i in kept], model)
-            bar.update(len(some))
     return problems
 
 # %% ../../nbs/gallery/03_store.ipynb #0095e260
@@ -138,38 +143,67 @@ def embed_gallery(
     if not len(images): raise ValueError('there are no images to embed')
     out, sources = Path(out).expanduser(), images.attrs.get('sources', [])
     check_free(out)
-    extractor = FeatureExtractor(load_model(model), batch=batch)
+    rank, processes = (int(os.environ.get(name) or usual) for name, usual in (('RANK', 0), ('WORLD_SIZE', 1)))
+    device, progress = process_state().device if processes > 1 else None, progress and rank == 0
+    extractor = FeatureExtractor(load_model(model, device), batch=batch)
     digest = model_digest(extractor.model)
-    made_by = dict(place=_absolute_place(model), digest=digest, clip=extractor.model.config['clip'])
-    with one_writer(out):
-        old = _to_continue(out, digest, sources, dtype, overwrite)
-        looked = tqdm(images['path'], 'look', disable=not progress, delay=2, unit=' images')
-        table = images.assign(digest=[file_digest(path) for path in looked])
-        # 1. features that there are: of a run that was killed, and of the gallery itself
-        parts = _read_parts(out/'parts', digest, dtype)
-        known = {} if old is None else {d: (None, i) for i, d in enumerate(old.records['digest'])}
-        resumed, known = len(parts.keys() & set(table['digest'])), known | parts
-        # 2. the others, block by block; a digest of None is a file that cannot be opened
-        new = table[~table['digest'].isin(known.keys())].dropna(subset='digest').drop_duplicates('digest')
-        wrong = _embed_new(new, extractor, out/'parts', digest, dtype, block, progress)
-        known |= _read_parts(out/'parts', digest, dtype)
-        # 3. the gallery is what has a feature
-        has = table['digest'].isin(known.keys())
-        reason = dict(zip(new['digest'], new['path'].map(wrong)))
-        problems = {p: reason.get(d, 'cannot be opened') for p, d in zip(table['path'][~has], table['digest'][~has])}
-        if not has.any(): raise _nothing_read(len(images), problems)
-        table = table[has].reset_index(drop=True)
-        write_table(pd.DataFrame(list(problems.items()), columns=['path', 'why']), out/'unreadable.csv')
-        blocks = _gathered([known[d] for d in table['digest']], old)
-        about = dict(model=made_by, sources=sources, dtype=dtype)
-        write_gallery(out, about, table, blocks, extractor.model.width)
-        for file in (out/'parts').iterdir(): file.unlink(missing_ok=True)
+    about = dict(model=dict(place=_absolute_place(model), digest=digest, clip=extractor.model.config['clip']),
+                 sources=sources, dtype=dtype)
+    with contextlib.ExitStack() as held:
+        def look():
+            held.enter_context(one_writer(out))
+            return _look(images, out, about, overwrite, progress)
+        table, known, resumed, new = from_main(look, processes)
+        wrong = _embed_new(new, extractor, out/'parts', digest, dtype, block, progress, rank, processes)
+        wrong = of_all(wrong, processes)
+        def write(): return _write(table, known, new, wrong, resumed, out, about, overwrite, extractor.model.width)
+        return from_main(write, processes)
+
+# %% ../../nbs/gallery/03_store.ipynb #d51c37a7
+def _look(images:pd.DataFrame, out:Path, about:dict, overwrite:bool, progress:bool)->tuple:
+    "Images with their digests; where known features are; how many of them a killed run left; images to embed."
+    dtype, digest = about['dtype'], about['model']['digest']
+    old = _to_continue(out, digest, about['sources'], dtype, overwrite)
+    looked = tqdm(images['path'], 'look', disable=not progress, delay=2, unit=' images')
+    table = images.assign(digest=[file_digest(path) for path in looked])
+    parts = _read_parts(out/'parts', digest, dtype)
+    known = {} if old is None else {d: (None, i) for i, d in enumerate(old.records['digest'])}
+    resumed, known = len(parts.keys() & set(table['digest'])), known | parts
+    new = table[~table['digest'].isin(known.keys())]                          # a digest of None cannot be opened
+    return table, known, resumed, new[['path', 'digest']].dropna().drop_duplicates('digest')
+
+def _write(table:pd.DataFrame, known:dict, new:pd.DataFrame, wrong:dict, resumed:int, out:Path, about:dict,
+           overwrite:bool, width:int)->EmbedSummary:
+    "The gallery of what has a feature; ValueError where nothing has one."
+    old = _to_continue(out, about['model']['digest'], about['sources'], about['dtype'], overwrite)
+    known = known | _read_parts(out/'parts', about['model']['digest'], about['dtype'])
+    has = table['digest'].isin(known.keys())
+    reason = dict(zip(new['digest'], new['path'].map(wrong)))
+    problems = {p: reason.get(d, 'cannot be opened') for p, d in zip(table['path'][~has], table['digest'][~has])}
+    if not has.any(): raise _nothing_read(len(table), problems)
+    table = table[has].reset_index(drop=True)
+    write_table(pd.DataFrame(list(problems.items()), columns=['path', 'why']), out/'unreadable.csv')
     before = {} if old is None else dict(zip(old.records['path'], old.records['digest']))
+    write_gallery(out, about, table, _gathered([known[d] for d in table['digest']], old), width)
+    for file in (out/'parts').iterdir(): file.unlink(missing_ok=True)
     now = dict(zip(table['path'], table['digest']))
     changed = sum(path in before and before[path] != digest for path, digest in now.items())
     return EmbedSummary(out, images=len(now), new=len(now.keys() - before), changed=changed,
                         removed=len(before.keys() - now), embedded=len(new) - len(wrong), resumed=resumed,
                         problems=problems)
+
+# %% ../../nbs/gallery/03_store.ipynb #9c1e81f6
+def from_main(job, processes:int): # what `job` returned
+    "The main process's answer for all processes; its error ends all of them."
+    if processes == 1: return job()
+    from clip_dfgs.inference import evaluator
+    return evaluator.from_main(job, process_state())
+
+def of_all(found:dict, processes:int)->dict:
+    "The entries of all processes."
+    if processes == 1: return found
+    from accelerate.utils import gather_object
+    return {key: value for part in gather_object([found]) for key, value in part.items()}
 
 # %% ../../nbs/gallery/03_store.ipynb #9e983d1b
 def _nothing_read(n:int, problems:dict)->ValueError: # number of images; path -> what is wrong

@@ -106,6 +106,7 @@ def _noise(n:int, size:tuple)->np.ndarray: # uint8 [n,3,H,W]
 def _save(content, facts:dict, file):
     "Write an ONNX file with what its images need."
     content.metadata_props.add(key='clip_dfgs', value=json.dumps(facts))
+    content.metadata_props.add(key='args', value="{'dynamic': True}") # else Ultralytics runs images one by one
     onnx.save(content, str(file))
 
 def _trace(embedder, file, images:np.ndarray):
@@ -167,7 +168,6 @@ def _wrap(file, own:tuple, facts:dict):
         graph.node.append(node('Div', ['whole', 'divisor'], ['features']))
     graph.output[0].type.tensor_type.shape.dim[1].dim_value = facts['width']
     _save(content, facts, file)
-
 
 # %% ../../nbs/inference/04_onnx.ipynb #9c351f40
 _SLOWER = dict(

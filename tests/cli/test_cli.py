@@ -186,6 +186,11 @@ def test_what_check_data_calls_usable_can_be_a_target(name, world, plain, tmp_pa
     done('check-data', name, place, *camera)
     lines = done('test', 'pedestrians', '--target', f'{name}:{place}', '--precision', 'no', *camera)[0].splitlines()
     assert len(lines) == 4 and lines[0].endswith('mAP std  R1 std') == (name in SPLITS)
+    if name == 'prid':                                                                # one line, one table, not ten
+        intervals = done('test', 'pedestrians', '--target', f'prid:{place}', '--bootstrap', '20')[0].splitlines()[4:]
+        assert len(intervals) == 2 and intervals[1].startswith('  prid: mAP ')
+        table = done('compare', 'pedestrians', 'pedestrians', '--target', f'prid:{place}', '--bootstrap', '20')[0]
+        assert table.splitlines()[0] == 'prid' and len(table.splitlines()) == 7
     one = said('test', 'pedestrians', '--target', f'{name}:{place}', '--precision', 'no', '--split', '3', *camera)
     assert one[0] == (0 if name in SPLITS else 2) and ('one fixed test' in one[2]) == (name not in SPLITS)
 
@@ -233,6 +238,8 @@ report EMPTY | no run found
 report EMPTY EMPTY EMPTY | takes one run or two, not 3
 embed EMPTY --model pedestrians --out RUN | EMPTY: no
 embed WORLD/query --model pedestrians --out RUN --detected | would change nothing
+embed WORLD/query --model pedestrians --out RUN --frame-step 5 | --frame-step would change nothing
+check-data market1501 WORLD --visibility 0.5 | visibility would change nothing
 search EMPTY WORLD/x.jpg | is no gallery
 search RUN --text red | is not there; clip-dfgs embed makes one
 search EMPTY --text red --picture RUN.jpg | name it run.png

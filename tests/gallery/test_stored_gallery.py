@@ -22,6 +22,7 @@ from clip_dfgs.gallery.search import nearest_rows, printable, search_sheet
 from clip_dfgs.gallery.store import embed_gallery, one_writer
 from clip_dfgs.synthetic.people import whole_captions, words_in
 from command import said
+from runs import addresses
 
 
 def noted(err):
@@ -482,3 +483,26 @@ def test_sources_that_are_none(tmp_path):
         embed_gallery(found[:0], 'pedestrians', tmp_path/'g', progress=False)
 
 
+
+
+def embedded_by(envs, shots, out):
+    "Exit code, output and errors of `embed` in each of several processes that work together."
+    line = [sys.executable, '-m', 'clip_dfgs.cli.main', 'embed', shots, '--model', 'pedestrians', '--out', out,
+            '--camera', r'_c(\d)', '--batch', '4', '--block', '10']
+    pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    begun = [subprocess.Popen(line, env=os.environ | env | dict(OMP_NUM_THREADS='1'), **pipe) for env in envs]
+    said = [p.communicate(timeout=300) for p in begun]
+    return [(p.returncode, *words) for p, words in zip(begun, said)]
+
+
+def test_two_processes_make_the_gallery_of_one(tmp_path):
+    "To the bit; a damaged image is said once."
+    shots = folder_of(tmp_path/'shots', 25)
+    (shots/'broken_c1.png').write_bytes((shots/'000_c1.png').read_bytes()[:100])
+    (_, alone, _), = embedded_by([{}], shots, tmp_path/'one')
+    (code, first, err), (other, second, _) = embedded_by(addresses(), shots, tmp_path/'two')
+    assert (code, other) == (0, 0) and second == '' and first == alone.replace('/one:', '/two:')
+    assert '25 embedded, 1 unreadable' in first and len([n for n in noted(err) if 'broken_c1.png' in n]) == 1
+    one, two = (Gallery.load(tmp_path/name) for name in ('one', 'two'))
+    assert one.records.equals(two.records) and one.features.tobytes() == two.features.tobytes()
+    assert (tmp_path/'one'/'unreadable.csv').read_bytes() == (tmp_path/'two'/'unreadable.csv').read_bytes()

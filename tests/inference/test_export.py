@@ -12,11 +12,14 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from clip_dfgs.inference.embed import FeatureExtractor
+from clip_dfgs.evaluation.metrics import evaluate
+from clip_dfgs.inference.embed import embed_images, FeatureExtractor, load_model
+from clip_dfgs.inference.evaluator import evaluate_records, pixels_for
 from clip_dfgs.inference.onnx import PRECISIONS, OnnxExtractor, export_onnx
 from clip_dfgs.models.reid_model import Embedder, ReIDModel
 
@@ -171,6 +174,26 @@ def test_files_of_other_programs(made, given, tmp_path):
     whole = FeatureExtractor(tmp_path/'x.onnx', **given)(images).numpy()
     np.testing.assert_allclose(whole, want/np.linalg.norm(want, axis=1, keepdims=True), atol=1e-2)
     assert light([]).shape == (0, 3)
+
+
+def test_evaluation_resizes_as_the_file_says(tmp_path):
+    "The distances of an evaluation are those of the file's own features, not of bicubic images."
+    foreign(tmp_path/'x.onnx')
+    rows = []
+    for i in range(12):
+        Image.fromarray(picture(i//2, 30 + i % 2, 20)).save(tmp_path/f'{i}.png')
+        rows.append(dict(path=str(tmp_path/f'{i}.png'), pid=i//2 + 1, camid=i % 2, domain='a',
+                         split=('query', 'gallery')[i % 2]))
+    records, given = pd.DataFrame(rows), dict(mean=[.4]*3, std=[.2]*3)
+    model = load_model(tmp_path/'x.onnx', **given)
+    pixels = pixels_for(model, records['path'].tolist())[np.arange(12)]
+    images = [Image.open(path).resize((4, 8), Image.Resampling.BILINEAR) for path in records['path']]
+    np.testing.assert_array_equal(pixels, np.stack([np.asarray(image) for image in images]))
+    features = FeatureExtractor(model, normalize=False)(records['path'].tolist())
+    torch.testing.assert_close(embed_images(model, pixels), features)
+    found = evaluate_records(model, records)['a']
+    want = evaluate(features[::2], features[1::2], records['pid'][::2], records['pid'][1::2])
+    assert found.mAP == want.mAP
 
 
 def test_files_and_models_in_half_precision_in_a_feature_extractor(exported, tmp_path):

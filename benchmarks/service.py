@@ -27,7 +27,7 @@ from clip_dfgs.synthetic.domain import render_domain
 
 def started(gallery, port):
     "The service as a process, when it answers."
-    command = [sys.executable, '-m', 'clip_dfgs.cli.main', 'serve', gallery, '--api', '--port', str(port)]
+    command = [sys.executable, '-m', 'clip_dfgs.cli', 'serve', gallery, '--api', '--port', str(port)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert 'is at' in process.stdout.readline()
     return process

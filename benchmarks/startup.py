@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-COMMAND = 'from clip_dfgs.cli.main import main\n'
+COMMAND = 'from clip_dfgs.cli import main\n'
 LINES = {
     'import torch': 'import torch',
     'import open_clip': 'import open_clip',

@@ -37,7 +37,7 @@ assert len(features) and np.allclose(np.linalg.norm(features, axis=1), 1, atol=1
 assert 'torch' not in sys.modules
 print('ONNX features', features.shape, 'without torch')"""
 ALONE = """import importlib.util as u, clip_dfgs
-names = ('nbdev', 'fastcore', 'execnb', 'ghapi', 'pytest', 'hypothesis', 'ruff', 'sphinx')
+names = ('nbdev', 'execnb', 'ghapi', 'pytest', 'hypothesis', 'ruff', 'sphinx')
 strangers = [m for m in names if u.find_spec(m)]
 assert not strangers, strangers
 print('installed at', clip_dfgs.__file__)"""

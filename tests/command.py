@@ -3,7 +3,7 @@ import contextlib
 import io
 import re
 
-from clip_dfgs.cli.main import main
+from clip_dfgs.cli import main
 
 
 def said(*args):

@@ -85,7 +85,7 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for 
 # Processes are forked from a server that has imported everything and computed nothing: real processes, without a new
 # interpreter for each.
 processes = multiprocessing.get_context('forkserver')
-processes.set_forkserver_preload(['clip_dfgs.training.trainer', 'clip_dfgs.cli.main'])
+processes.set_forkserver_preload(['clip_dfgs.training.trainer', 'clip_dfgs.cli.parser'])
 
 
 def into(file):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from clip_dfgs.cli.main import main
+from clip_dfgs.cli import main
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.training.config import TrainConfig

@@ -163,7 +163,7 @@ def main(pythons, out):
     frames, boxes = scene(folder/'town')
     np.savez(folder/'scene.npz', frames=frames, boxes=boxes)
     for kind in ('uint8', *INPUTS.values()):
-        subprocess.run([sys.executable, '-m', 'clip_dfgs.cli.main', 'export', 'pedestrians', '--to',
+        subprocess.run([sys.executable, '-m', 'clip_dfgs.cli', 'export', 'pedestrians', '--to',
                         folder/f'{kind}.onnx', '--input', kind, '--size', '256x128'], check=True)
     alone = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'} | dict(YOLO_CONFIG_DIR=str(folder))
     lines = ['| tracker | file | crop | resized to 256x128 | colors | numbers | least cosine: same pixels | '

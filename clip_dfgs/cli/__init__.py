@@ -1,4 +1,4 @@
-"The command line: `clip_dfgs.cli.main.main`. No name is handed out here, since `main` is a module."
+"The command line."
 from .._lazy import lazy
 
-__getattr__, __dir__, __all__ = lazy(__name__)
+__getattr__, __dir__, __all__ = lazy(__name__, parser='main')

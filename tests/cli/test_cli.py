@@ -13,7 +13,7 @@ from typing import get_args
 import pandas as pd
 import pytest
 
-from clip_dfgs.cli.main import COMMANDS, _settings, config_of, parser_of, read
+from clip_dfgs.cli.parser import COMMANDS, _settings, config_of, parser_of, read
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.training.config import RECIPES
 from command import done, said
@@ -70,7 +70,7 @@ def test_help_mistakes_of_typing_and_check_data_need_no_torch(world):
     lines = [['--help'], ['--completion', 'bash'], ['tran'], ['train', '--sorce', 'x']]
     lines += [[name, '--help'] for name in COMMANDS]
     code = f"""import sys, time
-from clip_dfgs.cli.main import main
+from clip_dfgs.cli import main
 for words in {lines}:
     begin = time.process_time()
     try: main(words)
@@ -272,7 +272,7 @@ def test_mistakes_on_the_command_line(world, tmp_path, line, words):
 
 def test_an_interruption_prints_the_line_that_goes_on(monkeypatch):
     def stop(*args, **more): raise KeyboardInterrupt
-    monkeypatch.setattr(sys.modules['clip_dfgs.cli.main'], 'run', stop)
+    monkeypatch.setattr(sys.modules['clip_dfgs.cli.parser'], 'run', stop)
     for words, more in (('train --out a --overwrite', '; go on with: clip-dfgs train --out a --resume'),
                         ("embed 'a b' --out g", "; go on with: clip-dfgs embed 'a b' --out g"), ('test a', '')):
         assert said(*shlex.split(words)) == (130, '', f'clip-dfgs: interrupted{more}\n')

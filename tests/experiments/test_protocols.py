@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from clip_dfgs.experiments import protocols
-from clip_dfgs.cli.main import main
+from clip_dfgs.cli import main
 from clip_dfgs.training.config import RECIPES
 from clip_dfgs.data.datasets import identity_splits, load_dataset
 from clip_dfgs.utils.checks import DatasetError

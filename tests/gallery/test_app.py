@@ -194,7 +194,7 @@ def test_the_command_is_killed_and_started_again(place, hows):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = str(s.getsockname()[1])
-    command = [sys.executable, '-m', 'clip_dfgs.cli.main', 'serve', str(place/'gallery'), '--api', '--port', port]
+    command = [sys.executable, '-m', 'clip_dfgs.cli', 'serve', str(place/'gallery'), '--api', '--port', port]
     env = dict(os.environ, OMP_NUM_THREADS='1', CLIP_DFGS_TOKEN='geheim')
     for how in hows:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as p:

@@ -212,7 +212,7 @@ KILL = ['--model', 'pedestrians', '--batch', '1', '--block', '2', '--camera', r'
 def kill_embed(home):
     "Embed `shots` by the command and kill it after some blocks; how many were kept."
     parts = home/'gallery'/'parts'
-    command = [sys.executable, '-m', 'clip_dfgs.cli.main', 'embed', str(home/'shots'), '--out', str(home/'gallery')]
+    command = [sys.executable, '-m', 'clip_dfgs.cli', 'embed', str(home/'shots'), '--out', str(home/'gallery')]
     killed([*command, *KILL], lambda: len([*parts.glob('*.safetensors')]) > 3, home/'log')
     return len([*parts.glob('*.safetensors')])
 
@@ -487,7 +487,7 @@ def test_sources_that_are_none(tmp_path):
 
 def embedded_by(envs, shots, out):
     "Exit code, output and errors of `embed` in each of several processes that work together."
-    line = [sys.executable, '-m', 'clip_dfgs.cli.main', 'embed', shots, '--model', 'pedestrians', '--out', out,
+    line = [sys.executable, '-m', 'clip_dfgs.cli', 'embed', shots, '--model', 'pedestrians', '--out', out,
             '--camera', r'_c(\d)', '--batch', '4', '--block', '10']
     pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     begun = [subprocess.Popen(line, env=os.environ | env | dict(OMP_NUM_THREADS='1'), **pipe) for env in envs]

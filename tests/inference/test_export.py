@@ -245,7 +245,7 @@ def test_the_trackers_lines_work_as_they_stand(exported, tmp_path, monkeypatch):
 
 def command(*words):
     "Exit code, stdout and stderr of a command line."
-    from clip_dfgs.cli.main import main
+    from clip_dfgs.cli import main
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try: main([str(word) for word in words])

@@ -1,0 +1,4 @@
+"`python -m clip_dfgs.cli`."
+from .parser import main
+
+main()

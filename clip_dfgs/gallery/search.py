@@ -147,23 +147,23 @@ def _merge(
     return rows[order], scores[order]
 
 # %% ../../nbs/gallery/01_search.ipynb #bb0dc6ee
-def _rows(table, rows)->torch.Tensor: # float32 [n,D]
-    "Some rows of a table of any floating kind: a range, which is not copied, or numbers."
-    some = table[rows.start:rows.stop] if isinstance(rows, range) else table[rows]
-    return torch.from_numpy(np.require(some, requirements='CW')).float()
-
 def _rough(
     query:torch.Tensor, # of length 1, float32 [q,D]
     table, # of any floating kind [N,D]
-    rows, # n of them: a range or numbers
+    rows, # n of them: a range, which is not copied, or numbers
 )->torch.Tensor: # float32 [q,n]
     "Cosines in single precision, with the other sign; ValueError where one is no number."
-    scores, tile = query.new_empty(len(query), len(rows)), max(256, 2**20//table.shape[1]) # 4 MB of rows
+    width, scores = table.shape[1], query.new_empty(len(query), len(rows))
+    tile = max(256, 2**19//width)                                              # 2 MB of rows
+    room = query.new_empty(min(tile, len(rows)), width)                        # for rows of another kind
     with full_precision_matmul():
         for start in range(0, len(rows), tile):
-            x, out = _rows(table, rows[start:start + tile]), scores[:, start:start + tile]
+            here = rows[start:start + tile]
+            some = table[here.start:here.stop] if isinstance(here, range) else table[here]
+            x = torch.from_numpy(np.require(some, requirements='CW'))
+            if x.dtype != torch.float32: x = room[:len(x)].copy_(x)
             length = torch.linalg.vector_norm(x, dim=1).clamp_min_(1e-12)
-            torch.mm(query, x.T, out=out).div_(-length)
+            torch.mm(query, x.T, out=scores[:, start:start + tile]).div_(-length)
     if not scores.sum().isfinite(): raise ValueError('a feature of the table is not a number')
     return scores
 

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
 from ..data.parsers import camera_expression
 from ..data.image_io import listed
@@ -361,128 +362,133 @@ class Gallery:
             self._extractor = _checked_extractor(place, self.about, self.folder)
         return self._extractor
 
-    def search(
-        self,
-        images=None, # query images, one or several, in any form
-        k:int=10, # answers to each
-        text=None, # query sentences, one or several
-        rows=None, # images of this gallery as queries: their rows
-        camera=(), # only these cameras, as the records write them
-        domain=(), # only these domains
-        as_is:bool=False, # embed the sentence itself for the small CLIP, not whole captions
-    )->pd.DataFrame: # query, rank, score (cosine), path, identity, camera, domain (where known), row
-        """The k nearest images for each query, exactly; equal scores in the order of the records.
+# %% ../../nbs/gallery/02_gallery.ipynb #6b2d14e8
+@patch
+def search(
+    self:Gallery,
+    images=None, # query images, one or several, in any form
+    k:int=10, # answers to each
+    text=None, # query sentences, one or several
+    rows=None, # images of this gallery as queries: their rows
+    camera=(), # only these cameras, as the records write them
+    domain=(), # only these domains
+    as_is:bool=False, # embed the sentence itself for the small CLIP, not whole captions
+)->pd.DataFrame: # query, rank, score (cosine), path, identity, camera, domain (where known), row
+    """The k nearest images for each query, exactly; equal scores in the order of the records.
 
-        Parameters
-        ----------
-        images
-            query images, one or several, in any form
-        k : int
-            answers to each
-        text
-            query sentences, one or several
-        rows
-            images of this gallery as queries: their rows
-        camera
-            only these cameras, as the records write them
-        domain
-            only these domains
-        as_is : bool
-            embed the sentence itself for the small CLIP, not whole captions
+    Parameters
+    ----------
+    images
+        query images, one or several, in any form
+    k : int
+        answers to each
+    text
+        query sentences, one or several
+    rows
+        images of this gallery as queries: their rows
+    camera
+        only these cameras, as the records write them
+    domain
+        only these domains
+    as_is : bool
+        embed the sentence itself for the small CLIP, not whole captions
 
-        Returns
-        -------
-        pd.DataFrame
-            query, rank, score (cosine), path, identity, camera, domain (where known), row
-        """
-        k, among = positive_int('k', k), rows_of(self.records, camera, domain)
-        found = []
-        for names, query, table in _queries(self, images, rows, text, as_is):
-            found.append(_answers(self.records, names, *nearest_rows(query, table, k, among)))
-        if not found: raise ValueError('nothing to search for: give images, text or rows')
-        return pd.concat(found, ignore_index=True)
+    Returns
+    -------
+    pd.DataFrame
+        query, rank, score (cosine), path, identity, camera, domain (where known), row
+    """
+    k, among = positive_int('k', k), rows_of(self.records, camera, domain)
+    found = []
+    for names, query, table in _queries(self, images, rows, text, as_is):
+        found.append(_answers(self.records, names, *nearest_rows(query, table, k, among)))
+    if not found: raise ValueError('nothing to search for: give images, text or rows')
+    return pd.concat(found, ignore_index=True)
 
-    @classmethod
-    def from_records(
-        cls,
-        records:pd.DataFrame, # path, and identity, camera, domain where they are known
-        extractor:FeatureExtractor,
-        broken:str='raise', # 'skip': leave out images that cannot be read, and count them in a warning
-        progress:bool=False, # a bar
-    )->'Gallery':
-        """Embed images; ValueError where none can be read.
+# %% ../../nbs/gallery/02_gallery.ipynb #7c3e25f9
+@patch(cls_method=True)
+def from_records(
+    cls:Gallery,
+    records:pd.DataFrame, # path, and identity, camera, domain where they are known
+    extractor:FeatureExtractor,
+    broken:str='raise', # 'skip': leave out images that cannot be read, and count them in a warning
+    progress:bool=False, # a bar
+)->'Gallery':
+    """Embed images; ValueError where none can be read.
 
-        Parameters
-        ----------
-        records : pd.DataFrame
-            path, and identity, camera, domain where they are known
-        broken : str
-            'skip': leave out images that cannot be read, and count them in a warning
-        progress : bool
-            a bar
+    Parameters
+    ----------
+    records : pd.DataFrame
+        path, and identity, camera, domain where they are known
+    broken : str
+        'skip': leave out images that cannot be read, and count them in a warning
+    progress : bool
+        a bar
 
-        Raises
-        ------
-        ValueError
-            where none can be read
-        """
-        return cls(*_embedded(records, extractor, broken, progress), extractor)
+    Raises
+    ------
+    ValueError
+        where none can be read
+    """
+    return cls(*_embedded(records, extractor, broken, progress), extractor)
 
-    @classmethod
-    def from_folder(
-        cls,
-        folder, # searched with all its folders; or a data set `name:folder`
-        extractor:FeatureExtractor,
-        camera:str=None, # regular expression whose group is the camera in a file's name
-        **options, # of `from_records`
-    )->'Gallery':
-        """Embed every image below a folder, in the order of their names; ValueError if there is none.
+@patch(cls_method=True)
+def from_folder(
+    cls:Gallery,
+    folder, # searched with all its folders; or a data set `name:folder`
+    extractor:FeatureExtractor,
+    camera:str=None, # regular expression whose group is the camera in a file's name
+    **options, # of `from_records`
+)->'Gallery':
+    """Embed every image below a folder, in the order of their names; ValueError if there is none.
 
-        Parameters
-        ----------
-        folder
-            searched with all its folders; or a data set `name:folder`
-        camera : str
-            regular expression whose group is the camera in a file's name
+    Parameters
+    ----------
+    folder
+        searched with all its folders; or a data set `name:folder`
+    camera : str
+        regular expression whose group is the camera in a file's name
 
-        Raises
-        ------
-        ValueError
-            if there is none
-        """
-        return cls.from_records(find_images(folder, camera), extractor, **options)
+    Raises
+    ------
+    ValueError
+        if there is none
+    """
+    return cls.from_records(find_images(folder, camera), extractor, **options)
 
-    def save(
-        self,
-        folder, # new or empty, or of a gallery, which is replaced
-    ):
-        """Write records and features to a folder, which `load`, the command line and `embed_gallery` take.
+# %% ../../nbs/gallery/02_gallery.ipynb #8d4f360a
+@patch
+def save(
+    self:Gallery,
+    folder, # new or empty, or of a gallery, which is replaced
+):
+    """Write records and features to a folder, which `load`, the command line and `embed_gallery` take.
 
-        Parameters
-        ----------
-        folder
-            new or empty, or of a gallery, which is replaced
-        """
-        save_gallery(self, folder)
+    Parameters
+    ----------
+    folder
+        new or empty, or of a gallery, which is replaced
+    """
+    save_gallery(self, folder)
 
-    @classmethod
-    def load(
-        cls,
-        folder, # of `save`, `embed_gallery` or `clip-dfgs embed`
-        extractor=None, # a FeatureExtractor, or the place of the model; None: where it lay when it was embedded
-    )->'Gallery':
-        """Open a gallery, its features memory-mapped; ValueError where it is missing, damaged or of another model.
+@patch(cls_method=True)
+def load(
+    cls:Gallery,
+    folder, # of `save`, `embed_gallery` or `clip-dfgs embed`
+    extractor=None, # a FeatureExtractor, or the place of the model; None: where it lay when it was embedded
+)->'Gallery':
+    """Open a gallery, its features memory-mapped; ValueError where it is missing, damaged or of another model.
 
-        Parameters
-        ----------
-        folder
-            of `save`, `embed_gallery` or `clip-dfgs embed`
-        extractor
-            a FeatureExtractor, or the place of the model; None: where it lay when it was embedded
+    Parameters
+    ----------
+    folder
+        of `save`, `embed_gallery` or `clip-dfgs embed`
+    extractor
+        a FeatureExtractor, or the place of the model; None: where it lay when it was embedded
 
-        Raises
-        ------
-        ValueError
-            where it is missing, damaged or of another model
-        """
-        return cls(*open_gallery(folder, extractor))
+    Raises
+    ------
+    ValueError
+        where it is missing, damaged or of another model
+    """
+    return cls(*open_gallery(folder, extractor))

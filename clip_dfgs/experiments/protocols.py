@@ -10,7 +10,6 @@ __all__ = ['PROTOCOLS', 'PUBLISHED', 'Setting', 'protocol_sets', 'protocol_table
 import contextlib
 import io
 import itertools
-import tempfile
 import time
 import warnings
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from ..models.reid_model import ReIDModel
 from ..training.checkpoints import on_main
 from ..training.config import check_config, RECIPES, STAGES, TrainConfig
 from ..training.run import check_folder
-from ..training.trainer import fit, make_sampler
+from ..training.trainer import fit, make_sampler, new_model, stage_loop
 from ..utils.checks import check_choice, DatasetError
 from ..utils.files import write_csv
 from ..viz.charts import make_panels
@@ -285,15 +284,21 @@ def seconds_per_step(
     identities:int=128, # of each domain that are used
 )->dict: # stage -> seconds from step to step, the fastest one
     "Time of a step of each stage on this machine, from a short run."
-    rows = rows[rows.groupby('domain')['label'].rank('dense') <= identities].reset_index(drop=True)
+    rows = pool(rows[rows.groupby('domain')['label'].rank('dense') <= identities])
     stages = {name: replace(stage, steps=steps, epochs=0) for name in STAGES if (stage := getattr(config, name))}
-    times = {}
+    config, times = replace(config, **stages), {}
     def clock(done):
         done.loss.item()                                                       # waits for the device
-        times.setdefault(done.stage, []).append(time.perf_counter())
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-        fit(rows, replace(config, **stages), folder, on_step=clock)
-    return {name: min(b - a for a, b in itertools.pairwise(seen)) for name, seen in times.items()}
+        return time.perf_counter()
+    with contextlib.redirect_stderr(io.StringIO()):
+        model = new_model(rows, config)
+        accelerator = make_accelerator(config.precision, convolutions=model.convolutional)
+        pixels = cached_images(rows['path'].tolist(), model.config['image_size'], config.cache, progress=False)
+        model.to(accelerator.device)
+        for name in stages:
+            seen = [clock(done) for done in stage_loop(name, model, rows, pixels, config, accelerator)]
+            times[name] = min(b - a for a, b in itertools.pairwise(seen))
+    return times
 
 # %% ../../nbs/experiments/01_protocols.ipynb #2e02f8da
 def plan_protocol(

@@ -57,16 +57,21 @@ def material(folder, part, tiny):
     return pool([study.tables(folder, tiny)[source]]), {target: [test]}
 
 
-@torch.inference_mode()
 def features(folder, parts, tiny):
-    "Number of each image by its path, and what the locked tower sees of all, float32 [n,1888]; each is looked at once."
-    file, wanted = folder.parent/'features.npz', set()
+    "Number of each image of some parts by its path, and what the locked tower sees of all; each is looked at once."
+    wanted = set()
     for part in parts:
         rows, targets = material(folder, part, tiny)
-        for table in (rows, *sum(targets.values(), [])):
-            wanted |= {os.path.relpath(path, folder) for path in table['path']}
+        for table in (rows, *sum(targets.values(), [])): wanted |= set(map(str, table['path']))
+    return seen_by_tower(folder, wanted)
+
+
+@torch.inference_mode()
+def seen_by_tower(folder, paths=()):
+    "Number of each image by its path, and what the locked tower sees, float32 [n,1888]; new ones are added to a file."
+    file = folder.parent/'features.npz'
     kept = dict(np.load(file)) if file.exists() else dict(paths=np.array([], str), x=np.zeros((0, 1888), np.float16))
-    if missing := sorted(wanted - set(kept['paths'].tolist())):
+    if missing := sorted({os.path.relpath(path, folder) for path in paths} - set(kept['paths'].tolist())):
         print(f'looking at {len(missing):,} images', flush=True)
         trunk, seen = fill_imagenet(load_timm('tf_efficientnet_lite0')[0].visual.trunk).eval(), []
         for i in range(0, len(missing), 64):

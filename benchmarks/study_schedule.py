@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from study_planted import WORLDS, plan, read_world, render, said
+from study_planted import STUDIES, plan, read_world, render, said
 from study_rendered import dfgs
 
 from clip_dfgs.utils.files import write_text
@@ -53,11 +53,11 @@ def variants(config):
 
 def work_on(work, out, share, tiny):
     "The worlds of one process."
-    size, config, _ = plan(tiny, work)
+    size, config, _ = plan('A', tiny, work)
     mine, of = map(int, share.split('/'))
-    for seed in list(WORLDS[1])[:1 if tiny else 6][mine::of]:
+    for seed in STUDIES['A'][1][1][:1 if tiny else 6][mine::of]:
         render(work, seed, size, 1)
-        rows, targets = read_world(work, seed, size, size.identities)
+        rows, targets = read_world(work, size, size.identities, seed)
         for name, changes in variants(config).items():
             began = time.time()
             with open(os.devnull, 'w') as silent, contextlib.redirect_stderr(silent):

@@ -160,7 +160,7 @@ def train(
     run = fit(rows, config, out, validate=validate, resume=resume, overwrite=overwrite)
     results = run.evaluate(targets) if len(targets) else None # by all processes together
     if not is_main(): return
-    remember(out, options.options(), source=source, target=target)
+    remember(out, options.options() | dict(split=options.split), source=source, target=target)
     if results: print_results(results)
     if page: report([out])
     print(f'run folder: {out}')
@@ -183,7 +183,7 @@ def _warn_one_batch(identities:int, config):
 # %% ../../nbs/cli/02_commands.ipynb #7bfdc68d
 def print_results(results): # domain -> RetrievalResult
     "A table of scores, a row a target; published splits as mean and standard deviation."
-    from clip_dfgs.inference.evaluator import results_table
+    from clip_dfgs.inference.evaluator import by_target, results_table
     for domain, r in results.items():
         if not r.unmatched: continue
         queries = f'{r.unmatched:,} of {r.unmatched + r.queries:,} queries'
@@ -191,16 +191,6 @@ def print_results(results): # domain -> RetrievalResult
     table = results_table(results)
     table = by_target(table[[name for name in table if not name.endswith((' low', ' high'))]]) # too wide for a screen
     print(table.astype(dict(queries=int, unmatched=int)).round(1).to_string())
-
-def by_target(table): # of `results_table`; a row a target, with `mAP std` and `R1 std` where there are splits
-    "Rows such as `viper/0` as one: mean and standard deviation over splits, the two directions of VIPeR averaged."
-    rows = table.drop(index='mean')
-    if not rows.index.str.contains('/').any(): return table
-    splits = rows.select_dtypes('number').groupby(rows.index.str.rstrip('ab'), sort=False).mean()
-    groups = splits.groupby(splits.index.str.partition('/').get_level_values(0), sort=False)
-    means = groups.mean().assign(**{f'{name} std': groups[name].std() for name in ('mAP', 'R1')})
-    means.loc['mean'] = means.drop(columns=['mAP std', 'R1 std']).mean()
-    return means.rename_axis('domain')
 
 # %% ../../nbs/cli/02_commands.ipynb #67c5c1e4
 def protocol(
@@ -248,7 +238,7 @@ def matrix(
     tables = train_matrix(sources, targets, config, out, resume, overwrite)
     if not is_main(): return
     for t, word in zip(sources, source):
-        remember(out/t['domain'].iloc[0], options.options(), source=[word], target=target)
+        remember(out/t['domain'].iloc[0], options.options() | dict(split=options.split), source=[word], target=target)
     for score, t in tables.items():
         tables[score] = t.T.groupby(lambda name: name.partition('/')[0], sort=False).mean().T # over published splits
         print(f'{score}, %\n{tables[score].round(1).to_string()}')
@@ -361,27 +351,17 @@ def test(
 ):
     "Test a saved model."
     from clip_dfgs.evaluation.bootstrap import bootstrap_intervals
+    from clip_dfgs.inference.evaluator import join_splits
     positive_int('--bootstrap', bootstrap, 0)
     for results in tested([model], target, options, precision, exclude, rerank=rerank):
         print_results(results)
         if bootstrap: print(f'95 % intervals over resampled identities, {bootstrap:,} times:')
-        for domain, result in pooled(results).items() if bootstrap else ():
+        for domain, result in join_splits(results).items() if bootstrap else ():
             intervals = bootstrap_intervals(result.per_query, [*result.cmc], bootstrap)
             ends = (f'{name} {100*low:.1f} to {100*high:.1f}' for name, (low, high) in intervals.iterrows())
             print(f'  {domain}: {", ".join(ends)}')
 
-def pooled(results)->dict: # of domain -> RetrievalResult: target -> one with the queries of all its published splits
-    "Published splits as one result, so that an identity is resampled in all of them together."
-    from dataclasses import replace
-    import numpy as np
-    groups = {}
-    for domain, result in results.items(): groups.setdefault(domain.partition('/')[0], []).append(result)
-    def joined(some):
-        columns = {name: np.concatenate([r.columns[name] for r in some]) for name in some[0].columns}
-        digests = {k: ' '.join(getattr(r, k) for r in some).strip() for k in ('query_digest', 'gallery_digest')}
-        return replace(some[0], columns=columns, **digests)
-    return {target: joined(some) for target, some in groups.items()}
-
+# %% ../../nbs/cli/02_commands.ipynb #b277101b
 def compare(
     first:Path, # RUN, RUN/model, or pedestrians: the small CLIP that ships
     second:Path, # another
@@ -395,8 +375,9 @@ def compare(
 ):
     "Test two saved models on the same images: paired difference in percent."
     from clip_dfgs.evaluation.bootstrap import compare as paired
+    from clip_dfgs.inference.evaluator import join_splits
     positive_int('--bootstrap', bootstrap)
-    results = [pooled(r) for r in tested([first, second], target, options, precision, exclude, rerank=rerank)]
+    results = [join_splits(r) for r in tested([first, second], target, options, precision, exclude, rerank=rerank)]
     for domain in results[0] if results else ():
         table = paired(*(r[domain] for r in results), bootstrap=bootstrap)
         print(domain, (100*table.drop(columns='better')).round(1).to_string(), sep='\n')
@@ -507,7 +488,7 @@ def search(
     top:int=10, # answers to each
     camera:tuple=(), # only these cameras, as the column camera names them
     domain:tuple=(), # only these domains
-    picture:Path=None, # write a sheet of queries and answers here (PNG)
+    sheet:Path=None, # write a sheet of queries and answers here (PNG)
     csv:Path=None, # write the answers here as a table
     model:str=None, # where the gallery's model lies now, if it was moved
     as_is:bool=False, # give the small CLIP the sentence itself, not whole captions that say it
@@ -519,7 +500,7 @@ def search(
     images = [os.path.expanduser(image) for image in images]
     if not images and not text: raise ValueError('no query: name an image, or --text "a sentence"')
     if top < 1: raise ValueError(f'--top {top}: ask for at least one answer')
-    _check_outputs(picture, csv, images)
+    _check_outputs(sheet, csv, images)
     _check_sentences(text)
     stored = Gallery.load(gallery, _model_place(model))
     found = stored.search(images or None, top, text or None, camera=camera, domain=domain, as_is=as_is)
@@ -528,17 +509,17 @@ def search(
         if how: warnings.warn(f'{printable(sentence)[:60]!r} is {how}', stacklevel=2)
     print_answers(found)
     if csv: write_text(found.drop(columns='row').to_csv(index=False), csv)
-    if not picture: return
-    write_image(search_sheet(found, images, text, top), picture)
-    print(f'sheet: {picture}')
+    if not sheet: return
+    write_image(search_sheet(found, images, text, top), sheet)
+    print(f'sheet: {sheet}')
 
 # %% ../../nbs/cli/02_commands.ipynb #9deb01ca
-def _check_outputs(picture, csv, images):
+def _check_outputs(sheet, csv, images):
     "ValueError where an answer would be written over a query, or over a table that is no answer."
-    if picture: check_ending(picture, '.png')
+    if sheet: check_ending(sheet, '.png')
     for image in images:
-        if picture and os.path.exists(picture) and os.path.exists(image) and os.path.samefile(picture, image):
-            raise ValueError(f'--picture {picture} is a query; choose another name')
+        if sheet and os.path.exists(sheet) and os.path.exists(image) and os.path.samefile(sheet, image):
+            raise ValueError(f'--sheet {sheet} is a query; choose another name')
     first = csv.read_text('utf-8', 'replace')[:200].strip() if csv and csv.is_file() else ''
     if first and not first.startswith('query,rank,score'):
         raise ValueError(f'--csv {csv} is there and no answer of a search; choose another name')

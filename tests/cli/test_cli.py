@@ -242,7 +242,7 @@ embed WORLD/query --model pedestrians --out RUN --frame-step 5 | --frame-step wo
 check-data market1501 WORLD --visibility 0.5 | visibility would change nothing
 search EMPTY WORLD/x.jpg | is no gallery
 search RUN --text red | is not there; clip-dfgs embed makes one
-search EMPTY --text red --picture RUN.jpg | name it run.png
+search EMPTY --text red --sheet RUN.jpg | name it run.png
 demo --out WORLD --overwrite | not of a demo
 train --source csv:EMPTY/no.csv --out RUN --batch 16 | no camera is known; give --camera EXPRESSION
 test pedestrians --target csv:EMPTY/no.csv | no camera is known
@@ -366,13 +366,13 @@ def test_answers_are_not_written_over_queries_and_tables(world, plain, tmp_path,
     (tmp_path/'table.csv').write_text('path,pid\n')
     (tmp_path/'link.png').symlink_to('asked.png')
     before = (tmp_path/'asked.png').read_bytes()
-    for option in (['--picture', 'asked.png'], ['--picture', './link.png'], ['--csv', 'table.csv']):
+    for option in (['--sheet', 'asked.png'], ['--sheet', './link.png'], ['--csv', 'table.csv']):
         code, _, err = said('search', 'stored', asked, *option)
         assert code == 2 and 'choose another name' in err and err.count('clip-dfgs:') == 1, err
     code, _, err = said('report', tmp_path, '--out', 'table.csv')
     assert code == 2 and 'name it table.html' in err
     assert (tmp_path/'asked.png').read_bytes() == before and (tmp_path/'table.csv').read_text() == 'path,pid\n'
-    for _ in range(2): done('search', 'stored', asked, '--csv', 'found.csv', '--picture', 'found.png')
+    for _ in range(2): done('search', 'stored', asked, '--csv', 'found.csv', '--sheet', 'found.png')
     assert (tmp_path/'found.csv').read_text().startswith('query,rank,score')
     shutil.copytree(plain, tmp_path/'set')
     first = sorted((tmp_path/'set'/'train').rglob('*.jpg'))[0]

@@ -66,7 +66,7 @@ study --source market1501:world --target market1501:world --out new --quick 1 --
 report empty
 embed world/query market1501:world --model pedestrians --out new --domain a b --camera _c(.) --dtype float32 --block 9
 embed world/query --model run --out stored --batch 4
-search stored world/query/x.jpg --text red --top 3 --camera 1 --domain query --picture new.png --csv new.csv --exact
+search stored world/query/x.jpg --text red --top 3 --camera 1 --domain query --sheet new.png --csv new.csv --exact
 search stored --text red blue --model run
 export run --to new/f.onnx --precision int8 --tolerance .1
 demo --out file --seed 1 --identities 4 --steps 1

@@ -337,9 +337,9 @@ def test_hostile_names(tmp_path):
     code, out, err = said('embed', tmp_path/'shots', '--model', 'pedestrians', '--out', tmp_path/'g')
     assert code == 0 and '8 images' in out and '1 names are not in UTF-8' in err, err # one is hidden
     code, out, err = said('search', tmp_path/'g', tmp_path/'shots'/'ü.png', '--top', '20', '--csv', tmp_path/'f.csv',
-                          '--picture', tmp_path/'f.png')
+                          '--sheet', tmp_path/'f.png')
     assert code == 0 and '\x1b' not in out and len(out.splitlines()) == 11, out # a head, the question, answers
-    code, out, err = said('search', tmp_path/'g', '--text', 'a\x1b[31m man', '--picture', tmp_path/'f.png')
+    code, out, err = said('search', tmp_path/'g', '--text', 'a\x1b[31m man', '--sheet', tmp_path/'f.png')
     assert code == 0 and '\x1b' not in out + err
     code, out, err = said('features', tmp_path/'g', '--to', tmp_path/'f.parquet')
     assert code == 0 and out.endswith('8 images, vectors of 320 numbers\n'), err
@@ -361,7 +361,7 @@ def test_cameras_and_domains(home):
     assert list(table) == 'query rank score path camera domain'.split()
     for words, line in ((('--camera', '3'), "no camera '3' in the gallery"),
                         (('--domain', 'shot'), "did you mean 'shots'"),
-                        (('--top', '0'), 'at least one answer'), (('--picture', 'x.jpg'), 'name it x.png'),
+                        (('--top', '0'), 'at least one answer'), (('--sheet', 'x.jpg'), 'name it x.png'),
                         (('--text', ''), 'query text is empty')):
         code, _, err = said('search', home/'gallery', home/'shots'/'000_c1.png', *words)
         assert code == 2 and line in err and err.count('\n') == 1, err

@@ -1,9 +1,9 @@
-"""Studies A and E, declared before they were run: worlds without planted groups; batches of one source domain.
+"""Studies A, B and E, declared before they were run: no planted groups; rivals of the walk; one source domain.
 
     python benchmarks/study_planted.py --work FOLDER --share 0/2 &    # the even worlds
     python benchmarks/study_planted.py --work FOLDER --share 1/2 &    # the odd ones
     python benchmarks/study_planted.py --report                       # the declared comparisons, from rows.csv
-    python benchmarks/study_planted.py --study E ...                  # the same for study E
+    python benchmarks/study_planted.py --study E ...                  # the same for study E, or B
     python benchmarks/study_planted.py --work FOLDER --out FOLDER --tiny # the same code in a minute
 
 results/declared says what is compared and how. A world is rendered, its start trained, then each variant from that
@@ -44,6 +44,8 @@ STUDIES = {
         ('other', 1, 'PK one domain', 'PK'), ('other', 4, 'PK one domain', 'PK'),
         ('other', 1, 'adaptive', 'PK one domain'), ('other', 4, 'adaptive', 'PK one domain'),
         ('other', 1, 'PK', 'start'), ('other', 4, 'PK', 'start'))),
+    'B': ('rivals', {1: range(300, 308)}, (
+        ('primary', 1, 'adaptive', 'RIVAL1'), ('second', 1, 'adaptive', 'RIVAL2'), ('third', 1, 'adaptive', 'RIVAL3'))),
     'E': ('one_domain', {1: range(320, 328), 4: range(310, 318)}, (
         ('primary', 1, 'PK one domain', 'PK'), ('second', 1, 'DFGS one domain', 'PK one domain'),
         ('third', 4, 'PK one domain', 'PK'), ('fourth', 4, 'DFGS one domain', 'PK one domain'),
@@ -96,8 +98,11 @@ class OneDomainDFGS(OneDomainPK, DepthFirstGraphSampler):
         return np.concatenate([random_batch_mask(n, share) for n in counts])[self.order_of_batches]
 
 
-def variants(study):
+def variants(study, config):
     "What is compared, in the order of work."
+    if study == 'B':
+        from study_rivals import decided
+        return decided(config)
     one = dict(sampler='study_planted:OneDomainPK', graph_every_steps=10**6)   # the graph that it is given is not used
     walk = dfgs(neighbors_from='within') | dict(sampler='study_planted:OneDomainDFGS')
     of = {'A': {'PK': dict(sampler='pk'), 'adaptive': dfgs(pk_ratio='adaptive'), 'DFGS': dfgs(), 'PK one domain': one},
@@ -125,7 +130,7 @@ def render(work, seed, size:Size, look_alikes):
                       workers=1, progress=False)
 
 
-def work_on(study, work, out, share, tiny):
+def work_on(study, work, out, share, tiny, only=None):
     "The worlds of one process, in the declared order."
     size, config, worlds = plan(study, tiny, work)
     mine, of = map(int, share.split('/'))
@@ -137,7 +142,8 @@ def work_on(study, work, out, share, tiny):
             said(f'world {seed}, {look_alikes} share a caption: rendered', began)
             rows, targets = read_world(work, size, size.identities, seed)
             folder = Path(work)/f'look_alikes-{look_alikes}'
-            for name, changes in variants(study).items():
+            for name, changes in variants(study, config).items():
+                if only and name not in only: continue
                 began = time.time()
                 with open(os.devnull, 'w') as silent, contextlib.redirect_stderr(silent):
                     compare_variants(rows, targets, config, {name: changes}, [seed], folder, every)
@@ -226,6 +232,7 @@ def main(given=None):
     p.add_argument('--work', type=Path, help='folder of worlds, starts and runs')
     p.add_argument('--out', type=Path, help="folder of the small tables; default: the study's, in results")
     p.add_argument('--share', default='0/1', help='which of the worlds: 0/2 every second one, 1/2 the others')
+    p.add_argument('--only', nargs='+', help='names of variants')
     p.add_argument('--tiny', action='store_true', help='a few steps in small worlds')
     p.add_argument('--report', action='store_true', help='print and write what rows.csv says')
     p.add_argument('--collect', action='store_true', help='only write the small tables of what is in --work')
@@ -236,7 +243,7 @@ def main(given=None):
     if a.collect: return save(str(a.work), a.out)
     a.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    work_on(a.study, str(a.work), a.out, a.share, a.tiny)
+    work_on(a.study, str(a.work), a.out, a.share, a.tiny, a.only)
 
 
 if __name__ == '__main__': main()

@@ -169,7 +169,7 @@ def save(work, out):
             histories += [history(run, n) for run in sorted(folder.glob('seed-*/*/sampler.csv')) if ended(run.parent)]
         names = dict(seed='world', domain='target', R1='rank1')
         table = pd.concat(tables).rename(columns=names)
-        table = table[['world', 'look_alikes', 'variant', 'target', 'step', 'mAP', 'rank1', 'mINP', 'queries']]
+        table = table[['world', 'look_alikes', 'variant', 'target', 'step', 'mAP', 'rank1', 'mINP', 'queries', 'last']]
         write_text(table.round(6).to_csv(index=False), out/'rows.csv')
         write_text(pd.concat(histories).round(5).to_csv(index=False), out/'history.csv')
         pd.concat(queries).round(6).to_csv(Path(work)/'queries.csv.gz', index=False)
@@ -206,7 +206,8 @@ def history(file, look_alikes, parts=20):
 def report(study, out):
     "The declared comparisons: paired differences over worlds at the last step, in points, with 95 % t intervals."
     rows = pd.read_csv(out/'rows.csv')
-    last = rows[(rows['step'] == rows['step'].max()) | (rows['variant'] == 'start')]
+    ended = rows['last'] if 'last' in rows else rows['step'] == rows['step'].max()
+    last = rows[ended | (rows['variant'] == 'start')]
     lines = []
     unseen = last['target'] != 'held-out'
     for sort, part in (('unseen', last[unseen]), ('held-out', last[~unseen])):

@@ -5,7 +5,8 @@
     python benchmarks/study_rivals.py --report                                # means and paired differences
     python benchmarks/study_rivals.py --work FOLDER --out FOLDER --tiny       # the same code in a minute
 
-This is the screen of results/declared/B_rivals.md. A locked tower looks at every image once; behind it a small head
+This is the screen of results/declared/B_rivals.md; its three winners meet *adaptive* on study A's worlds by
+`study_planted.py --study B`. A locked tower looks at every image once; behind it a small head
 learns, first with PK batches (the start), then from that start with each rival, always 3,000 steps. What is ranked are
 held-out identities of the sources, never a target. Beds: `worlds`, those of study A without planted groups, through
 the small CLIP of their starts; `groups`, those whose identities share a caption in fours; `market`, Market-1501
@@ -25,8 +26,8 @@ import study_photographs as photographs
 import torch
 from scipy.cluster.vq import kmeans2
 from study_photographs_head import Head, seen_by_tower
-from study_planted import plan, read_world
-from study_rendered import world_folder
+from study_planted import domains_of, plan, read_world
+from study_rendered import dfgs, world_folder
 
 from clip_dfgs.data.loader import cached_images
 from clip_dfgs.data.records import pool
@@ -107,6 +108,13 @@ class BalancedSampler(GroupSampler):
         return batches_by(follow, self.tuplets, self.ids_per_batch, rng)
 
 
+class DomainBalancedPK(BalancedSampler):
+    "`BalancedSampler` over the source domains, which have cameras of their own."
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more)
+        self.groups = np.unique(domains_of(self), return_inverse=True)[1]
+
+
 class MemoryTriplet:
     "Batch-hard triplet loss whose partners are also found among the last `slots` embeddings (cross-batch memory)."
     def __init__(self, slots=SLOTS, margin=.3):
@@ -124,15 +132,15 @@ class MemoryTriplet:
 
 # -- the rivals
 
-def rivals(bed):
+def rivals(bed, batch=BATCH):
     "What is compared: name -> sampler, and what is different."
     soft = photographs.SOFT
     found = {
         'PK': (PKSampler, {}), 'DFGS': (DepthFirstGraphSampler, {}),
         'adaptive': (DepthFirstGraphSampler, dict(adaptive=True)), 'GS, fresh graphs': (GraphSampler, dict(k=15)),
         'random walk': (RandomWalkSampler, {}), 'k-means': (GroupSampler, dict(groups='k-means')),
-        'PK, batch x 2': (PKSampler, dict(batch=2*BATCH)),
-        'PK, batch x 2, steps / 2': (PKSampler, dict(batch=2*BATCH, steps=.5)),
+        'PK, batch x 2': (PKSampler, dict(batch=2*batch)),
+        'PK, batch x 2, steps / 2': (PKSampler, dict(batch=2*batch, steps=.5)),
         'PK, memory': (PKSampler, dict(memory=True)), 'PK soft': (PKSampler, dict(stage=soft)),
         'PK, 17 % more steps': (PKSampler, dict(steps=1.17)),
         'DFGS soft': (DepthFirstGraphSampler, dict(stage=soft)),
@@ -140,6 +148,17 @@ def rivals(bed):
     if bed != 'market': found['PK, domains balanced'] = BalancedSampler, dict(groups='domain')
     if bed == 'groups': found['oracle'] = GroupSampler, dict(groups='caption')
     return found
+
+
+def decided(config):
+    "The winners of the screen for whole runs of study A's settings, beside *adaptive* and PK; in the order of work."
+    last = config.finetune
+    def longer(**changes): return dict(sampler='pk', finetune=replace(last, **changes))
+    return {'PK': dict(sampler='pk'), 'adaptive': dfgs(pk_ratio='adaptive'),
+            'PK, batch x 2': longer(batch=2*last.batch),
+            'PK, batch x 2, steps / 2': longer(batch=2*last.batch, steps=last.steps//2),
+            'PK, 17 % more steps': longer(steps=round(1.17*last.steps)),
+            'PK, domains balanced': dict(sampler='study_rivals:DomainBalancedPK', graph_every_steps=10**6)}
 
 
 def clusters(centers, count, seed):
@@ -151,7 +170,7 @@ def clusters(centers, count, seed):
 
 
 def train(head, x, rows, kind, seed, groups=None, stage=None, steps=1., batch=BATCH, k=10, adaptive=False,
-          memory=False, size=STEPS, live=False):
+          memory=False, size=STEPS, live=False, watched=BATCH):
     "Train a head in place; the violated share of the last tenth of the steps (of a random batch beside each)."
     labels, cameras = (rows[name].to_numpy(copy=True) for name in ('label', 'cam_label'))
     stage = replace(STAGE, steps=max(2, round(size*steps)), batch=batch, **(stage or {}))
@@ -161,7 +180,7 @@ def train(head, x, rows, kind, seed, groups=None, stage=None, steps=1., batch=BA
     fresh = min_batches(sampler.tuplets, batch//4)                             # batches of one pass by DFGS
     ratio, losses, step, epoch, position = adaptive and AdaptivePKRatio(sampler), memory and MemoryTriplet(), 0, 0, 0
     y, optimizer = torch.as_tensor(labels), torch.optim.AdamW(head.parameters(), lr=0., weight_decay=5e-4, fused=True)
-    watch, violated = PKSampler(labels, cameras, seed=seed + 1, batch=BATCH, instances=4), []
+    watch, violated = PKSampler(labels, cameras, seed=seed + 1, batch=watched, instances=4), []
     random = iter(())
 
     def renew():
@@ -270,21 +289,22 @@ def score(head, x, test):
 def one_seed(a, bed, seed, file):
     "The start of a seed, then every rival that is not in the table yet; a row as soon as it is known."
     done = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=['seed', 'rival'])
-    names = rivals(bed)
+    usual = 16 if a.tiny else BATCH
+    names = rivals(bed, usual)
     left = [name for name in ('start', *names) if not ((done['seed'] == seed) & (done['rival'] == name)).any()]
     if not left: return
     rows, test, x, known = material(a, bed, seed)
-    own, size = x[:len(rows)], dict(size=4) if a.tiny else {}
+    own, size = x[:len(rows)], dict(size=4 if a.tiny else STEPS, watched=usual)
     torch.manual_seed(seed)
     start = Head(x.shape[1], rows['label'].nunique(), seed, False)
-    first = train(start, own, rows, PKSampler, seed, size=4 if a.tiny else START, live=True)
+    first = train(start, own, rows, PKSampler, seed, batch=usual, live=True, watched=usual, size=4 if a.tiny else START)
     for name in left:
         begun, head, lost = time.time(), copy.deepcopy(start), first
         if name != 'start':
             kind, more = names[name]
             if 'groups' in more: more = more | dict(groups=known.get(more['groups'], more['groups']))
             torch.manual_seed(seed + 1)
-            lost = train(head, own, rows, kind, seed + 1, **more, **size)
+            lost = train(head, own, rows, kind, seed + 1, **dict(batch=usual) | more | size)
         row = dict(seed=seed, rival=name, **score(head, x[len(rows):], test), violated=lost)
         done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
         write_text(done.to_csv(index=False, float_format='%.5g'), file)

@@ -59,10 +59,9 @@ def plot_batches(
     ValueError
         for wrong shapes (
     """
-    points, labels = np.asarray(points, dtype=float), np.asarray(labels)
+    points, labels, panels = np.asarray(points, dtype=float), np.asarray(labels), named(batches)
     if points.shape != (len(labels), 2):
         raise ValueError(f'points have shape {points.shape} for {len(labels)} labels: give [n, 2]')
-    panels = named(batches)
     fig, axes = make_panels(1, len(panels), (3.1, 2.9))
     for ax, (name, epoch) in zip(axes[0], panels.items()):
         _draw_batches(ax, points, labels, epoch)
@@ -77,9 +76,9 @@ def _batch_spread(batches, labels:np.ndarray, centers:torch.Tensor)->np.ndarray:
 
 def _share_seen(batches, images:int)->np.ndarray: # shape [batches]
     "Which share of all images has been seen after each batch."
-    first = np.full(images, len(batches)) # the batch in which an image is seen first
-    for number in reversed(range(len(batches))): first[batches[number]] = number
-    return np.cumsum(np.bincount(first, minlength=len(batches) + 1)[:len(batches)])/images
+    number = np.repeat(np.arange(len(batches)), [len(batch) for batch in batches])
+    first = number[np.unique(np.concatenate(batches), return_index=True)[1]] # the batch in which an image is seen first
+    return np.cumsum(np.bincount(first, minlength=len(batches)))/images
 
 def plot_epoch(
     epochs, # lists of rows, or a mapping from sampler names to them
@@ -198,7 +197,7 @@ def plot_ranked_gallery(
     title : str
         above the figure
     """
-    rows = list(range(min(rows, len(query)))) if isinstance(rows, int) else [int(row) for row in rows]
+    rows = np.arange(len(query))[:rows] if isinstance(rows, int) else np.asarray(rows, int)
     ids, gallery_ids = np.asarray(query_ids)[rows], np.asarray(gallery_ids)
     cams = None if query_cams is None else np.asarray(query_cams)[rows]
     near = nearest_gallery(torch.as_tensor(query)[rows], gallery, ids, gallery_ids, cams, gallery_cams, k, metric)
@@ -208,20 +207,14 @@ def plot_ranked_gallery(
     for ax, row, i, positions in zip(axes[:, 0], rows, ids, near):
         _framed(ax, tile(query_images, row), 0)
         for place, position in enumerate(positions[positions >= 0]):
-            right = bool(gallery_ids[position] == i)
-            _framed(ax, tile(gallery_images, position), 1.4*W + place*(W + 5), right)
+            _framed(ax, tile(gallery_images, position), 1.4*W + place*(W + 5), bool(gallery_ids[position] == i))
         ax.set(xlim=(-3, width), ylim=(H + 3, -3), aspect='equal')
         ax.axis('off')
     return fig
 
 # %% ../../nbs/viz/02_images.ipynb #73991d67
-def overlay(
-    pixels, # uint8, shape [n,H,W,3]
-    maps, # shape [n,h,w]
-    share:float=.55, # of the map's color
-    together:bool=False, # one scale for all maps, else each its own
-)->np.ndarray: # float 0..1, shape [n,H,W,3]
-    "Maps in colors over gray images, from the lowest (blue) to the highest value (yellow)."
+def overlay(pixels, maps, share:float=.55, together:bool=False)->np.ndarray: # float 0..1, shape [n,H,W,3]
+    "Maps [n,h,w] from blue to yellow (highest), on a scale each or `together`, over images uint8 [n,H,W,3] in gray."
     out, maps, axes = [], np.asarray(maps, np.float32), (0, 1, 2) if together else (1, 2)
     scaled = (maps - maps.min(axes, keepdims=True))/np.maximum(np.ptp(maps, axes, keepdims=True), 1e-12)
     for image, values in zip(pixels, scaled):

@@ -37,6 +37,11 @@ def make_panels(rows:int=1, columns:int=1, size:tuple=(3.2, 2.4), title:str='', 
     if title: fig.suptitle(title, fontsize=10)
     return fig, axes
 
+def titled(ax, title:str, **settings):
+    "A title of 10 points, and settings of `ax.set`."
+    ax.set_title(title, fontsize=10)
+    ax.set(**settings)
+
 def named(things)->dict: # a mapping as it is; one thing under an empty name
     return dict(things) if isinstance(things, Mapping) else {'': things}
 
@@ -117,8 +122,8 @@ def plot_cmc(
         label = f'{name}  R1 {100*curve[0]:.1f}  mAP {100*result.mAP:.1f}'.strip()
         ax.plot(range(1, max_rank + 1), curve, label=label, **style)
         lowest = min(lowest, curve[0])
-    ax.set_title('cumulative matching characteristic', fontsize=10)
-    ax.set(xlabel='rank', xlim=(1, max(2, max_rank)), ylabel='share of queries with a match', ylim=(.95*lowest, 1.01))
+    titled(ax, 'cumulative matching characteristic', xlabel='rank', xlim=(1, max(2, max_rank)),
+           ylabel='share of queries with a match', ylim=(.95*lowest, 1.01))
     legend_outside(fig, columns=1)
     return fig
 
@@ -155,8 +160,7 @@ def plot_distances(
             ax.axvline(edge, color='white', lw=.7)
     aspect = 'equal' if distances.shape[0] == distances.shape[1] else 'auto'
     fig.colorbar(ax.imshow(distances, cmap='cividis', interpolation='nearest', aspect=aspect), ax=ax, label='distance')
-    ax.set(xlabel='column', ylabel='row' + by)
-    ax.set_title(title, fontsize=10)
+    titled(ax, title, xlabel='column', ylabel='row' + by)
     return fig
 
 # %% ../../nbs/viz/01_charts.ipynb #cb16f3bc
@@ -197,8 +201,7 @@ def plot_results(
                       yerr=None if errors is None else ends[:, i], error_kw=dict(elinewidth=1, capsize=2.5))
         ax.bar_label(bars, fmt='%.1f', padding=1.5, fontsize=8)
     ax.set_xticks(range(m), scores.columns.astype(str))
-    ax.set_ylabel(ylabel)
-    ax.set_title(title, fontsize=10)
+    titled(ax, title, ylabel=ylabel)
     ax.margins(y=.12)
     legend_outside(fig)
     return fig
@@ -254,7 +257,6 @@ def plot_differences(
     fig, axes = make_panels(1, len(panels), size, title, sharex=True)
     for ax, (name, table) in zip(axes[0], panels.items()):
         draw_intervals(ax, paired_differences(table, to), table.drop(columns=to).sub(table[to], axis=0))
-        ax.set_title(name, fontsize=10)
-        ax.set_xlabel(f'difference to {to}, mAP, points')
+        titled(ax, name, xlabel=f'difference to {to}, mAP, points')
     legend_outside(fig)
     return fig

@@ -20,7 +20,8 @@ from PIL import Image
 from ..data.image_io import to_pixels
 from ..evaluation.metrics import nearest_gallery
 from ..sampling.graph import identity_features
-from .charts import DPI, legend_outside, line_styles, make_panels, MARKERS, named, PALETTE, RIGHT, WRONG
+from .charts import DPI, legend_outside, line_styles, make_panels, named, titled
+from .charts import MARKERS, PALETTE, RIGHT, WRONG
 
 # %% ../../nbs/viz/02_images.ipynb #80dc1d54
 def _draw_batches(ax, points, labels, batches):
@@ -36,7 +37,6 @@ def _draw_batches(ax, points, labels, batches):
             else: dot(row, s=38, facecolor=color, edgecolor='white', lw=.4)
             used[row] += 1
     for row in np.flatnonzero(used == 0): dot(row, s=34, facecolor='none', edgecolor='0.65', lw=.8)
-    ax.set(xticks=[], yticks=[], aspect='equal')
 
 def plot_batches(
     points, # image features in the plane, shape [n, 2]
@@ -65,7 +65,7 @@ def plot_batches(
     fig, axes = make_panels(1, len(panels), (3.1, 2.9))
     for ax, (name, epoch) in zip(axes[0], panels.items()):
         _draw_batches(ax, points, labels, epoch)
-        ax.set_title(name, fontsize=10)
+        titled(ax, name, xticks=[], yticks=[], aspect='equal')
     if max(len(ax.lines) for ax in fig.axes) <= len(PALETTE): legend_outside(fig)
     return fig
 
@@ -106,10 +106,8 @@ def plot_epoch(
         if features is None: continue
         spread = _batch_spread(batches, labels, torch.as_tensor(features).float())
         axes[0, 1].plot(range(1, len(batches) + 1), spread, lw=1.2, **style)
-        axes[0, 1].set(xlabel='batch', ylabel='mean distance', ylim=(0, None))
-        axes[0, 1].set_title('closeness', fontsize=10)
-    axes[0, 0].set(xlabel='batch', ylabel='share of images seen', ylim=(0, 1.04))
-    axes[0, 0].set_title('coverage', fontsize=10)
+        titled(axes[0, 1], 'closeness', xlabel='batch', ylabel='mean distance', ylim=(0, None))
+    titled(axes[0, 0], 'coverage', xlabel='batch', ylabel='share of images seen', ylim=(0, 1.04))
     legend_outside(fig)
     return fig
 
@@ -141,8 +139,8 @@ def plot_batch_images(
             left, top = x*(W + 4), y*(H + 4)
             ax.imshow(tile(images, row), extent=(left, left + W, top + H, top))
             if cameras is not None: ax.text(left + 3, top + 3, str(np.asarray(cameras)[row]), **corner)
-    ax.set(xlim=(0, len(columns)*(W + 4) - 4), ylim=(tallest*(H + 4) - 4, -20), aspect='equal')
-    ax.set_title(title if cameras is None else f'{title}, in the corner the camera', fontsize=10)
+    titled(ax, title if cameras is None else f'{title}, in the corner the camera',
+           xlim=(0, len(columns)*(W + 4) - 4), ylim=(tallest*(H + 4) - 4, -20), aspect='equal')
     ax.axis('off')
     return fig
 

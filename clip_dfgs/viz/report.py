@@ -27,7 +27,7 @@ from ..data.image_io import ImageError
 from ..training.config import STAGES
 from ..utils.files import write_text
 from . import runs as views
-from .charts import legend_outside, make_panels, PALETTE, plot_history
+from .charts import legend_outside, make_panels, PALETTE, plot_history, titled
 from .images import plot_batch_images, plot_epoch
 from .runs import Absent, check_same_targets, evaluate_run, run_config, run_folder, run_table
 
@@ -84,8 +84,7 @@ def plot_validation(run)->Figure:
         for (domain, rows), color in zip(results.groupby('domain', sort=False), itertools.cycle(PALETTE)):
             for score, look in (('mAP', {}), ('R1', dict(ls='--', alpha=.6))):
                 ax.plot(rows['step'], 100*rows[score], label=f'{domain} {score}', c=color, marker='o', ms=3, **look)
-        ax.set_xlabel('step')
-        ax.set_title(f'{stage}, held-out identities', fontsize=10)
+        titled(ax, f'{stage}, held-out identities', xlabel='step')
     axes[0, 0].set_ylabel('%')
     legend_outside(fig)
     return fig

@@ -35,7 +35,7 @@ from ..models.weights import tokenizer_of
 from ..training.checkpoints import checkpoints, _whole
 from ..training.config import config_from, TrainConfig
 from ..utils.checks import check_choice
-from .charts import draw_intervals, legend_outside, make_panels, MARKERS, PALETTE, RIGHT, WRONG
+from .charts import draw_intervals, legend_outside, make_panels, MARKERS, PALETTE, RIGHT, titled, WRONG
 from .images import overlay, plot_image_rows, plot_ranked_gallery
 
 # %% ../../nbs/viz/03_runs.ipynb #eb9e4244
@@ -211,8 +211,7 @@ def plot_paired(paired:pd.DataFrame, names)->Figure:
     fig, axes = make_panels(1, len(panels), (4.2, .32*len(paired)/len(panels) + 1.1), title, sharex=True)
     for ax, (domain, rows) in zip(axes[0], panels):
         draw_intervals(ax, rows.droplevel(0).rename(columns=dict(difference='mean')))
-        ax.set_xlabel('difference, points (filled: zero is outside)')
-        ax.set_title(domain, fontsize=10)
+        titled(ax, domain, xlabel='difference, points (filled: zero is outside)')
     return fig
 
 # %% ../../nbs/viz/03_runs.ipynb #883119c7
@@ -228,8 +227,7 @@ def plot_gains(first:dict, second:dict, names)->Figure:
         gain = 100*np.sort(_gains(first[domain], second[domain]))
         ax.fill_between(range(1, len(gain) + 1), gain, step='mid', color=PALETTE[0], alpha=.6, lw=0)
         ax.axhline(0, color='.4', lw=.8)
-        ax.set_xlabel('queries, sorted by their change')
-        ax.set_title(f'{domain}: {(gain > 0).sum()} gain, {(gain < 0).sum()} lose', fontsize=10)
+        titled(ax, f'{domain}: {(gain > 0).sum()} gain, {(gain < 0).sum()} lose', xlabel='queries, sorted by change')
     axes[0, 0].set_ylabel('change of AP, points')
     return fig
 
@@ -316,8 +314,7 @@ def plot_points(
                 ax.scatter(*places[of == group].T, label=str(group), **look)
             label = 'all others' if len(names) > most else None
             ax.scatter(*places[~np.isin(of, names[:most])].T, s=7, color='.8', lw=0, zorder=1, label=label)
-            ax.set(xticks=[], yticks=[])
-            ax.set_title(f'{name}, by {title}', fontsize=10)
+            titled(ax, f'{name}, by {title}', xticks=[], yticks=[])
         beside = dict(loc='center left', bbox_to_anchor=(1, .5), fontsize=8, title_fontsize=8, frameon=False)
         line[-1].legend(title=title, **beside)
     return fig
@@ -376,8 +373,7 @@ def plot_histograms(pairs:dict)->Figure: # name -> of `pair_distances`
         for share, (color, dash, kind) in zip(shares, kinds):
             ax.stairs(share, edges, color=color, fill=True, alpha=.35)
             ax.stairs(share, edges, color=color, label=kind, ls=dash)
-        ax.set_title(f'{name}: overlap {np.minimum(*shares).sum():.0f} %', fontsize=10)
-        ax.set(xlabel='cosine distance', xlim=(edges[0], edges[-1]))
+        titled(ax, f'{name}: overlap {np.minimum(*shares).sum():.0f} %', xlabel='cosine distance', xlim=edges[[0, -1]])
     axes[0, 0].set_ylabel('share of pairs, %')
     legend_outside(fig)
     return fig

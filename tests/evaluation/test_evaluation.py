@@ -358,7 +358,6 @@ def test_nearest_images_with_some_labels_only():
 
 SETTINGS = {
     'medium': lambda: torch.set_float32_matmul_precision('medium'),
-    'tf32': lambda: setattr(torch.backends.cuda.matmul, 'allow_tf32', True),
     'of the backend': lambda: setattr(torch.backends.mkldnn.matmul, 'fp32_precision', 'bf16')}
 
 

@@ -23,7 +23,6 @@ def _bootstrap_means(values:np.ndarray, identities:Sequence, resamples:int=1000,
     draws = np.random.default_rng(seed).multinomial(len(names), chance, size=positive_int('resamples', resamples))
     return draws @ sums/(draws @ counts)[:, None]
 
-# %% ../../nbs/evaluation/05_bootstrap.ipynb #3013b638
 def _score_table(per_query:pd.DataFrame, ranks=(1, 5, 10))->pd.DataFrame: # columns mAP, R1, ..., mINP
     "Each scored query's own contribution to the averages, from the table of a `RetrievalResult`."
     scored = per_query[per_query.matches > 0]
@@ -58,7 +57,6 @@ def _check_pair(first, second):
         raise ValueError(f'the results differ in their {what} ({len(a):,} and {len(b):,} queries): compare them on one '
                          'test set')
 
-# %% ../../nbs/evaluation/05_bootstrap.ipynb #9b57f30f
 def compare(
     first,                  # a `RetrievalResult`: of the same queries, in the same order, and the same gallery
     second,                 # another, of the same

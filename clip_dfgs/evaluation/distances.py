@@ -28,7 +28,6 @@ def _features(x, name:str)->torch.Tensor:
     raise ValueError(f'{name} features are not finite, or too large to be squared, in {len(bad):,} of {len(x):,} rows, '
                      f'first row {bad[0]}')
 
-# %% ../../nbs/evaluation/01_distances.ipynb #1e8f2810
 def feature_pair(query, gallery)->tuple[torch.Tensor, torch.Tensor]:
     "Query and gallery features in one precision, on the gallery's device."
     query, gallery = _features(query, 'query'), _features(gallery, 'gallery')
@@ -61,7 +60,6 @@ def _cosine(query:torch.Tensor, gallery:torch.Tensor)->tuple[torch.Tensor, Calla
         torch.addcmul(one, torch.mm(asked, gallery[tile].T, out=room), scale[tile], out=out)
     return torch.nn.functional.normalize(query, dim=1), fill
 
-# %% ../../nbs/evaluation/01_distances.ipynb #c5505b99
 def _euclidean(query:torch.Tensor, gallery:torch.Tensor)->tuple[torch.Tensor, Callable]:
     "As `_cosine`, squared Euclidean distances; features far from the origin are shifted by one of their rows."
     some = gallery[::max(1, len(gallery)//1024)]

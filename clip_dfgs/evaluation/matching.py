@@ -52,7 +52,6 @@ def _group(name:str, query, gallery, Q:int, G:int)->tuple[np.ndarray, np.ndarray
         warnings.warn(f'all query_{name} and gallery_{name} are unknown: {rule}', stacklevel=4)
     return None
 
-# %% ../../nbs/evaluation/02_matching.ipynb #72a626d7
 def read_columns(query_ids, gallery_ids, query_cams, gallery_cams, exclude_groups, Q:int, G:int)->tuple[dict, ...]:
     "Arguments of `matches_and_junk` for both sides as arrays: 'ids', 'cams' if known, groups; ValueError for others."
     ids = as_labels(query_ids, 'query_ids', Q), as_labels(gallery_ids, 'gallery_ids', G)
@@ -63,7 +62,6 @@ def read_columns(query_ids, gallery_ids, query_cams, gallery_cams, exclude_group
         if sides: columns[name if name == 'cams' else f'group {name}'] = sides
     return tuple({name: sides[i] for name, sides in columns.items()} for i in (0, 1))
 
-# %% ../../nbs/evaluation/02_matching.ipynb #e42a9d0b
 def pairs_of(query:dict, gallery:dict)->tuple[np.ndarray, np.ndarray]: # (query, gallery position): matches [2, n], junk
     "Pairs of one identity, from `read_columns`; those that share a camera or a group are junk."
     order = np.argsort(gallery['ids'], kind='stable')

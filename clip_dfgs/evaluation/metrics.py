@@ -119,6 +119,20 @@ def _query_table(
                 best_match=pick(position, first, -1), match_distance=pick(at, first, np.nan),
                 best_wrong=wrong, wrong_distance=wrong_at)
 
+# %% ../../nbs/evaluation/03_metrics.ipynb #96e72cb1
+def _in_words(result)->str: # of a `RetrievalResult`
+    "Scores in percent, with their intervals, and what has to be known to read them."
+    scores = []
+    for name, value in result.summary().items():
+        span = '' if result.intervals is None else ' ({:.1f} to {:.1f})'.format(*100*result.intervals.loc[name])
+        scores.append(f'{name} {100*value:.1f} %{span}')
+    notes = [f'{result.queries:,} {"query" if result.queries == 1 else "queries"}']
+    if result.unmatched: notes.append(f'{result.unmatched:,} more without a match')
+    if result.camera_rule is False: notes.append('no camera rule')
+    if result.excluded: notes.append(f'without a shared {" or ".join(result.excluded)}')
+    if result.self_matches: notes.append(f'{result.self_matches:,} with their own image in the gallery')
+    return f'{"  ".join(scores)}  [{", ".join(notes)}]'
+
 # %% ../../nbs/evaluation/03_metrics.ipynb #0c04263b
 @dataclass(eq=False, repr=False)
 class RetrievalResult:
@@ -170,20 +184,6 @@ class RetrievalResult:
         return np.searchsorted(np.sort(first), np.arange(1, max_rank + 1), side='right')/len(first)
 
     def __repr__(self)->str: return _in_words(self)
-
-# %% ../../nbs/evaluation/03_metrics.ipynb #96e72cb1
-def _in_words(result:RetrievalResult)->str:
-    "Scores in percent, with their intervals, and what has to be known to read them."
-    scores = []
-    for name, value in result.summary().items():
-        span = '' if result.intervals is None else ' ({:.1f} to {:.1f})'.format(*100*result.intervals.loc[name])
-        scores.append(f'{name} {100*value:.1f} %{span}')
-    notes = [f'{result.queries:,} {"query" if result.queries == 1 else "queries"}']
-    if result.unmatched: notes.append(f'{result.unmatched:,} more without a match')
-    if result.camera_rule is False: notes.append('no camera rule')
-    if result.excluded: notes.append(f'without a shared {" or ".join(result.excluded)}')
-    if result.self_matches: notes.append(f'{result.self_matches:,} with their own image in the gallery')
-    return f'{"  ".join(scores)}  [{", ".join(notes)}]'
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #5ad558c4
 def _averages(columns:dict, ranks:tuple=(1, 5, 10), **fields)->RetrievalResult:

@@ -28,7 +28,6 @@ def _neighbor_table(x:torch.Tensor, k:int, block:int=512)->tuple[torch.Tensor, t
         distance[here], near[here] = rows.topk(k, largest=False)
     return near, distance.clamp_min_(0), far.clamp_min_(torch.finfo(x.dtype).tiny)
 
-# %% ../../nbs/evaluation/04_reranking.ipynb #2874a667
 def _reciprocal(near:torch.Tensor, block:int=1024)->torch.Tensor: # bool, shape [N, k]
     "Which neighbors [N, k] have the image among their own neighbors; `block`: images at a time."
     own = torch.arange(len(near), device=near.device)[:, None, None]

@@ -30,6 +30,40 @@ from ..models.reid_model import ReIDModel
 from ..utils.checks import check_choice, positive_int, suggest
 from ..utils.files import atomic_write, digest_of_file, fsync, image_files, left_out, write_text
 
+# %% ../../nbs/gallery/02_gallery.ipynb #15a969dd
+def absolute(place)->str: return str(Path(place).expanduser().absolute()) # the same from any folder
+
+def _plain_folder(folder, camera, domain)->pd.DataFrame: # path, domain, camera
+    "All images below a folder; a warning for what is not read, and for names without a camera."
+    folder = Path(folder).expanduser()
+    paths, missed = [str(p) for p in image_files(folder, deep=True)], [left_out(folder, deep=True)]
+    odd = {p for p in paths if p.encode(errors='replace').decode() != p} # pandas holds UTF-8 alone
+    if odd: missed.append(f'{len(odd):,} names are not in UTF-8, first {printable(min(odd))}')
+    paths, missed = [p for p in paths if p not in odd], '; '.join(filter(None, missed))
+    if not paths:
+        why = f': no images there. {missed}' if folder.is_dir() else ' is not a folder; write a data set as name:folder'
+        raise ValueError(f'{folder}{why}'.strip())
+    if missed: warnings.warn(f'{folder}: {missed}', stacklevel=3)
+    below, name = [Path(p).relative_to(folder) for p in paths], folder.resolve().name
+    if camera == 'folder': cameras = [p.parent.name or name for p in below]
+    else:
+        rule = camera_expression(camera) if camera else None
+        found = [rule and rule.search(p.as_posix()) for p in below]
+        cameras = [' '.join(filter(None, m.groups())) if m else '' for m in found]
+    without = [p for p, c in zip(paths, cameras) if not c]
+    if camera and without:
+        warnings.warn(f'{folder}: {camera} finds no camera in {len(without):,} of {len(paths):,} names, '
+                      f'first {printable(without[0])}', stacklevel=3)
+    return pd.DataFrame(dict(path=paths, domain=domain or name, camera=cameras))
+
+def _data_set(word:str, camera, domain, options:dict)->pd.DataFrame: # path, domain, camera, identity, pid, split
+    "The images of a data set; no camera where the set says none and nothing tells it."
+    records, = load_named([word], camera, domains=(domain,) if domain else (), **options)
+    if 'camera' not in records: records = records.assign(camera=records['camid'].astype(str))
+    told = not word.startswith(('folder:', 'csv:')) or 'camera' in options_for(word, dict(camera=camera))
+    if not told and records['camid'].nunique() == 1: records = records.assign(camera='')
+    return records[[c for c in ('path', 'identity', 'camera', 'domain', 'pid', 'split') if c in records]]
+
 # %% ../../nbs/gallery/02_gallery.ipynb #e1195666
 def find_images(
     words, # folders of images, or data sets `name:folder`
@@ -79,40 +113,6 @@ def find_images(
     table = table.drop_duplicates('path', ignore_index=True)
     table.attrs['sources'] = sources
     return table
-
-# %% ../../nbs/gallery/02_gallery.ipynb #15a969dd
-def absolute(place)->str: return str(Path(place).expanduser().absolute()) # the same from any folder
-
-def _plain_folder(folder, camera, domain)->pd.DataFrame: # path, domain, camera
-    "All images below a folder; a warning for what is not read, and for names without a camera."
-    folder = Path(folder).expanduser()
-    paths, missed = [str(p) for p in image_files(folder, deep=True)], [left_out(folder, deep=True)]
-    odd = {p for p in paths if p.encode(errors='replace').decode() != p} # pandas holds UTF-8 alone
-    if odd: missed.append(f'{len(odd):,} names are not in UTF-8, first {printable(min(odd))}')
-    paths, missed = [p for p in paths if p not in odd], '; '.join(filter(None, missed))
-    if not paths:
-        why = f': no images there. {missed}' if folder.is_dir() else ' is not a folder; write a data set as name:folder'
-        raise ValueError(f'{folder}{why}'.strip())
-    if missed: warnings.warn(f'{folder}: {missed}', stacklevel=3)
-    below, name = [Path(p).relative_to(folder) for p in paths], folder.resolve().name
-    if camera == 'folder': cameras = [p.parent.name or name for p in below]
-    else:
-        rule = camera_expression(camera) if camera else None
-        found = [rule and rule.search(p.as_posix()) for p in below]
-        cameras = [' '.join(filter(None, m.groups())) if m else '' for m in found]
-    without = [p for p, c in zip(paths, cameras) if not c]
-    if camera and without:
-        warnings.warn(f'{folder}: {camera} finds no camera in {len(without):,} of {len(paths):,} names, '
-                      f'first {printable(without[0])}', stacklevel=3)
-    return pd.DataFrame(dict(path=paths, domain=domain or name, camera=cameras))
-
-def _data_set(word:str, camera, domain, options:dict)->pd.DataFrame: # path, domain, camera, identity, pid, split
-    "The images of a data set; no camera where the set says none and nothing tells it."
-    records, = load_named([word], camera, domains=(domain,) if domain else (), **options)
-    if 'camera' not in records: records = records.assign(camera=records['camid'].astype(str))
-    told = not word.startswith(('folder:', 'csv:')) or 'camera' in options_for(word, dict(camera=camera))
-    if not told and records['camid'].nunique() == 1: records = records.assign(camera='')
-    return records[[c for c in ('path', 'identity', 'camera', 'domain', 'pid', 'split') if c in records]]
 
 # %% ../../nbs/gallery/02_gallery.ipynb #17f44c25
 def model_digest(model:ReIDModel)->str: # 64 hex digits
@@ -208,30 +208,12 @@ def rows_of(records:pd.DataFrame, camera=(), domain=())->np.ndarray|None: # asce
     if not kept.any(): raise ValueError('the gallery has no image of these cameras in these domains')
     return None if kept.all() else np.flatnonzero(kept)
 
-# %% ../../nbs/gallery/02_gallery.ipynb #01cbe761
 def _answers(records:pd.DataFrame, queries:list, rows:np.ndarray, scores:np.ndarray)->pd.DataFrame:
     "A row an answer, with what the records know of it; rows of the records and scores have the shape [queries,k]."
     table = pd.DataFrame(dict(query=np.repeat(np.array(queries, object), rows.shape[1]),
                               rank=np.tile(np.arange(1, rows.shape[1] + 1), len(queries)), score=scores.ravel()))
     known = records[[c for c in ('path', 'identity', 'camera', 'domain') if c in records]]
     return pd.concat([table, known.iloc[rows.ravel()].reset_index(drop=True)], axis=1).assign(row=rows.ravel())
-
-# %% ../../nbs/gallery/02_gallery.ipynb #0713f944
-def _queries(gallery, images, rows, text, as_is): # yields (names, their features, the features they are compared with)
-    "Queries of three kinds; ValueError for an empty sentence, which a model would answer too."
-    if images is not None:
-        images = listed(images)
-        names = [str(x) if isinstance(x, (str, os.PathLike)) else f'image {i}' for i, x in enumerate(images)]
-        yield names, gallery.extractor(images).numpy(), gallery.features
-    if rows is not None:
-        rows = np.atleast_1d(rows)
-        yield gallery.records['path'].iloc[rows].tolist(), np.asarray(gallery.features[rows], float), gallery.features
-    if text is not None:
-        text = [text] if isinstance(text, str) else list(text)
-        for one in text:
-            if not isinstance(one, str) or not one.strip(): raise ValueError(f'a query text is empty: {one!r}')
-        query = text_features(gallery.extractor, text, as_is)
-        yield text, query, gallery.features[:, -query.shape[1]:] # the columns that text and images share
 
 # %% ../../nbs/gallery/02_gallery.ipynb #cbb41ff5
 class Gallery:
@@ -280,16 +262,33 @@ class Gallery:
     def by_digest(self)->dict: # digest -> row, the first of copies
         return {digest: row for row, digest in reversed(list(enumerate(self.digests)))}
 
-    @property
-    def extractor(self)->FeatureExtractor:
-        "The extractor of the model that the gallery was made with."
-        if self._extractor is None:
-            place = self.about['model']['place']
-            if not place: raise ValueError(f'{self.folder} does not know where its model lies; name it')
-            self._extractor = _checked_extractor(place, self.about, self.folder)
-        return self._extractor
+# %% ../../nbs/gallery/02_gallery.ipynb #51ff33c8
+@patch(as_prop=True)
+def extractor(self:Gallery)->FeatureExtractor:
+    "The extractor of the model that the gallery was made with."
+    if self._extractor is None:
+        place = self.about['model']['place']
+        if not place: raise ValueError(f'{self.folder} does not know where its model lies; name it')
+        self._extractor = _checked_extractor(place, self.about, self.folder)
+    return self._extractor
 
 # %% ../../nbs/gallery/02_gallery.ipynb #6b2d14e8
+def _queries(gallery, images, rows, text, as_is): # yields (names, their features, the features they are compared with)
+    "Queries of three kinds; ValueError for an empty sentence, which a model would answer too."
+    if images is not None:
+        images = listed(images)
+        names = [str(x) if isinstance(x, (str, os.PathLike)) else f'image {i}' for i, x in enumerate(images)]
+        yield names, gallery.extractor(images).numpy(), gallery.features
+    if rows is not None:
+        rows = np.atleast_1d(rows)
+        yield gallery.records['path'].iloc[rows].tolist(), np.asarray(gallery.features[rows], float), gallery.features
+    if text is not None:
+        text = [text] if isinstance(text, str) else list(text)
+        for one in text:
+            if not isinstance(one, str) or not one.strip(): raise ValueError(f'a query text is empty: {one!r}')
+        query = text_features(gallery.extractor, text, as_is)
+        yield text, query, gallery.features[:, -query.shape[1]:] # the columns that text and images share
+
 @patch
 def search(
     self:Gallery,

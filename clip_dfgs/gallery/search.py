@@ -20,17 +20,6 @@ from ..inference.embed import FeatureExtractor
 from ..synthetic.people import whole_captions, words_in
 from ..utils.tensors import full_precision_matmul, smallest
 
-# %% ../../nbs/gallery/01_search.ipynb #bde3f996
-def text_features(
-    extractor:FeatureExtractor,
-    texts, # sentences
-    as_is:bool=False, # ask every sentence as it is
-)->np.ndarray: # of unit length, [n, projected width]
-    "Features of sentences; for the small CLIP the mean of whole captions that say the same."
-    lines = [[text] if as_is or not _is_small(extractor) else whole_captions(text) or [text] for text in texts]
-    means = [extractor.text(some).numpy().astype(np.float64).mean(0) for some in lines]
-    return np.array([mean/max(np.linalg.norm(mean), 1e-12) for mean in means])
-
 # %% ../../nbs/gallery/01_search.ipynb #495a30c4
 def _is_small(extractor)->bool: return extractor.model.config['clip'] == 'pedestrians'
 
@@ -44,6 +33,17 @@ def text_note(extractor:FeatureExtractor, text:str)->str: # '' where there is no
     look, unknown = words_in(text)
     lost = f'; not understood: {", ".join(map(printable, unknown))}' if unknown else ''
     return f'asked as 64 whole captions{lost}' if look else 'asked as it is: none of its words is known'
+
+# %% ../../nbs/gallery/01_search.ipynb #bde3f996
+def text_features(
+    extractor:FeatureExtractor,
+    texts, # sentences
+    as_is:bool=False, # ask every sentence as it is
+)->np.ndarray: # of unit length, [n, projected width]
+    "Features of sentences; for the small CLIP the mean of whole captions that say the same."
+    lines = [[text] if as_is or not _is_small(extractor) else whole_captions(text) or [text] for text in texts]
+    means = [extractor.text(some).numpy().astype(np.float64).mean(0) for some in lines]
+    return np.array([mean/max(np.linalg.norm(mean), 1e-12) for mean in means])
 
 # %% ../../nbs/gallery/01_search.ipynb #433b84d6
 _WIDE, _HIGH, _GAP, _LINE = 96, 192, 10, 14

@@ -95,63 +95,6 @@ class EmbedSummary:
         return (f'{self.folder}: {self.images:,} images; {self.new:,} new, {self.changed:,} changed, '
                 f'{self.removed:,} removed; {self.embedded:,} embedded{resumed}, {len(self.problems):,} unreadable')
 
-# %% ../../nbs/gallery/03_store.ipynb #998a9608
-def embed_gallery(
-    images:pd.DataFrame, # of `find_images`
-    model, # RUN, RUN/model or 'pedestrians'
-    out, # folder of the gallery, new or old
-    dtype:str='float16', # or 'float32'
-    overwrite:bool=False, # replace a gallery of another model, source or kind, or a damaged one
-    batch:int=64, # images that the model sees at a time
-    block:int=512, # images between two savings
-    progress:bool=True, # bars
-)->EmbedSummary:
-    """Make a gallery or update it; ValueError where it is of another model or source, or nothing can be read.
-
-    Parameters
-    ----------
-    images : pd.DataFrame
-        of `find_images`
-    model
-        RUN, RUN/model or 'pedestrians'
-    out
-        folder of the gallery, new or old
-    dtype : str
-        or 'float32'
-    overwrite : bool
-        replace a gallery of another model, source or kind, or a damaged one
-    batch : int
-        images that the model sees at a time
-    block : int
-        images between two savings
-    progress : bool
-        bars
-
-    Raises
-    ------
-    ValueError
-        where it is of another model or source, or nothing can be read
-    """
-    check_choice('dtype', dtype, ('float16', 'float32'))
-    block, out = positive_int('block', block), Path(out).expanduser()
-    check_free(out)
-    rank, processes = (int(os.environ.get(name) or usual) for name, usual in (('RANK', 0), ('WORLD_SIZE', 1)))
-    device, progress = process_state().device if processes > 1 else None, progress and rank == 0
-    extractor = FeatureExtractor(load_model(model, device), batch=batch)
-    ships = str(model) == 'pedestrians' and not Path('pedestrians').is_dir()
-    made_by = dict(place='pedestrians' if ships else absolute(model), digest=model_digest(extractor.model),
-                   clip=extractor.model.config['clip'])
-    about = dict(model=made_by, sources=images.attrs.get('sources', []), dtype=dtype)
-    with contextlib.ExitStack() as held:
-        def look():
-            held.enter_context(one_writer(out))
-            return _look(images, out, about, overwrite, progress)
-        table, known, resumed, new = from_main(look, processes)
-        wrong = _embed_new(new, extractor, out/'parts', about, block, progress, rank, processes)
-        wrong = of_all(wrong, processes)
-        def write(): return _write(table, known, new, wrong, resumed, out, about, overwrite, extractor.model.width)
-        return from_main(write, processes)
-
 # %% ../../nbs/gallery/03_store.ipynb #d51c37a7
 def _look(images:pd.DataFrame, out:Path, about:dict, overwrite:bool, progress:bool)->tuple:
     "Images with their digests; where known features are; how many of them a killed run left; images to embed."
@@ -233,6 +176,63 @@ def of_all(found:dict, processes:int)->dict:
     if processes == 1: return found
     from accelerate.utils import gather_object
     return {key: value for part in gather_object([found]) for key, value in part.items()}
+
+# %% ../../nbs/gallery/03_store.ipynb #998a9608
+def embed_gallery(
+    images:pd.DataFrame, # of `find_images`
+    model, # RUN, RUN/model or 'pedestrians'
+    out, # folder of the gallery, new or old
+    dtype:str='float16', # or 'float32'
+    overwrite:bool=False, # replace a gallery of another model, source or kind, or a damaged one
+    batch:int=64, # images that the model sees at a time
+    block:int=512, # images between two savings
+    progress:bool=True, # bars
+)->EmbedSummary:
+    """Make a gallery or update it; ValueError where it is of another model or source, or nothing can be read.
+
+    Parameters
+    ----------
+    images : pd.DataFrame
+        of `find_images`
+    model
+        RUN, RUN/model or 'pedestrians'
+    out
+        folder of the gallery, new or old
+    dtype : str
+        or 'float32'
+    overwrite : bool
+        replace a gallery of another model, source or kind, or a damaged one
+    batch : int
+        images that the model sees at a time
+    block : int
+        images between two savings
+    progress : bool
+        bars
+
+    Raises
+    ------
+    ValueError
+        where it is of another model or source, or nothing can be read
+    """
+    check_choice('dtype', dtype, ('float16', 'float32'))
+    block, out = positive_int('block', block), Path(out).expanduser()
+    check_free(out)
+    rank, processes = (int(os.environ.get(name) or usual) for name, usual in (('RANK', 0), ('WORLD_SIZE', 1)))
+    device, progress = process_state().device if processes > 1 else None, progress and rank == 0
+    extractor = FeatureExtractor(load_model(model, device), batch=batch)
+    ships = str(model) == 'pedestrians' and not Path('pedestrians').is_dir()
+    made_by = dict(place='pedestrians' if ships else absolute(model), digest=model_digest(extractor.model),
+                   clip=extractor.model.config['clip'])
+    about = dict(model=made_by, sources=images.attrs.get('sources', []), dtype=dtype)
+    with contextlib.ExitStack() as held:
+        def look():
+            held.enter_context(one_writer(out))
+            return _look(images, out, about, overwrite, progress)
+        table, known, resumed, new = from_main(look, processes)
+        wrong = _embed_new(new, extractor, out/'parts', about, block, progress, rank, processes)
+        wrong = of_all(wrong, processes)
+        def write(): return _write(table, known, new, wrong, resumed, out, about, overwrite, extractor.model.width)
+        return from_main(write, processes)
 
 # %% ../../nbs/gallery/03_store.ipynb #f4b3ceac
 def write_features(

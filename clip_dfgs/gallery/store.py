@@ -97,15 +97,19 @@ class EmbedSummary:
 
 # %% ../../nbs/gallery/03_store.ipynb #d51c37a7
 def _look(images:pd.DataFrame, out:Path, about:dict, overwrite:bool, progress:bool)->tuple:
-    "Images with their digests; where known features are; how many of them a killed run left; images to embed."
-    old = _to_continue(out, about, overwrite)
+    "Images with their digests; how many of their features a killed run left; images to embed."
+    known = _known(out, about, overwrite)[1]
     looked = tqdm(images['path'], 'look', disable=not progress, delay=2, unit=' images')
     table = images.assign(digest=[file_digest(path) for path in looked])
-    parts = _read_parts(out/'parts', about['model']['digest'], about['dtype'])
-    known = {} if old is None else {d: (None, i) for i, d in enumerate(old.records['digest'])}
-    resumed, known = len(parts.keys() & set(table['digest'])), known | parts
-    new = table[~table['digest'].isin(known.keys())]                          # a digest of None cannot be opened
-    return table, known, resumed, new[['path', 'digest']].dropna().drop_duplicates('digest')
+    once = table[['path', 'digest']].dropna().drop_duplicates('digest')          # a digest of None cannot be opened
+    resumed = sum(digest in known and known[digest][0] is not None for digest in once['digest'])
+    return table, resumed, once[~once['digest'].isin(known.keys())]
+
+def _known(out:Path, about:dict, overwrite:bool)->tuple: # the old gallery; digest -> (block file, or None for it; row)
+    "Where features are that can be used again."
+    old = _to_continue(out, about, overwrite)
+    known = {} if old is None else {digest: (None, i) for i, digest in enumerate(old.records['digest'])}
+    return old, known | _read_parts(out/'parts', about['model']['digest'], about['dtype'])
 
 def _to_continue(out:Path, about:dict, overwrite:bool)->Gallery|None:
     "The gallery whose features can be used again; ValueError where only `overwrite` may replace it."
@@ -123,10 +127,9 @@ def _to_continue(out:Path, about:dict, overwrite:bool)->Gallery|None:
     return old if same else None
 
 # %% ../../nbs/gallery/03_store.ipynb #b0ffd56e
-def _write(table, known:dict, new, wrong:dict, resumed:int, out:Path, about:dict, overwrite:bool, width:int):
+def _write(table, new, wrong:dict, resumed:int, out:Path, about:dict, overwrite:bool, width:int)->EmbedSummary:
     "Write a gallery of what has a feature, from `_look` and `_embed_new`; ValueError where nothing has one."
-    old = _to_continue(out, about, overwrite)
-    known = known | _read_parts(out/'parts', about['model']['digest'], about['dtype'])
+    old, known = _known(out, about, overwrite)
     has = table['digest'].isin(known.keys())
     reason = dict(zip(new['digest'], new['path'].map(wrong)))
     problems = {p: reason.get(d, 'cannot be opened') for p, d in zip(table['path'][~has], table['digest'][~has])}
@@ -228,10 +231,9 @@ def embed_gallery(
         def look():
             held.enter_context(one_writer(out))
             return _look(images, out, about, overwrite, progress)
-        table, known, resumed, new = from_main(look, processes)
-        wrong = _embed_new(new, extractor, out/'parts', about, block, progress, rank, processes)
-        wrong = of_all(wrong, processes)
-        def write(): return _write(table, known, new, wrong, resumed, out, about, overwrite, extractor.model.width)
+        table, resumed, new = from_main(look, processes)
+        wrong = of_all(_embed_new(new, extractor, out/'parts', about, block, progress, rank, processes), processes)
+        def write(): return _write(table, new, wrong, resumed, out, about, overwrite, extractor.model.width)
         return from_main(write, processes)
 
 # %% ../../nbs/gallery/03_store.ipynb #f4b3ceac

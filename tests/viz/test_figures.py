@@ -102,16 +102,14 @@ def test_ranked_gallery_follows_the_rule_of_the_camera():
     near = nearest_gallery(x, g, **known, k=6)
     assert len(fig.axes) == 2
     for ax, q in zip(fig.axes, (3, 1)):
-        tiles = [image.get_array() for image in ax.images]
-        assert len(tiles) == 7
         want = [images['query_images'][q], *images['gallery_images'][near[q]]]
-        for tile, image in zip(tiles, want): assert (tile == plots.tile(image[None], 0)).all()
+        for shown, image in zip(ax.images, want, strict=True):
+            assert (shown.get_array() == plots.tile(image[None], 0)).all()
         right = known['gallery_ids'][near[q]] == known['query_ids'][q]
         for frame, good in zip(ax.patches[1:], right):
             assert to_hex(frame.get_edgecolor()) == (charts.RIGHT if good else charts.WRONG).lower()
             assert (frame.get_linestyle() in ('-', 'solid')) == good
-        same_person = known['gallery_ids'] == known['query_ids'][q]
-        junk = same_person & (known['gallery_cams'] == known['query_cams'][q])
+        junk = (known['gallery_ids'] == known['query_ids'][q]) & (known['gallery_cams'] == known['query_cams'][q])
         assert junk.any() and not set(near[q]) & set(np.flatnonzero(junk))
 
 

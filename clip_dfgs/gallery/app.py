@@ -14,6 +14,7 @@ import socket
 import threading
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -172,15 +173,13 @@ _PAGE = Path(str(files('clip_dfgs')))/'templates'
 
 def _add_pages(app, page:bool):
     "The search page and the description of the requests."
-    from fastapi import HTTPException
     from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 
     @app.get('/', include_in_schema=False)
     def start(): return FileResponse(_PAGE/'search.html') if page else RedirectResponse('docs')
 
     @app.get('/page/{name}', include_in_schema=False)
-    def part(name:str):
-        if name not in ('search.css', 'search.js'): raise HTTPException(404)
+    def part(name:Literal['search.css', 'search.js']):
         return FileResponse(_PAGE/name, headers={'cache-control': 'no-cache'})
 
     @app.get('/docs', include_in_schema=False)

@@ -162,11 +162,9 @@ def _gathered(where:list, old:Gallery|None): # yields (positions, features), one
 def one_writer(out:Path): # a context
     "Let one process at a time write to a gallery, whose folder is made; ValueError for the second."
     (out/'parts').mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out/'.lock')
-    try: lock.acquire(timeout=0)
+    try:
+        with FileLock(out/'.lock', timeout=0): yield
     except Timeout: raise ValueError(f'gallery {out} is being written by another process') from None
-    try: yield
-    finally: lock.release()
 
 def from_main(job, processes:int): # what `job` returned
     "The main process's answer for all processes; its error ends all of them."

@@ -6,6 +6,7 @@
 __all__ = ['EmbedSummary', 'embed_gallery', 'write_features']
 
 # %% ../../nbs/gallery/03_store.ipynb #8e305ae4
+import atexit
 import contextlib
 import json
 import os
@@ -220,6 +221,7 @@ def embed_gallery(
     check_free(out)
     rank, processes = (int(os.environ.get(name) or usual) for name, usual in (('RANK', 0), ('WORLD_SIZE', 1)))
     device, progress = process_state().device if processes > 1 else None, progress and rank == 0
+    if processes > 1: atexit.register(process_state().destroy_process_group) # whose threads have to end before Python
     extractor = FeatureExtractor(load_model(model, device), batch=batch)
     ships = str(model) == 'pedestrians' and not Path('pedestrians').is_dir()
     made_by = dict(place='pedestrians' if ships else absolute(model), digest=model_digest(extractor.model),

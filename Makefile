@@ -23,7 +23,7 @@ check: setup
 	.venv/bin/mypy
 
 test: check
-	$(ALONE) && .venv/bin/nbdev_test --n_workers 2 --timing --path nbs && \
+	$(ALONE) && $(PY) tests/notebooks.py && \
 	$(PY) -m pytest -q -n 2 --dist worksteal -m 'not slow and not cuda' --durations 20 tests
 
 fast: setup

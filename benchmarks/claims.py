@@ -36,7 +36,7 @@ MADE = {'short': (RENDERED + 'samplers orders tables --scale short', '0.5 to 1.5
         'fresh': (RENDERED + 'confirm --scale wide', '0.5 to 1.5 h, two cores'),
         'tower': ('python benchmarks/study_photographs.py', '7 minutes, one H200'),
         'head': ('python benchmarks/study_photographs_head.py', '4 to 6 s a run, two cores'),
-        'matrix': ('CLIP_DFGS_FULL=1 jupyter execute nbs/paper/matrix.ipynb', 'not measured'),
+        'matrix': ('CLIP_DFGS_FULL=1 jupyter execute nbs/paper/tables.ipynb', '7 minutes, one thread'),
         'planted': ('python benchmarks/study_planted.py', 'two to three hours, two cores')}
 
 
@@ -131,14 +131,13 @@ ALIASES = {'with all parts': 'parts', 'without a part': 'parts', 'six seeds': 's
            'photographs, a head learns': 'head, the four targets'}
 
 
-def meant(document, text, start, header):
+def meant(text, start, header):
     "(table, variant, variant) that the words before a number mean, by its line or its column; or None."
     line, place = LINE.match(text[:start]), text.split('|')[1].strip() if text.startswith('|') else ''
     column = header[text[:start].count('|')].split(' - ') if place else ('', '')
     place, name, to = line.groups() if line else (place, *column)
     place = ALIASES.get(place, place).removeprefix('rendered, ')
-    if place == 'unseen': place = {'figure5_parameters': 'grid'}.get(document.stem, 'short')
-    return place, name, to
+    return 'short' if place == 'unseen' else place, name, to
 
 
 def texts(document):
@@ -198,7 +197,7 @@ def check(found, documents=DOCUMENTS):
                 header = [part.strip() for part in text.split('|')]
             for match in INTERVAL.finditer(text):
                 number, n = match.groups()[:3], match.group(4)
-                hits, (where, name, to) = known.get(number, []), meant(document, text, match.start(), header)
+                hits, (where, name, to) = known.get(number, []), meant(text, match.start(), header)
                 if where in found and 'corrected' not in match.group():
                     gain = gains(found[where][0], name, to)
                     hits = [(where, name, to, *found[where][1:], len(gain))] if printed(gain) == number else []
@@ -225,7 +224,7 @@ def plain(found):
     square = np.array([[float(row[other['source']]) for other in rows] for row in rows])
     own, other = np.diag(square).mean(), square[~np.eye(len(rows), dtype=bool)].mean()
     words = f'trained on the same domain {own:.1f}; on another {other:.1f}; domain gap {own - other:.1f}'
-    yield 'matrix', words, 'own, other domain, gap', 'matrix.csv', 'matrix'
+    yield 'tables', words, 'own, other domain, gap', 'matrix.csv', 'matrix'
     theirs = np.mean([float(row['mAP']) for row in rows_of(DATA/'photographs_osnet.csv') if row['target'] in FOUR])
     for study in ('tower', 'head'):
         scores = {name: np.mean([*of.values()]) for name, of in found[f'{study}, the four targets'][0].items()}

@@ -84,7 +84,7 @@ class Plan:
 
 LIGHT = Augment(flip=.5, pad=2, erase=0., gray=0., jitter=0.) # with shifts of 6 pixels a quarter stays violated
 SCALES = dict(
-    tiny=Scale(Size(2, 12, 4, 1, 8, 2), 16, 2, dict(identities=(12,), adapt=(2,), lr=(1e-4, 2e-4), steps=(4, 6))),
+    tiny=Scale(Size(2, 12, 4, 1, 8, 2), 16, 2, dict(identities=(12,), adapt=(2,), lr=(1e-4,), steps=(4, 6))),
     short=Scale(Size(4, 24, 8, 3, 30), 48, 100,
                 dict(identities=(24,), adapt=(10,), lr=(4e-4,), steps=(120, 160, 240, 320))),
     long=Scale(Size(4, 48, 8, 3, 30), 48, 100,
@@ -92,7 +92,7 @@ SCALES = dict(
     wide=Scale(Size(4, 150, 8, 3, 30), 48, 100, dict(identities=(150,), adapt=(5,), lr=(4e-4,), steps=(600,)), LIGHT),
     large=Scale(Size(6, 160, 25, 4, 100), 64, 200,
                 dict(identities=(80, 160), adapt=(60, 120), lr=(1e-4, 2e-4, 4e-4), steps=(400, 600, 900))))
-TINY_SETTING = dict(identities=12, adapt=2, lr=1e-4, steps=4)
+TINY_SETTING = dict(identities=12, adapt=2, lr=1e-4, steps=2)
 
 
 # -- worlds
@@ -138,7 +138,7 @@ def config_of(setting, work, scale):
     "The small recipe at the setting's length."
     batch, prompts = SCALES[scale].batch, SCALES[scale].prompts
     config = TrainConfig(sampler='pk', augment=SCALES[scale].augment, cache=str(Path(work)/'cache'), workers=0,
-                         log_steps=4 if scale == 'large' else 1)
+                         log_steps=4 if scale == 'large' else 1, image_size=(64, 32) if scale == 'tiny' else None)
     return replace(config, adapt=replace(config.adapt, steps=setting['adapt'], batch=batch),
                    prompts=replace(config.prompts, steps=prompts, batch=min(64, 2*batch)),
                    finetune=replace(config.finetune, steps=setting['steps'], batch=batch, lr=setting['lr']))

@@ -176,7 +176,8 @@ def test_an_existing_protocol_is_not_touched_unasked(p1, data):
     assert files(out) == before
 
 
-@pytest.mark.parametrize('name', ['p2', pytest.param('p3', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['p2', 'p3'])
 def test_leave_one_out_end_to_end(data, tmp_path, name):
     results = run_protocol(name, data, tmp_path/name, few(prompts=None, sampler='pk'))
     want = [[f'{name}_to_{t}', t, 0] for t in ('market1501', 'msmt17', 'cuhk03')]

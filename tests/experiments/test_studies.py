@@ -39,11 +39,11 @@ def tables(tmp_path_factory):
     return pool([domain('s', 800, 0.)]), targets
 
 
-def study_in(out, tables, cache):
+def study_in(out, tables, cache, seeds=(0, 1)):
     "The study as a process of its own runs it."
     import torch
     torch.set_num_threads(1)
-    compare_variants(*tables, short(cache), VARIANTS, (0, 1), out, every=2)
+    compare_variants(*tables, short(cache), VARIANTS, seeds, out, every=2)
 
 
 def table_of(out):
@@ -73,10 +73,10 @@ def test_an_interrupted_study_goes_on_and_ends_in_the_same_table(whole, tables, 
         if not next(left, False): raise KeyboardInterrupt
         return rank(*args)
     monkeypatch.setattr(studies, 'rank_partitions', cut)
-    with pytest.raises(KeyboardInterrupt): study_in(out, tables, cache)
+    with pytest.raises(KeyboardInterrupt): study_in(out, tables, cache, [0])
     monkeypatch.undo()
-    study_in(out, tables, cache)
-    pd.testing.assert_frame_equal(table_of(out), table_of(whole))
+    study_in(out, tables, cache, [0])
+    pd.testing.assert_frame_equal(table_of(out), table_of(whole).query('seed == 0').reset_index(drop=True))
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from runs import processes
 from torch.utils.data import DataLoader, Dataset
 
 from clip_dfgs.sampling.graph import nearest_identities
@@ -136,7 +137,8 @@ def ranks(tmp_path_factory):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    mp.spawn(one_of_two, args=(str(folder), port), nprocs=2)
+    method = processes.get_start_method() # forked from a server that has imported everything
+    mp.start_processes(one_of_two, args=(str(folder), port), nprocs=2, start_method=method)
     return [torch.load(folder/f'{r}.pt', weights_only=True) for r in range(2)]
 
 

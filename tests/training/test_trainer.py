@@ -392,6 +392,7 @@ def test_two_processes_are_refused_together(world, pair):
     assert before == contents()
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together(world, tmp_path):
     "A loss that is not a number on one of them: one line from each."
     assert two(world, tmp_path/'nan', config(checkpoint_steps=2), poison='1') == [2, 2]

@@ -89,7 +89,8 @@ def test_killed_run_ends_in_the_same_ranks_and_weights(world, held_run, tmp_path
     assert same(weights(out), weights(held_run))
 
 
-@pytest.mark.parametrize('damaged', [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize('damaged', [False, True])
 def test_the_best_at_each_checkpoint_is_not_lost(world, held_run, tmp_path, damaged):
     "A better model is found after the checkpoint; the run is cut off there, and the newer checkpoint may be damaged."
     rows, validate = held(world)

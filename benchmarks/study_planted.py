@@ -45,7 +45,10 @@ STUDIES = {
         ('other', 1, 'adaptive', 'PK one domain'), ('other', 4, 'adaptive', 'PK one domain'),
         ('other', 1, 'PK', 'start'), ('other', 4, 'PK', 'start'))),
     'B': ('rivals', {1: range(300, 308)}, (
-        ('primary', 1, 'adaptive', 'RIVAL1'), ('second', 1, 'adaptive', 'RIVAL2'), ('third', 1, 'adaptive', 'RIVAL3'))),
+        ('primary', 1, 'adaptive', 'PK, batch x 2'), ('second', 1, 'adaptive', 'PK, domains balanced'),
+        ('third', 1, 'adaptive', 'PK, batch x 2, steps / 2'), ('other', 1, 'PK, batch x 2', 'PK'),
+        ('other', 1, 'PK, domains balanced', 'PK'), ('other', 1, 'PK, batch x 2, steps / 2', 'PK'),
+        ('other', 1, 'adaptive', 'PK'))),
     'E': ('one_domain', {1: range(320, 328), 4: range(310, 318)}, (
         ('primary', 1, 'PK one domain', 'PK'), ('second', 1, 'DFGS one domain', 'PK one domain'),
         ('third', 4, 'PK one domain', 'PK'), ('fourth', 4, 'DFGS one domain', 'PK one domain'),

@@ -156,9 +156,8 @@ def decided(config):
     def longer(**changes): return dict(sampler='pk', finetune=replace(last, **changes))
     return {'PK': dict(sampler='pk'), 'adaptive': dfgs(pk_ratio='adaptive'),
             'PK, batch x 2': longer(batch=2*last.batch),
-            'PK, batch x 2, steps / 2': longer(batch=2*last.batch, steps=last.steps//2),
-            'PK, 17 % more steps': longer(steps=round(1.17*last.steps)),
-            'PK, domains balanced': dict(sampler='study_rivals:DomainBalancedPK', graph_every_steps=10**6)}
+            'PK, domains balanced': dict(sampler='study_rivals:DomainBalancedPK', graph_every_steps=10**6),
+            'PK, batch x 2, steps / 2': longer(batch=2*last.batch, steps=last.steps//2)}
 
 
 def clusters(centers, count, seed):

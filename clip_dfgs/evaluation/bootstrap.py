@@ -11,39 +11,26 @@ from typing import Sequence
 import numpy as np
 import pandas as pd
 
+from ..utils.checks import positive_int
+
 # %% ../../nbs/evaluation/05_bootstrap.ipynb #d6a1799b
-def _bootstrap_means(
-    values:np.ndarray,   # one row a query, one column a score, shape [n, m]
-    identities:Sequence, # identity of each query, shape [n]
-    resamples:int=1000,  # how many
-    seed:int=0,          # decides every draw
-)->np.ndarray:           # average scores of each resample, shape [resamples, m]
-    "Means over queries under resampling of whole identities."
-    if resamples < 1: raise ValueError(f'resamples={resamples}: intervals need at least 1, better 1000')
+def _bootstrap_means(values:np.ndarray, identities:Sequence, resamples:int=1000, seed:int=0)->np.ndarray:
+    "Means over queries of scores [n, m] under resampling of whole identities [n]; shape [resamples, m]."
     names, of = np.unique(np.asarray(identities), return_inverse=True)
     sums = np.stack([np.bincount(of, column) for column in np.asarray(values, dtype=float).T], 1)
     counts = np.bincount(of)
     chance = np.full(len(names), 1/len(names))
-    draws = np.random.default_rng(seed).multinomial(len(names), chance, size=resamples)
+    draws = np.random.default_rng(seed).multinomial(len(names), chance, size=positive_int('resamples', resamples))
     return draws @ sums/(draws @ counts)[:, None]
 
-# %% ../../nbs/evaluation/05_bootstrap.ipynb #3013b638
-def _score_table(
-    per_query:pd.DataFrame, # the table of a `RetrievalResult`
-    ranks=(1, 5, 10),       # ranks of CMC
-)->pd.DataFrame:            # columns mAP, R1, ..., mINP; one row a scored query
-    "Each scored query's own contribution to the averages."
+def _score_table(per_query:pd.DataFrame, ranks=(1, 5, 10))->pd.DataFrame: # columns mAP, R1, ..., mINP
+    "Each scored query's own contribution to the averages, from the table of a `RetrievalResult`."
     scored = per_query[per_query.matches > 0]
     cmc = {f'R{r}': (scored.first_hit <= r).astype(float) for r in ranks}
     return pd.DataFrame({'mAP': scored.AP, **cmc, 'mINP': scored.INP})
 
-# %% ../../nbs/evaluation/05_bootstrap.ipynb #c3e6433b
-def _middle(
-    means:np.ndarray, # of resamples, shape [resamples, m]
-    confidence:float, # share of resamples inside
-)->np.ndarray:        # low and high, shape [2, m]
-    "The interval that holds the middle of the resamples."
-    if not 0 < confidence < 1: raise ValueError(f'confidence={confidence}: give a share between 0 and 1, such as 0.95')
+def _middle(means:np.ndarray, confidence:float)->np.ndarray: # low and high, shape [2, m]
+    "The interval that holds the middle of the resamples [resamples, m]."
     return np.quantile(means, [(1 - confidence)/2, (1 + confidence)/2], axis=0)
 
 # %% ../../nbs/evaluation/05_bootstrap.ipynb #be417d33
@@ -52,29 +39,24 @@ def bootstrap_intervals(
     ranks=(1, 5, 10),       # ranks of CMC
     resamples:int=1000,     # how many
     seed:int=0,             # decides every draw
-    confidence:float=.95,   # share of resamples inside
 )->pd.DataFrame:            # index mAP, R1, ..., mINP; columns low, high
-    "Percentile intervals of the averages over query identities."
+    "Percentile intervals, 95 %, of the averages over query identities."
     scores = _score_table(per_query, ranks)
-    low, high = _middle(_bootstrap_means(scores.to_numpy(), per_query.pid[scores.index], resamples, seed), confidence)
+    low, high = _middle(_bootstrap_means(scores.to_numpy(), per_query.pid[scores.index], resamples, seed), .95)
     return pd.DataFrame(dict(low=low, high=high), index=scores.columns)
 
 # %% ../../nbs/evaluation/05_bootstrap.ipynb #0c5652da
 def _check_pair(first, second):
-    "ValueError unless two results have the same queries and gallery."
-    for result in (first, second):
-        if not hasattr(result, 'per_query'):
-            raise ValueError(f'compare takes results of evaluate, not {type(result).__name__}: one domain at a time')
-    if first.camera_rule is not second.camera_rule and None not in (first.camera_rule, second.camera_rule):
+    "ValueError unless two results have the same queries, gallery and camera rule."
+    if {first.camera_rule, second.camera_rule} == {True, False}:
         raise ValueError('only one of the results applies the camera rule: give cameras to both or to neither')
-    a, b = first.per_query, second.per_query
-    size = f'({len(a):,} and {len(b):,} rows)'
-    if a.pid.tolist() != b.pid.tolist() or '' != first.query_digest != second.query_digest != '':
-        raise ValueError(f'the results differ in their queries or their cameras {size}: compare on one query list')
-    if a.matches.tolist() != b.matches.tolist() or '' != first.gallery_digest != second.gallery_digest != '':
-        raise ValueError(f'the results differ in their gallery {size}: compare on one gallery')
+    for side, what, column in (('query', 'queries or their cameras', 'pid'), ('gallery', 'gallery', 'matches')):
+        digests = {getattr(result, f'{side}_digest') for result in (first, second)} - {''}
+        a, b = (result.columns[column] for result in (first, second))
+        if len(digests) < 2 and np.array_equal(a, b): continue
+        raise ValueError(f'the results differ in their {what} ({len(a):,} and {len(b):,} queries): compare them on one '
+                         'test set')
 
-# %% ../../nbs/evaluation/05_bootstrap.ipynb #9b57f30f
 def compare(
     first,                  # a `RetrievalResult`: of the same queries, in the same order, and the same gallery
     second,                 # another, of the same

@@ -7,61 +7,42 @@ __all__ = ['distance_blocks']
 
 # %% ../../nbs/evaluation/01_distances.ipynb #2828be0f
 import hashlib
-from typing import Iterator
+from typing import Callable, Iterator
 
 import numpy as np
+import pandas as pd
 import torch
 
 from ..utils.checks import check_choice, positive_int
 from ..utils.tensors import full_precision_matmul
 
 # %% ../../nbs/evaluation/01_distances.ipynb #d97dc198
-def _table(x, name:str)->torch.Tensor:
-    "A tensor of an array, tensor or list of numbers; ValueError for anything else."
-    if isinstance(x, (list, tuple)) and any(torch.is_tensor(row) for row in x):
-        x = [row.tolist() if torch.is_tensor(row) else row for row in x]
-    try: x = x.detach() if torch.is_tensor(x) else torch.as_tensor(np.ascontiguousarray(x))
-    except (TypeError, ValueError) as why:
-        raise ValueError(f'{name} features are not a table of numbers ({str(why).splitlines()[0]})') from None
-    if x.layout != torch.strided or x.is_complex():
-        raise ValueError(f'{name} features are {x.dtype}, {x.layout}: give a dense table of real numbers')
+def _features(x, name:str)->torch.Tensor:
+    "A floating tensor [n, D] of an array, tensor or table; ValueError when it is not a finite table."
+    x = x.detach() if torch.is_tensor(x) else torch.as_tensor(np.ascontiguousarray(x))
     if x.ndim != 2 or 0 in x.shape:
         raise ValueError(f'{name} features have shape {tuple(x.shape)}: give [images, width], at least 1 of each')
-    return x
-
-# %% ../../nbs/evaluation/01_distances.ipynb #9c4e4376
-def _features(x, name:str)->torch.Tensor:
-    "A floating tensor [n, D] of an array or tensor; ValueError when it is not a finite table."
-    x = _table(x, name)
     if x.dtype != torch.float64: x = x.float()
     bad = (~torch.linalg.vector_norm(x, dim=1).square().isfinite()).nonzero().flatten().tolist()
     if not bad: return x
-    what = 'too large to be squared' if x[bad].isfinite().all() else 'not finite'
-    raise ValueError(f'{name} features are {what} in {len(bad):,} of {len(x):,} rows, first row {bad[0]}')
+    raise ValueError(f'{name} features are not finite, or too large to be squared, in {len(bad):,} of {len(x):,} rows, '
+                     f'first row {bad[0]}')
 
-# %% ../../nbs/evaluation/01_distances.ipynb #1e8f2810
 def feature_pair(query, gallery)->tuple[torch.Tensor, torch.Tensor]:
     "Query and gallery features in one precision, on the gallery's device."
     query, gallery = _features(query, 'query'), _features(gallery, 'gallery')
     if query.shape[1] != gallery.shape[1]:
-        wide = f'query features are {query.shape[1]} wide, gallery features {gallery.shape[1]}'
-        raise ValueError(f'{wide}: embed both with one model')
+        raise ValueError(f'query features are {query.shape[1]} wide, gallery features {gallery.shape[1]}: '
+                         'embed both with one model')
     dtype = torch.promote_types(query.dtype, gallery.dtype)
     return query.to(gallery.device, dtype), gallery.to(dtype)
 
 # %% ../../nbs/evaluation/01_distances.ipynb #dff0cbd2
-def _exact_copies(
-    x:torch.Tensor, # features, shape [n, D]
-)->tuple[list[int], list[int]]: # positions that repeat an earlier row, and the row each repeats
-    "Rows that are bit for bit an earlier row."
-    wide = max(1, 8//x.element_size())
-    head = np.ascontiguousarray((x[:, :wide] + 0.).cpu().numpy())  # + 0. turns -0 into 0
-    if head.shape[1]*head.itemsize == 8: head = head.view(np.int64)
-    head = head[:, 0]
-    if (np.diff(np.sort(head)) != 0).all(): return [], []
-    _, group, count = np.unique(head, return_inverse=True, return_counts=True)
+def _exact_copies(x:torch.Tensor)->tuple[list[int], list[int]]: # rows that repeat another, and the repeated ones
+    "Rows of features [n, D] that are bit for bit an earlier row."
+    first_column = pd.Series((x[:, 0] + 0.).cpu().numpy())  # + 0. turns -0 into 0
     seen, later, first = {}, [], []
-    for part in torch.from_numpy(np.flatnonzero(count[group] > 1)).split(1024):
+    for part in torch.from_numpy(np.flatnonzero(first_column.duplicated(keep=False))).split(1024):
         rows = (x[part.to(x.device)] + 0.).cpu().numpy()  # many at once from a GPU
         for i, row in zip(part.tolist(), rows):
             owner = seen.setdefault(hashlib.blake2b(row.tobytes(), digest_size=16).digest(), i)
@@ -70,45 +51,23 @@ def _exact_copies(
             first.append(owner)
     return later, first
 
-# %% ../../nbs/evaluation/01_distances.ipynb #b0273b96
-def _tiles(
-    gallery:torch.Tensor, # features, shape [G, D]
-    wide:int=None,        # images a tile; None: what fits in a processor's cache, more on a GPU
-)->list[slice]:           # of the gallery; the last two overlap where the width does not divide G
-    "Parts of a gallery, all of one width."
-    wide = wide or (1024 if gallery.device.type == 'cpu' else 2**15)
-    last = max(0, len(gallery) - wide)
-    return [slice(first, first + wide) for first in (*range(0, last, wide), last)]
-
 # %% ../../nbs/evaluation/01_distances.ipynb #361d3ac5
-def _cosine(
-    query:torch.Tensor,   # features, shape [Q, D]
-    gallery:torch.Tensor, # features, shape [G, D]
-): # query features of length 1; a function of some of them, a tile of the gallery, room for products, the distances
-    "Cosine distances to a gallery whose norms are computed once."
+def _cosine(query:torch.Tensor, gallery:torch.Tensor)->tuple[torch.Tensor, Callable]:
+    "Queries of length 1; a function of some of them, a tile of the gallery, room for products, and the distances."
     one = gallery.new_ones(1)
     scale = -torch.linalg.vector_norm(gallery, dim=1).clamp_min(1e-12).reciprocal()
     def fill(asked, tile, room, out):
         torch.addcmul(one, torch.mm(asked, gallery[tile].T, out=room), scale[tile], out=out)
     return torch.nn.functional.normalize(query, dim=1), fill
 
-# %% ../../nbs/evaluation/01_distances.ipynb #fa8b67c7
-def _common(x:torch.Tensor)->torch.Tensor|float: # a row of it, or 0
-    "A row of features that lie far from the origin, to be subtracted from all; 0 for others."
-    some = x[::max(1, len(x)//1024)]
+def _euclidean(query:torch.Tensor, gallery:torch.Tensor)->tuple[torch.Tensor, Callable]:
+    "As `_cosine`, squared Euclidean distances; features far from the origin are shifted by one of their rows."
+    some = gallery[::max(1, len(gallery)//1024)]
     mean = some.mean(0)
     apart = (some - mean).square().sum(1)
-    # a row and not the mean, so that integers stay integers
-    return some[apart.argmin()] if mean.square().sum() > 4*apart.mean() else 0.
-
-# %% ../../nbs/evaluation/01_distances.ipynb #c5505b99
-def _euclidean(
-    query:torch.Tensor,   # features, shape [Q, D]
-    gallery:torch.Tensor, # features, shape [G, D]
-): # query features; a function as of `_cosine`
-    "Squared Euclidean distances to a gallery whose squared norms are computed once."
-    common = _common(gallery)
-    if torch.is_tensor(common): query, gallery = query - common, gallery - common
+    if mean.square().sum() > 4*apart.mean():
+        common = some[apart.argmin()]  # a row and not the mean, so that integers stay integers
+        query, gallery = query - common, gallery - common
     many = len(gallery) if gallery.device.type == 'cpu' else 2**15  # cuBLAS takes at most 65,535 products
     # not a squared root: integers and ties stay exact
     squares = torch.cat([torch.einsum('gd,gd->g', part, part) for part in gallery.split(many)])
@@ -126,12 +85,14 @@ def row_blocks(
 )->Iterator[tuple[int, torch.Tensor]]: # first query of the block, distances [<=block, G] on the gallery's device
     "Distances in blocks of queries; each block overwrites the one before."
     check_choice('metric', metric, ('cosine', 'euclidean'))
-    block = min(positive_int('block', block), len(query), max(1, 2**26//len(gallery)))  # 256 MB in single precision
+    Q, G = len(query), len(gallery)
+    block = min(positive_int('block', block), Q, max(1, 2**26//G))  # 256 MB in single precision
+    wide = min(G, 1024 if gallery.device.type == 'cpu' else 2**15)
+    tiles = [slice(first, first + wide) for first in (*range(0, G - wide, wide), G - wide)]
     later, first = (torch.tensor(rows, dtype=torch.long, device=gallery.device) for rows in _exact_copies(gallery))
-    buffer, tiles = gallery.new_empty(block, len(gallery)), _tiles(gallery)
-    room = gallery.new_empty(block, len(gallery[tiles[0]]))
+    buffer, room = gallery.new_empty(block, G), gallery.new_empty(block, wide)
     with full_precision_matmul(): query, fill = dict(cosine=_cosine, euclidean=_euclidean)[metric](query, gallery)
-    for start in range(0, len(query), block):
+    for start in range(0, Q, block):
         asked = query[start:start + block]
         out = buffer[:len(asked)]
         with full_precision_matmul():

@@ -19,82 +19,51 @@ from ..utils.tensors import ranges_of
 # %% ../../nbs/evaluation/02_matching.ipynb #f410a095
 def _same_kind(query:np.ndarray, gallery:np.ndarray, what:str):
     "ValueError where labels of the two sides cannot be equal, a warning where only their spelling differs."
-    first, other = KINDS[type(query[0].item())], KINDS[type(gallery[0].item())]
-    if first != other:
-        raise ValueError(f'query_{what} are {first} (row 0: {query[0].item()!r}), gallery_{what} are {other} '
-                         f'(row 0: {gallery[0].item()!r}): write both one way')
-    if first != 'text': return
-    def spelling(label): return label.strip().lstrip('0').casefold()
+    first, other = query[0].item(), gallery[0].item()
+    if type(first) is not type(other):
+        raise ValueError(f'query_{what} are {KINDS[type(first)]} (row 0: {first!r}), gallery_{what} are '
+                         f'{KINDS[type(other)]} (row 0: {other!r}): write both one way')
+    if query.dtype.kind != 'U': return
     known = set(gallery.tolist())
+    by_number = what == 'cams' and known.isdisjoint(query.tolist())
+    def spelling(label):
+        number = re.sub(r'\D+', ' ', label).strip().lstrip('0') if by_number else ''
+        return number or label.strip().lstrip('0').casefold()
     alike = {spelling(label): label for label in known}
     for label in dict.fromkeys(query.tolist()):
         if label in known or spelling(label) not in alike: continue
-        warnings.warn(f'query_{what} have {label!r} and gallery_{what} have {alike[spelling(label)]!r}: '
-                      'text is compared letter by letter, so these differ', stacklevel=5)
+        warnings.warn(f'query_{what} have {label!r} and gallery_{what} have {alike[spelling(label)]!r}: text is '
+                      'compared letter by letter, so these differ; write both one way', stacklevel=4)
         return
-    if what == 'cams': _warn_of_other_names(query, gallery)
-
-def _warn_of_other_names(query:np.ndarray, gallery:np.ndarray):
-    "A warning where the two sides share no camera name but the numbers in the names agree, as in c1 and 1."
-    def numbers(labels): return {re.sub(r'\D+', ' ', label).strip().lstrip('0') for label in labels.tolist()} - {''}
-    if set(query.tolist()) & set(gallery.tolist()) or not numbers(query) & numbers(gallery): return
-    warnings.warn(f'query_cams ({query[0].item()!r}, ...) and gallery_cams ({gallery[0].item()!r}, ...) have no name '
-                  'in common, so the camera rule leaves nothing out; write both one way', stacklevel=6)
-
-# %% ../../nbs/evaluation/02_matching.ipynb #32adc9cb
-def _identities(query, gallery, Q:int, G:int)->tuple[np.ndarray, np.ndarray]:
-    "Identities of both sides; ValueError when one is missing or they cannot be compared."
-    sides = as_labels(query, 'query_ids', Q), as_labels(gallery, 'gallery_ids', G)
-    _same_kind(*sides, 'ids')
-    return sides
 
 # %% ../../nbs/evaluation/02_matching.ipynb #2b516d8d
-def _group(
-    name:str, # cams, or the name of another group
-    query,    # values, [Q]; None for both sides: not given
-    gallery,  # values, [G]
-    Q:int,    # how many queries there are
-    G:int,    # how many gallery images
-)->tuple[np.ndarray, np.ndarray]|None: # None where no value is known
-    "Cameras or another group of both sides; ValueError when only some are known or they cannot be compared."
-    if (query is None) != (gallery is None):
-        raise ValueError(f'give query_{name} and gallery_{name}, or neither (then images that share them count)')
+def _group(name:str, query, gallery, Q:int, G:int)->tuple[np.ndarray, np.ndarray]|None: # None: no value is known
+    "Cameras or another group of both sides; ValueError when one side's are unknown or they cannot be compared."
     sides = as_cameras(query, Q, f'query_{name}'), as_cameras(gallery, G, f'gallery_{name}')
     unknown = [side is None for side in sides]
-    if all(unknown):
-        if query is not None:
-            rule = 'the camera rule is off' if name == 'cams' else f'exclude_groups={name!r} leaves nothing out'
-            warnings.warn(f'all query_{name} and gallery_{name} are unknown: {rule}', stacklevel=4)
-        return None
-    if any(unknown):
+    if not any(unknown):
+        _same_kind(*sides, name)
+        return sides
+    if not all(unknown):
         side, other = ('query', 'gallery')[::1 if unknown[0] else -1]
         raise ValueError(f'{side}_{name} are all unknown, {other}_{name} are not: give both, or neither')
-    _same_kind(*sides, name)
-    return sides
+    if query is not None:
+        rule = 'the camera rule is off' if name == 'cams' else f'exclude_groups={name!r} leaves nothing out'
+        warnings.warn(f'all query_{name} and gallery_{name} are unknown: {rule}', stacklevel=4)
+    return None
 
-# %% ../../nbs/evaluation/02_matching.ipynb #72a626d7
-def read_columns(
-    query_ids,         # as in `matches_and_junk`
-    gallery_ids,       # likewise
-    query_cams,        # likewise
-    gallery_cams,      # likewise
-    exclude_groups:dict|None, # likewise
-    Q:int,             # how many queries there are
-    G:int,             # how many gallery images
-)->tuple[dict, ...]:  # of queries and gallery: 'ids', 'cams' if known, and the groups, each an array
-    "Labels of both sides in arrays that can be compared; ValueError for labels out of the rule."
-    columns = dict(ids=_identities(query_ids, gallery_ids, Q, G))
+def read_columns(query_ids, gallery_ids, query_cams, gallery_cams, exclude_groups, Q:int, G:int)->tuple[dict, ...]:
+    "Arguments of `matches_and_junk` for both sides as arrays: 'ids', 'cams' if known, groups; ValueError for others."
+    ids = as_labels(query_ids, 'query_ids', Q), as_labels(gallery_ids, 'gallery_ids', G)
+    _same_kind(*ids, 'ids')
+    columns = dict(ids=ids)
     for name, (of_query, of_gallery) in dict(cams=(query_cams, gallery_cams), **(exclude_groups or {})).items():
         sides = _group(name, of_query, of_gallery, Q, G)
         if sides: columns[name if name == 'cams' else f'group {name}'] = sides
     return tuple({name: sides[i] for name, sides in columns.items()} for i in (0, 1))
 
-# %% ../../nbs/evaluation/02_matching.ipynb #e42a9d0b
-def pairs_of(
-    query:dict,   # columns of `read_columns`
-    gallery:dict, # likewise
-)->tuple[np.ndarray, np.ndarray]: # pairs (query, gallery position): matches [2, n], junk [2, m]
-    "Pairs of one identity; those that share a camera or a group are junk."
+def pairs_of(query:dict, gallery:dict)->tuple[np.ndarray, np.ndarray]: # (query, gallery position): matches [2, n], junk
+    "Pairs of one identity, from `read_columns`; those that share a camera or a group are junk."
     order = np.argsort(gallery['ids'], kind='stable')
     low, high = (np.searchsorted(gallery['ids'][order], query['ids'], side=side) for side in ('left', 'right'))
     rows = np.repeat(np.arange(len(low)), high - low)
@@ -140,14 +109,10 @@ def matches_and_junk(
     return pairs_of(*read_columns(query_ids, gallery_ids, query_cams, gallery_cams, exclude_groups, Q, G))
 
 # %% ../../nbs/evaluation/02_matching.ipynb #1a7f30a0
-def in_block(
-    pairs:np.ndarray, # (query, gallery position), ordered by query, shape [2, n]
-    start:int,        # first query of the block
-    stop:int,         # the query behind its last
-)->tuple[slice, tuple[np.ndarray, np.ndarray]]: # which pairs they are; their rows in the block and their columns
-    "The pairs of one block of queries."
-    here = slice(*np.searchsorted(pairs[0], (start, stop)))
-    return here, (pairs[0, here] - start, pairs[1, here])
+def in_block(pairs:np.ndarray, start:int, block)->tuple[np.ndarray, np.ndarray]: # rows in the block, and columns
+    "The pairs [2, n] (query, gallery position), ordered by query, of a block of queries that begins at `start`."
+    here = slice(*np.searchsorted(pairs[0], (start, start + len(block))))
+    return pairs[0, here] - start, pairs[1, here]
 
 # %% ../../nbs/evaluation/02_matching.ipynb #0df2c5e3
 def no_match(query_ids, gallery_ids, query_cams=None, gallery_cams=None, exclude_groups=None)->ValueError:
@@ -155,13 +120,11 @@ def no_match(query_ids, gallery_ids, query_cams=None, gallery_cams=None, exclude
     def some(labels):
         found = np.unique(np.asarray(labels)).tolist()
         return f'{len(found)} ({", ".join(map(str, found[:5]))}{", ..." if len(found) > 5 else ""})'
-    shared = np.intersect1d(np.asarray(query_ids), np.asarray(gallery_ids))
-    why = f'query identities {some(query_ids)}, gallery identities {some(gallery_ids)}, {len(shared)} in both'
+    both = len(np.intersect1d(query_ids, gallery_ids))
+    why = f'query identities {some(query_ids)}, gallery identities {some(gallery_ids)}, {both} in both'
     if query_cams is not None:
-        why += f'; query cameras {some(query_cams)}, gallery cameras {some(gallery_cams)}'
-        why += "; images of the query's own camera do not count"
-        if len(np.unique(np.concatenate([query_cams, gallery_cams]))) == 1:
-            why += ', and there is one camera: give no cameras to switch the camera rule off'
+        why += (f"; query cameras {some(query_cams)}, gallery cameras {some(gallery_cams)}; images of the query's own "
+                'camera do not count, unless no cameras are given')
     if exclude_groups: why += f'; nor do images that share the {" or the ".join(exclude_groups)}'
     return ValueError(f'no query has a match left in the gallery: {why}')
 
@@ -170,46 +133,35 @@ def self_matches(
     query:torch.Tensor,   # features, shape [Q, D]
     gallery:torch.Tensor, # features, shape [G, D]
     matches:np.ndarray,   # pairs (query, gallery position), shape [2, n]
-    block:int=8192,       # pairs at a time
+    at:np.ndarray=None,   # their distances, shape [n]; None: unknown
+    metric:str='cosine',  # of the distances; Euclidean ones are squared
 )->int:                   # how many
     "Queries with a match whose features are their own; warns if there are any."
+    if at is not None:  # rounding is far below a thousandth of the squared length
+        size = query.double().square().sum(1).cpu().numpy()[matches[0]]
+        matches = matches[:, (at*size if metric == 'cosine' else at) <= 1e-3*size]
     found = np.zeros(len(query), bool)
-    for start in range(0, matches.shape[1], block):
-        rows, columns = (torch.from_numpy(side).to(gallery.device) for side in matches[:, start:start + block])
+    for start in range(0, matches.shape[1], 8192):
+        rows, columns = (torch.from_numpy(side).to(gallery.device) for side in matches[:, start:start + 8192])
         features = query[rows]
         gap = torch.linalg.vector_norm(features - gallery[columns], dim=1)
         same = gap <= 1e-5*torch.linalg.vector_norm(features, dim=1)
         found[rows[same].cpu().numpy()] = True
     many = int(found.sum())
     if many: warnings.warn(f'{many:,} of {len(query):,} queries have a gallery image with their own identity and '
-                           'features: are the queries in their own gallery? Leave these images out', stacklevel=3)
+                           'features: are the queries in their own gallery? Leave these images out', stacklevel=4)
     return many
 
-# %% ../../nbs/evaluation/02_matching.ipynb #cc5c07ce
-def may_be_equal(
-    query:torch.Tensor, # features, shape [Q, D]
-    matches:np.ndarray, # pairs (query, gallery position), shape [2, n]
-    at:np.ndarray,      # their distances, shape [n]
-    metric:str,         # cosine, or euclidean (squared)
-)->np.ndarray:          # the pairs that are left, shape [2, m]
-    "Pairs so near that their features may be equal; rounding is far below a thousandth of the squared length."
-    size = query.double().square().sum(1).cpu().numpy()[matches[0]]
-    return matches[:, (at*size if metric == 'cosine' else at) <= 1e-3*size]
-
 # %% ../../nbs/evaluation/02_matching.ipynb #0a8c81df
-def warn_of_constant_features(
-    query:torch.Tensor,   # features, shape [Q, D]
-    gallery:torch.Tensor, # features, shape [G, D]
-    metric:str='cosine',  # the one metric in which a zero vector has no direction
-):
-    "A warning for features that are zero throughout, and for a gallery whose features are all equal."
+def warn_of_constant_features(query:torch.Tensor, gallery:torch.Tensor, metric:str='cosine'):
+    "A warning for features [n, D] that are zero throughout, if cosine, and for a gallery whose features are all equal."
     for name, features in dict(query=query, gallery=gallery).items() if metric == 'cosine' else ():
         empty = int((features[features[:, 0] == 0] == 0).all(1).sum())
         if empty: warnings.warn(f'{empty:,} of {len(features):,} {name} features are zero throughout: they are equally '
-                                'far from everything, and ranked by gallery position', stacklevel=3)
+                                'far from everything, and ranked by gallery position', stacklevel=4)
     same = len(gallery) > 1 and torch.equal(gallery[0], gallery[-1])
     if same and all(bool((part == gallery[:1]).all()) for part in gallery.split(4096)):
-        warnings.warn('all gallery features are equal: images are ranked by gallery position', stacklevel=3)
+        warnings.warn('all gallery features are equal: images are ranked by gallery position', stacklevel=4)
 
 # %% ../../nbs/evaluation/02_matching.ipynb #eac0a01f
 def digest_of(columns, ordered:bool=True)->str:

@@ -8,7 +8,7 @@ __all__ = ['RetrievalResult', 'evaluate', 'nearest_gallery', 'VerificationResult
 # %% ../../nbs/evaluation/03_metrics.ipynb #d39eb41d
 import functools
 from dataclasses import dataclass, replace
-from typing import Iterator
+from typing import Any, Iterator
 
 import numpy as np
 import pandas as pd
@@ -16,15 +16,14 @@ import torch
 
 from .bootstrap import bootstrap_intervals
 from .distances import distance_blocks, feature_pair, row_blocks
-from .matching import digest_of, in_block, matches_and_junk, may_be_equal, no_match
-from .matching import pairs_of, read_columns, self_matches, warn_of_constant_features
+from .matching import digest_of, in_block, matches_and_junk, no_match, pairs_of, read_columns
+from .matching import self_matches, warn_of_constant_features
 from .reranking import reranked
-from ..utils.checks import check_choice, checked_ranks, positive_int
-
-# %% ../../nbs/evaluation/03_metrics.ipynb #bc332942
-_MANY = 64 # matches of one query above which a sort is cheaper than counting for each; fewer in a small gallery
+from ..utils.checks import checked_ranks, flag, positive_int
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #0c41b0a0
+_MANY = 64 # matches of one query above which a sort is cheaper than counting for each; fewer in a small gallery
+
 def _match_ranks(
     distances:np.ndarray, # of a block of queries, shape [b, G]; junk at infinity, where the matches go too
     row:np.ndarray,       # query of each match, counted in the block, ascending, shape [n]
@@ -56,69 +55,46 @@ def _match_ranks(
         for i in tied: ranks[i] += np.count_nonzero(distances[row[i], :column[i]] == own[i])
     return ranks
 
-# %% ../../nbs/evaluation/03_metrics.ipynb #a1fdab5b
-def _rank_matches(
-    blocks:Iterator[tuple[int, np.ndarray]], # distances as from `distance_blocks`
-    matches:np.ndarray, # pairs as from `matches_and_junk`
-    junk:np.ndarray,    # likewise
-    Q:int,              # how many queries
-)->tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: # of matches rank, distance; nearest negative, distance
-    "Ranks of all matches and the nearest negative of all queries (-1: none), a block of distances at a time."
-    ranks, at = np.zeros(matches.shape[1], int), np.zeros(matches.shape[1])
-    wrong, wrong_at = np.full(Q, -1), np.full(Q, np.nan)
-    for start, d in blocks:
-        here, cells = in_block(matches, start, start + len(d))
-        d[in_block(junk, start, start + len(d))[1]] = np.inf
-        at[here], ranks[here] = d[cells], _match_ranks(d, *cells)
-        best = d.argmin(1)
-        found = np.flatnonzero(d[np.arange(len(d)), best] < np.inf)
-        wrong[start + found], wrong_at[start + found] = best[found], d[found, best[found]]
-    return ranks, at, wrong, wrong_at
-
 # %% ../../nbs/evaluation/03_metrics.ipynb #8c303962
 def _match_ranks_at_once(
     distances:torch.Tensor, # as in `_match_ranks`
-    row:torch.Tensor,       # likewise
-    column:torch.Tensor,    # likewise
+    row,                    # likewise
+    column,                 # likewise
     cells:int=2**24,        # compared at a time
 )->torch.Tensor:            # ranks, 1 = nearest, shape [n]
     "As `_match_ranks`, many matches at a time, on the distances' device."
     place, ranks = torch.arange(distances.shape[1], device=distances.device), []
-    step = max(1, cells//distances.shape[1])
-    for r, m in zip(row.split(step), column[:, None].split(step)):
-        d = distances[r]
+    step, pairs = max(1, cells//distances.shape[1]), (torch.as_tensor(x, device=place.device) for x in (row, column))
+    for r, m in zip(*(side.split(step) for side in pairs)):
+        d, m = distances[r], m[:, None]
         own = d.gather(1, m)
         ahead = torch.where(place < m, d <= own, d < own)
         ranks.append(1 + ahead.sum(1, dtype=torch.int32).long())
     return torch.cat(ranks)
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #2b0f4699
-def _cells_of(
-    pairs:np.ndarray, # as in `in_block`
-    start:int,        # first query of the block
-    d:torch.Tensor,   # distances of the block, shape [b, G]
-)->tuple[torch.Tensor, torch.Tensor]: # rows and columns, on the block's device
-    "The pairs of one block of queries."
-    row, column = (torch.from_numpy(side).to(d.device) for side in in_block(pairs, start, start + len(d))[1])
-    return row, column
+def _ranks_there(device:torch.device)->bool:
+    "Whether ranks are counted where the distances are."
+    return device.type == 'cuda'
 
-def _rank_on_device(
-    blocks:Iterator[tuple[int, torch.Tensor]], # distances on their device
-    matches:np.ndarray, # as in `_rank_matches`
+def _rank_matches(
+    blocks:Iterator[tuple[int, torch.Tensor]], # distances as from `row_blocks`
+    matches:np.ndarray, # pairs as from `matches_and_junk`
     junk:np.ndarray,    # likewise
-    Q:int,              # likewise
-)->tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: # as of `_rank_matches`
-    "As `_rank_matches`, on the device of the blocks."
+)->tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]: # of matches rank, distance; nearest negative, distance
+    "Ranks of all matches and the nearest negative of all queries (-1: none), a block of distances at a time."
     found = []
-    for start, d in blocks:
-        d[_cells_of(junk, start, d)] = torch.inf
-        cells = _cells_of(matches, start, d)
-        ranks, at = _match_ranks_at_once(d, *cells), d[cells]
-        d[cells] = torch.inf
-        least, best = d.min(1)                                                 # the first of equals
-        none = least == torch.inf
-        found.append((ranks, at, best.masked_fill(none, -1), least.masked_fill(none, torch.nan)))
-    ranks, at, wrong, wrong_at = (torch.cat(part).cpu().numpy() for part in zip(*found))
+    for start, rows in blocks:
+        there = _ranks_there(rows.device)
+        d:Any = rows if there else rows.cpu().numpy()
+        d[in_block(junk, start, d)] = np.inf
+        cells = in_block(matches, start, d)
+        at, ranks = d[cells], (_match_ranks_at_once if there else _match_ranks)(d, *cells)
+        d[cells] = np.inf
+        best = d.argmin(1)                                                     # the first of equals
+        found.append((ranks, at, best, d[range(len(d)), best]))
+    ranks, at, wrong, wrong_at = (torch.cat([*map(torch.as_tensor, part)]).cpu().numpy() for part in zip(*found))
+    wrong[wrong_at == np.inf], wrong_at[wrong_at == np.inf] = -1, np.nan
     return ranks, at.astype(float), wrong, wrong_at.astype(float)
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #0de8deae
@@ -137,12 +113,25 @@ def _query_table(
     some, first = n > 0, np.cumsum(n) - n
     nth = np.arange(len(rank)) - first[query] + 1
     def pick(values, place, empty): return np.where(some, values[np.where(some, place, 0)], empty)
-    first_hit, last_hit = pick(rank, first, 0), pick(rank, first + n - 1, 0)
-    total = np.where(some, n, np.nan)
+    last_hit, total = pick(rank, first + n - 1, 0), np.where(some, n, np.nan)
     AP, INP = np.bincount(query, nth/rank, minlength=Q)/total, total/np.where(some, last_hit, 1)
-    best_match, match_distance = pick(position, first, -1), pick(at, first, np.nan)
-    return dict(pid=query_ids, matches=n, AP=AP, INP=INP, first_hit=first_hit, last_hit=last_hit, best_match=best_match,
-                match_distance=match_distance, best_wrong=wrong, wrong_distance=wrong_at)
+    return dict(pid=query_ids, matches=n, AP=AP, INP=INP, first_hit=pick(rank, first, 0), last_hit=last_hit,
+                best_match=pick(position, first, -1), match_distance=pick(at, first, np.nan),
+                best_wrong=wrong, wrong_distance=wrong_at)
+
+# %% ../../nbs/evaluation/03_metrics.ipynb #96e72cb1
+def _in_words(result)->str: # of a `RetrievalResult`
+    "Scores in percent, with their intervals, and what has to be known to read them."
+    scores = []
+    for name, value in result.summary().items():
+        span = '' if result.intervals is None else ' ({:.1f} to {:.1f})'.format(*100*result.intervals.loc[name])
+        scores.append(f'{name} {100*value:.1f} %{span}')
+    notes = [f'{result.queries:,} {"query" if result.queries == 1 else "queries"}']
+    if result.unmatched: notes.append(f'{result.unmatched:,} more without a match')
+    if result.camera_rule is False: notes.append('no camera rule')
+    if result.excluded: notes.append(f'without a shared {" or ".join(result.excluded)}')
+    if result.self_matches: notes.append(f'{result.self_matches:,} with their own image in the gallery')
+    return f'{"  ".join(scores)}  [{", ".join(notes)}]'
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #0c04263b
 @dataclass(eq=False, repr=False)
@@ -183,16 +172,8 @@ class RetrievalResult:
         """
         return pd.Series({'mAP': self.mAP, **{f'R{r}': v for r, v in self.cmc.items()}, 'mINP': self.mINP})
 
-    def curve(
-        self,
-        max_rank:int=50, # last rank of the curve
-    )->np.ndarray: # CMC at ranks 1..max_rank, shape [max_rank]
+    def curve(self, max_rank:int=50)->np.ndarray: # CMC at ranks 1..max_rank, shape [max_rank]
         """CMC at every rank up to `max_rank`.
-
-        Parameters
-        ----------
-        max_rank : int
-            last rank of the curve
 
         Returns
         -------
@@ -202,52 +183,26 @@ class RetrievalResult:
         first = self.columns['first_hit'][self.columns['matches'] > 0]
         return np.searchsorted(np.sort(first), np.arange(1, max_rank + 1), side='right')/len(first)
 
-    def __repr__(self)->str:
-        scores = []
-        for name, value in self.summary().items():
-            span = '' if self.intervals is None else ' ({:.1f} to {:.1f})'.format(*100*self.intervals.loc[name])
-            scores.append(f'{name} {100*value:.1f} %{span}')
-        notes = [f'{self.queries:,} {"query" if self.queries == 1 else "queries"}']
-        if self.unmatched: notes.append(f'{self.unmatched:,} more without a match')
-        if self.camera_rule is False: notes.append('no camera rule')
-        if self.excluded: notes.append(f'without a shared {" or ".join(self.excluded)}')
-        if self.self_matches: notes.append(f'{self.self_matches:,} with their own image in the gallery')
-        return f'{"  ".join(scores)}  [{", ".join(notes)}]'
+    def __repr__(self)->str: return _in_words(self)
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #5ad558c4
-def _averages(
-    columns:dict,              # as from `_query_table`
-    ranks:tuple=(1, 5, 10),    # ranks at which CMC is reported
-    **fields,                  # other fields of the result
-)->RetrievalResult:
-    "The averages of a per-query table; queries without a match are counted, not scored."
+def _averages(columns:dict, ranks:tuple=(1, 5, 10), **fields)->RetrievalResult:
+    "The averages of a `_query_table`; queries without a match are counted, not scored. `fields`: others of the result."
     some = columns['matches'] > 0
     AP, INP, first = (columns[name][some] for name in ('AP', 'INP', 'first_hit'))
     cmc = {r: float((first <= r).mean()) for r in ranks}
-    return RetrievalResult(float(AP.mean()), cmc, float(INP.mean()), len(AP), len(some) - len(AP), columns,
-                           **fields)
+    return RetrievalResult(float(AP.mean()), cmc, float(INP.mean()), len(AP), len(some) - len(AP), columns, **fields)
 
-# %% ../../nbs/evaluation/03_metrics.ipynb #08da3208
-def _rerank_settings(rerank)->dict|None: # of `k_reciprocal_distances`; None: no re-ranking
-    "Settings of re-ranking; ValueError for an unknown one."
-    if rerank is None or isinstance(rerank, (bool, np.bool_)): return {} if rerank else None
-    if not isinstance(rerank, dict): raise ValueError(f'rerank={rerank!r}: give True, False or a dict of settings')
-    for name in rerank: check_choice('setting of rerank', name, ('k1', 'k2', 'lambda_value'))
-    return rerank
-
-# %% ../../nbs/evaluation/03_metrics.ipynb #4c734344
-def _ranks_there(device:torch.device)->bool:
-    "Whether ranks are counted where the distances are."
-    return device.type == 'cuda'
-
-def _ranks(
-    device:torch.device, # of the blocks
-    blocks:Iterator[tuple[int, torch.Tensor]], # distances
-    *pairs, # matches, junk, Q, as in `_rank_matches`
-)->tuple: # as of `_rank_matches`
-    "Ranks on the device where that is a GPU, on the CPU otherwise."
-    if _ranks_there(device): return _rank_on_device(blocks, *pairs)
-    return _rank_matches(((start, d.cpu().numpy()) for start, d in blocks), *pairs)
+# %% ../../nbs/evaluation/03_metrics.ipynb #a27da180
+def _scored(query, gallery, ids, matches, junk, metric:str, settings:dict|None, block:int)->tuple[dict, int]:
+    "A `_query_table`, and how many queries find their own image; `settings` of re-ranking, None without it."
+    warn_of_constant_features(query, gallery, metric)
+    if settings is None: blocks = row_blocks(query, gallery, metric, block)
+    else: blocks = reranked(query, gallery, metric=metric, block=block, **settings)
+    places, at, wrong, wrong_at = _rank_matches(blocks, matches, junk)
+    own = self_matches(query, gallery, matches, at if settings is None else None, metric)
+    if metric == 'euclidean' and settings is None: at, wrong_at = (np.sqrt(d.clip(0)) for d in (at, wrong_at))
+    return _query_table(ids, matches, places, at, wrong, wrong_at), own
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #f6114a30
 def evaluate(
@@ -306,55 +261,25 @@ def evaluate(
     ValueError
         for what cannot be compared, a warning for self matches
     """
-    ranks, bootstrap, settings = checked_ranks(ranks), positive_int('bootstrap', bootstrap, 0), _rerank_settings(rerank)
+    ranks, bootstrap = checked_ranks(ranks), positive_int('bootstrap', bootstrap, 0)
+    settings = rerank if isinstance(rerank, dict) else {} if flag('rerank', rerank) else None
     query, gallery = feature_pair(query, gallery)
-    Q, G = len(query), len(gallery)
-    asked, there = read_columns(query_ids, gallery_ids, query_cams, gallery_cams, exclude_groups, Q, G)
+    asked, there = read_columns(
+        query_ids, gallery_ids, query_cams, gallery_cams, exclude_groups, len(query), len(gallery))
     matches, junk = pairs_of(asked, there)
     if not matches.size:
         raise no_match(asked['ids'], there['ids'], asked.get('cams'), there.get('cams'), exclude_groups)
-    warn_of_constant_features(query, gallery, metric)
-    if settings is None: blocks = row_blocks(query, gallery, metric, block)
-    else: blocks = reranked(query, gallery, metric=metric, block=block, **settings)
-    places, at, wrong, wrong_at = _ranks(gallery.device, blocks, matches, junk, Q)
-    near = matches if settings is not None else may_be_equal(query, matches, at, metric)
-    if metric == 'euclidean' and settings is None: at, wrong_at = (np.sqrt(d.clip(0)) for d in (at, wrong_at))
-    table = _query_table(asked['ids'], matches, places, at, wrong, wrong_at)
+    columns, own = _scored(query, gallery, asked['ids'], matches, junk, metric, settings, block)
     result = _averages(
-        table, ranks, camera_rule='cams' in asked, excluded=tuple(exclude_groups or ()),
-        self_matches=self_matches(query, gallery, near),
+        columns, ranks, camera_rule='cams' in asked, excluded=tuple(exclude_groups or ()), self_matches=own,
         ranked_by=metric if settings is None else f'{metric}, re-ranked {settings or ""}'.strip(),
         query_digest=digest_of(asked.values()), gallery_digest=digest_of(there.values(), ordered=False))
     if not bootstrap: return result
     return replace(result, intervals=bootstrap_intervals(result.per_query, ranks, bootstrap, seed))
 
-# %% ../../nbs/evaluation/03_metrics.ipynb #df4d7c30
-def _junk(query_ids, gallery_ids, query_cams, gallery_cams, Q:int, G:int)->np.ndarray: # pairs, shape [2, n]
-    "Junk pairs, none without labels; ValueError where only some labels are given."
-    given = [labels is not None for labels in (query_ids, gallery_ids, query_cams, gallery_cams)]
-    if not any(given): return np.zeros((2, 0), int)
-    if not all(given[:2]): raise ValueError('cameras leave nothing out without query_ids and gallery_ids: give both')
-    return pairs_of(*read_columns(query_ids, gallery_ids, query_cams, gallery_cams, None, Q, G))[1]
-
 # %% ../../nbs/evaluation/03_metrics.ipynb #acce120b
-def _first_columns(
-    rows:torch.Tensor, # distances of a block, shape [b, G]; junk at infinity
-    k:int, # columns a row, at most G
-)->np.ndarray: # shape [b, k], -1 where fewer are left
-    "The k nearest columns of each row; ties are ordered by column."
-    out = np.full((len(rows), k), -1)
-    for row, place in zip(rows.cpu().numpy(), out):
-        near = np.flatnonzero((row <= np.partition(row, k - 1)[k - 1]) & (row < np.inf))
-        near = near[np.argsort(row[near], kind='stable')][:k]
-        place[:len(near)] = near
-    return out
-
-def _first_on_device(
-    rows:torch.Tensor, # as in `_first_columns`
-    k:int, # likewise
-    cells:int=2**23, # sorted at a time
-)->np.ndarray: # as of `_first_columns`
-    "As `_first_columns`, by a stable sort on the distances' device."
+def _first_columns(rows:torch.Tensor, k:int, cells:int=2**23)->np.ndarray: # shape [b, k], -1 where fewer are left
+    "The k nearest columns of distances [b, G], junk at infinity, ties by column; `cells` are sorted at a time."
     found = []
     for part in rows.split(max(1, cells//rows.shape[1])):
         distance, column = (x[:, :k] for x in part.sort(dim=1, stable=True))
@@ -402,13 +327,13 @@ def nearest_gallery(
         gallery positions, nearest first, shape [Q, k]; -1 where fewer are left
     """
     query, gallery = feature_pair(query, gallery)
-    Q, G = len(query), len(gallery)
-    junk = _junk(query_ids, gallery_ids, query_cams, gallery_cams, Q, G)
+    labels, Q, G = (query_ids, gallery_ids, query_cams, gallery_cams), len(query), len(gallery)
+    if all(side is None for side in labels): junk = np.zeros((2, 0), int)
+    else: junk = pairs_of(*read_columns(*labels, None, Q, G))[1]
     out, k = np.full((Q, positive_int('k', k)), -1), min(k, G)
-    first = _first_on_device if _ranks_there(gallery.device) else _first_columns
     for start, rows in row_blocks(query, gallery, metric, block):
-        rows[_cells_of(junk, start, rows)] = torch.inf
-        out[start:start + len(rows), :k] = first(rows, k)
+        rows[in_block(junk, start, rows)] = torch.inf
+        out[start:start + len(rows), :k] = _first_columns(rows, k)
     return out
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #3cd37990
@@ -430,23 +355,6 @@ class VerificationResult:
     def __repr__(self)->str:
         at = '  '.join(f'TPR@FPR={f:g} {100*self.tpr_at(f):.1f} %' for f in (1e-4, 1e-3, 1e-2))
         return f'AUC {self.auc:.4f}  {at}  [{len(self.tpr):,} positive pairs]'
-
-# %% ../../nbs/evaluation/03_metrics.ipynb #75406afc
-def _count_negatives(
-    blocks,         # distances as from `distance_blocks`
-    pairs:tuple,    # matches and junk, as from `matches_and_junk`
-    thresholds:np.ndarray, # distances of positive pairs, ascending, shape [n]
-)->tuple[np.ndarray, np.ndarray, int]: # negatives nearer than each, negatives at most as far, how many there are
-    "How many negative pairs lie below each threshold."
-    below, upto, negatives = np.zeros(len(thresholds), int), np.zeros(len(thresholds), int), 0
-    for start, rows in blocks:
-        for some in pairs: rows[in_block(some, start, start + len(rows))[1]] = np.inf
-        found = np.sort(rows, axis=None)
-        found = found[:found.searchsorted(np.inf)]
-        below += found.searchsorted(thresholds)
-        upto += found.searchsorted(thresholds, side='right')
-        negatives += len(found)
-    return below, upto, negatives
 
 # %% ../../nbs/evaluation/03_metrics.ipynb #a3fb5d89
 def verification(
@@ -489,15 +397,21 @@ def verification(
         without pairs of both kinds
     """
     query, gallery = feature_pair(query, gallery)
-    pairs = matches, _ = matches_and_junk(query_ids, gallery_ids, query_cams, gallery_cams, exclude_groups)
+    matches, junk = matches_and_junk(query_ids, gallery_ids, query_cams, gallery_cams, exclude_groups)
     def blocks(): return distance_blocks(query, gallery, metric, block)
-    positives = [rows[in_block(matches, start, start + len(rows))[1]] for start, rows in blocks()]
-    positives = np.sort(np.concatenate(positives))
-    below, upto, negatives = _count_negatives(blocks(), pairs, positives)
+    positives = np.sort(np.concatenate([rows[in_block(matches, start, rows)] for start, rows in blocks()]))
+    upto, ahead, negatives = np.zeros(len(positives), int), np.zeros(len(positives), int), 0
+    for start, rows in blocks():
+        for some in (matches, junk): rows[in_block(some, start, rows)] = np.inf
+        found = np.sort(rows, axis=None)
+        found = found[:found.searchsorted(np.inf)]
+        as_near = found.searchsorted(positives, side='right')
+        upto += as_near
+        ahead += as_near + found.searchsorted(positives)  # a negative as far as the positive counts half
+        negatives += len(found)
     if not len(positives) or not negatives:
-        found = f'{len(positives)} positive and {negatives} negative'
-        raise ValueError(f'verification needs pairs of both kinds, there are {found}')
+        raise ValueError(f'verification needs pairs of both kinds, there are {len(positives)} positive and '
+                         f'{negatives} negative')
     accepted = positives.searchsorted(positives, side='right')
     distance = np.sqrt(positives.clip(0)) if metric == 'euclidean' else positives
-    auc = float(1 - np.mean(below + upto)/2/negatives)
-    return VerificationResult(distance, accepted/len(positives), upto/negatives, auc)
+    return VerificationResult(distance, accepted/len(positives), upto/negatives, float(1 - ahead.mean()/2/negatives))

@@ -10,18 +10,15 @@ from typing import Iterator
 
 import numpy as np
 import torch
+from scipy.sparse import csr_array
 
 from .distances import feature_pair, row_blocks
 from ..utils.checks import check_choice, positive_int
 from ..utils.tensors import ranges_of
 
 # %% ../../nbs/evaluation/04_reranking.ipynb #58d23296
-def _neighbor_table(
-    x:torch.Tensor, # features, shape [N, D]
-    k:int,          # neighbors per image, itself included
-    block:int=512,  # rows of distances at a time
-)->tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # positions, squared distances [N, k]; largest distance [N]
-    "Each image's k nearest by squared Euclidean distance, itself first, and how far the farthest is."
+def _neighbor_table(x:torch.Tensor, k:int, block:int=512)->tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    "Each image's k nearest by squared Euclidean distance, itself first; their distances; the largest of each."
     near = torch.empty(len(x), k, dtype=torch.long, device=x.device)
     distance, far = x.new_empty(len(x), k), x.new_empty(len(x))
     for start, rows in row_blocks(x, x, 'euclidean', block):
@@ -31,22 +28,15 @@ def _neighbor_table(
         distance[here], near[here] = rows.topk(k, largest=False)
     return near, distance.clamp_min_(0), far.clamp_min_(torch.finfo(x.dtype).tiny)
 
-# %% ../../nbs/evaluation/04_reranking.ipynb #2874a667
-def _reciprocal(
-    near:torch.Tensor, # neighbor positions, itself included, shape [N, k]
-    block:int=1024,    # images at a time
-)->torch.Tensor:       # bool, shape [N, k]
-    "Which neighbors have the image among their own neighbors."
+def _reciprocal(near:torch.Tensor, block:int=1024)->torch.Tensor: # bool, shape [N, k]
+    "Which neighbors [N, k] have the image among their own neighbors; `block`: images at a time."
     own = torch.arange(len(near), device=near.device)[:, None, None]
     starts = range(0, len(near), block)
     return torch.cat([(near[near[s:s + block]] == own[s:s + block]).any(2) for s in starts])
 
 # %% ../../nbs/evaluation/04_reranking.ipynb #bbd635c9
-def _expanded_sets(
-    near:torch.Tensor, # neighbor positions, itself first, shape [N, k1 + 1]
-    block:int=256,     # images at a time
-)->tuple[torch.Tensor, torch.Tensor]: # image i and member x of R*(i), one pair an entry, sorted
-    "The expanded k-reciprocal sets R* as pairs ([k-reciprocal] eq. 3)."
+def _expanded_sets(near:torch.Tensor, block:int=256)->tuple[torch.Tensor, torch.Tensor]: # images i, members x of R*(i)
+    "The expanded k-reciprocal sets R* of neighbors [N, k1 + 1] as sorted pairs ([k-reciprocal] eq. 3)."
     half = round((near.shape[1] - 1)/2) + 1
     own = near.masked_fill(~_reciprocal(near), -1)
     halves = near[:, :half].masked_fill(~_reciprocal(near[:, :half]), -2)
@@ -62,7 +52,8 @@ def _expanded_sets(
         first[:, 1:] &= members[:, 1:] != members[:, :-1]  # each member once
         row, column = first.nonzero(as_tuple=True)
         pairs.append(torch.stack([row + start, members[row, column]]))
-    return tuple(torch.cat(pairs, 1))
+    rows, columns = torch.cat(pairs, 1)
+    return rows, columns
 
 # %% ../../nbs/evaluation/04_reranking.ipynb #463fb475
 def _pair_distances(
@@ -71,89 +62,51 @@ def _pair_distances(
     columns:torch.Tensor,  # second position, shape [p]
     near:torch.Tensor,     # known neighbors, shape [N, k]
     distance:torch.Tensor, # their squared distances, shape [N, k]
-    block:int=256,         # pairs computed at a time, within a CPU's cache
-    look:int=65536,        # pairs looked up at a time
 )->torch.Tensor:           # squared Euclidean distances, shape [p]
     "Squared distances of pairs, looked up among known neighbors, computed where they are not."
-    found, out = [], x.new_empty(len(rows))
-    for start in range(0, len(rows), look):
-        row, column = rows[start:start + look], columns[start:start + look]
-        hit = near[row] == column[:, None]
-        out[start:start + look] = distance[row].masked_fill(~hit, 0).sum(1)
-        found.append(hit.any(1))
-    for part in (~torch.cat(found)).nonzero().flatten().split(block):
-        out[part] = (x[rows[part]] - x[columns[part]]).square_().sum(1)
+    out, look = x.new_empty(len(rows)), 65536  # pairs looked up at a time
+    block = 256 if x.device.type == 'cpu' else 8192  # pairs computed at a time, within a CPU's cache
+    for every in torch.arange(len(rows), device=x.device).split(look):
+        hit = near[rows[every]] == columns[every, None]
+        out[every] = distance[rows[every]].masked_fill(~hit, 0).sum(1)
+        for part in every[~hit.any(1)].split(block): out[part] = (x[rows[part]] - x[columns[part]]).square_().sum(1)
     return out
 
 # %% ../../nbs/evaluation/04_reranking.ipynb #e72592c5
-def _average_rows(
-    rows:np.ndarray,    # row of each entry of V, ascending, shape [p]
-    columns:np.ndarray, # its column, shape [p]
-    weights:np.ndarray, # its weight, shape [p]
-    near:np.ndarray,    # whose rows to average, per image, shape [N, k2]
-    block:int=4096,     # images at a time
-)->tuple[np.ndarray, ...]: # entries of the averages, sorted by row and column
-    "Each image's mean row over its nearest images ([k-reciprocal] eq. 11)."
+def _average_rows(V:csr_array, near:np.ndarray)->csr_array:
+    "Each image's mean row of V [N, N] over its nearest images [N, k2] ([k-reciprocal] eq. 11)."
     N, k2 = near.shape
-    first, parts = np.searchsorted(rows, np.arange(N + 1)), []
-    for start in range(0, N, block):
-        source = near[start:start + block].ravel()
-        lengths = first[source + 1] - first[source]
-        at = ranges_of(first[source], lengths)
-        owner = np.repeat(np.arange(len(source))//k2 + start, lengths)
-        cells, slot = np.unique(owner*N + columns[at], return_inverse=True)
-        mean = np.bincount(slot, weights[at])/k2
-        parts.append((cells//N, cells%N, mean.astype(weights.dtype)))
-    return tuple(map(np.concatenate, zip(*parts)))
+    picked = csr_array((np.ones(N*k2), near.ravel(), np.arange(0, N*k2 + 1, k2)), shape=(N, N))
+    mean = picked @ V  # in double precision
+    mean.sort_indices()
+    mean.data /= k2
+    return mean.astype(V.dtype)
 
 # %% ../../nbs/evaluation/04_reranking.ipynb #4ed2f1eb
-def _neighbor_weights(
-    x:torch.Tensor, # features, shape [N, D]
-    k1:int=20,      # neighbors behind the reciprocal sets
-    k2:int=6,       # rows averaged, the image's own included
-    block:int=512,  # rows of distances at a time
-)->tuple[tuple[np.ndarray, ...], np.ndarray]: # V as sorted (row, column, weight); largest distances
-    "The k-reciprocal encoding V of every image ([k-reciprocal] eq. 7 and 11)."
-    k1 = min(k1, len(x) - 1)
-    near, distance, far = _neighbor_table(x, k1 + 1, block)
+def _neighbor_weights(x:torch.Tensor, k1:int=20, k2:int=6, block:int=512)->tuple[csr_array, np.ndarray]:
+    "The k-reciprocal encoding V [N, N] of features ([k-reciprocal] eq. 7 and 11), and the largest distance of each."
+    near, distance, far = _neighbor_table(x, min(k1, len(x) - 1) + 1, block)
     rows, columns = _expanded_sets(near, block)
-    block = 256 if x.device.type == 'cpu' else 8192
-    weights = torch.exp(-_pair_distances(x, rows, columns, near, distance, block)/far[rows])
+    weights = torch.exp(-_pair_distances(x, rows, columns, near, distance)/far[rows])
     rows, columns, weights, near, far = (part.cpu() for part in (rows, columns, weights, near, far))
     weights /= weights.new_zeros(len(x)).index_add_(0, rows, weights)[rows]
-    V = rows.numpy(), columns.numpy(), weights.numpy()
-    return (_average_rows(*V, near[:, :k2].numpy()) if k2 > 1 else V), far.numpy()
+    V = csr_array((weights.numpy(), (rows.numpy(), columns.numpy())), shape=(len(x), len(x)))
+    return (_average_rows(V, near[:, :k2].numpy()) if k2 > 1 else V), far.numpy()
 
 # %% ../../nbs/evaluation/04_reranking.ipynb #98f3b98b
-def _shared_weights(
-    V:tuple[np.ndarray, ...], # sorted (row, column, weight), queries first
-    Q:int, # how many rows are queries
-    N:int, # how many rows there are
-)->Iterator[np.ndarray]: # per query: sum of minima with each gallery image, shape [N - Q]
-    "Sums of minima between each query's weights and each gallery image's, through inverted lists."
-    row, column, weight = V
-    first = np.searchsorted(row, np.arange(N + 1))
-    gallery = slice(first[Q], None)
-    order = np.argsort(column[gallery], kind='stable')
-    image, value = row[gallery][order] - Q, weight[gallery][order]
-    lists = np.searchsorted(column[gallery][order], np.arange(N + 1))
-    for i in range(Q):
-        entries = slice(first[i], first[i + 1])
-        members, own = column[entries], weight[entries]
-        lengths = lists[members + 1] - lists[members]
-        at = ranges_of(lists[members], lengths)
-        least = np.minimum(np.repeat(own, lengths), value[at])
-        yield np.bincount(image[at], least, minlength=N - Q)
+def _shared_weights(V:csr_array, Q:int)->Iterator[np.ndarray]: # per query, shape [N - Q]
+    "Sums of minima between the weights of each of the first Q images and each other image's, through inverted lists."
+    lists = V[Q:].tocsc()  # for each member the gallery images that have a weight on it
+    for start, stop in zip(V.indptr[:Q], V.indptr[1:]):
+        members, own = V.indices[start:stop], V.data[start:stop]
+        lengths = lists.indptr[members + 1] - lists.indptr[members]
+        at = ranges_of(lists.indptr[members], lengths)
+        least = np.minimum(np.repeat(own, lengths), lists.data[at])
+        yield np.bincount(lists.indices[at], least, minlength=V.shape[0] - Q)
 
 # %% ../../nbs/evaluation/04_reranking.ipynb #8fe7d12d
 def reranked(
-    query,                  # as in `k_reciprocal_distances`
-    gallery,                # likewise
-    k1:int=20,              # likewise
-    k2:int=6,               # likewise
-    lambda_value:float=0.3, # likewise
-    metric:str='cosine',    # likewise
-    block:int=512,          # likewise
+    query, gallery, k1:int=20, k2:int=6, lambda_value:float=0.3, metric:str='cosine', block:int=512, # as below
 )->Iterator[tuple[int, torch.Tensor]]: # first query of the block, distances [<=block, G] on the gallery's device
     "k-reciprocal distances in blocks of queries."
     k1, k2, block = (positive_int(name, value) for name, value in dict(k1=k1, k2=k2, block=block).items())
@@ -163,7 +116,7 @@ def reranked(
     x, Q = torch.cat([query, gallery]), len(query)
     if metric == 'cosine': torch.nn.functional.normalize(x, dim=1, out=x)  # in place: MSMT17's take 480 MB
     V, far = _neighbor_weights(x, k1, k2, block)
-    shared = _shared_weights(V, Q, len(x))
+    shared = _shared_weights(V, Q)
     for start, rows in row_blocks(x[:Q], x[Q:], 'euclidean', block):
         rows *= torch.from_numpy(lambda_value/far[start:start + len(rows), None]).to(x.device)
         for row, minima in zip(rows, shared):

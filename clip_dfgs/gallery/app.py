@@ -14,6 +14,7 @@ import socket
 import threading
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -24,35 +25,25 @@ from .gallery import Gallery, names_in, rows_of
 from .search import printable, text_note, tile
 
 # %% ../../nbs/gallery/04_app.ipynb #3bc25596
-def _decoded(
-    data:bytes, # of an upload
-)->Image.Image:
+def _decoded(data:bytes)->Image.Image:
     "An uploaded image; `ImageError` says in a line why it is none."
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
+        return image
     except Exception as e: # whatever a decoder makes of hostile bytes
         why = printable(why_unreadable(e)).split('<')[0].strip(' :')[:100] # no addresses of objects
         raise ImageError(f'the upload cannot be read ({why})') from None
-    return image
 
-# %% ../../nbs/gallery/04_app.ipynb #1dd47170
-def newest(
-    gallery:Gallery,
-    k:int, # images
-    rows=None, # to choose from, ascending; None = all
-)->pd.DataFrame: # as `Gallery.search`, without scores
-    "The images whose files changed last; of a very large gallery the last of its table."
+def newest(gallery:Gallery, k:int, rows=None)->pd.DataFrame: # as `Gallery.search`, without scores
+    "The k images (of some rows) whose files changed last; of a very large gallery the last of its table."
     rows = (np.arange(len(gallery)) if rows is None else rows)[-100_000:]
-    paths = gallery.records['path'].iloc[rows]
-    times = [os.path.getmtime(path) if os.path.exists(path) else 0 for path in paths]
+    times = [os.path.getmtime(p) if os.path.exists(p) else 0 for p in gallery.records['path'].iloc[rows]]
     rows = rows[np.argsort(times, kind='stable')[::-1][:k]]
     found = gallery.records.iloc[rows].reset_index(drop=True)
     return found.assign(rank=np.arange(1, len(rows) + 1), score=np.nan, row=rows)
 
 # %% ../../nbs/gallery/04_app.ipynb #5834149b
-_LONGEST = 2000 # characters of a sentence
-
 def answers(
     gallery:Gallery,
     image:Image.Image=None,
@@ -64,8 +55,6 @@ def answers(
 ): # (table of `Gallery.search`, one line that says what it answers)
     "The answers to an image, else to a sentence, else to an own image, else the newest; ValueError for mistakes."
     only, note = dict(k=k, camera=camera, domain=domain), ''
-    if len(text) > _LONGEST:
-        raise ValueError(f'The sentence has {len(text):,} characters; {_LONGEST:,} are the most.')
     if image is not None: found, what = gallery.search(image, **only), 'the image'
     elif text.strip():
         found, what = gallery.search(text=text, **only), f'“{printable(text.strip())}”'
@@ -86,12 +75,11 @@ class _Live:
     def _changed(self, gallery:Gallery): return gallery.folder and os.stat(gallery.folder/'gallery.json').st_mtime_ns
 
     def reload(self)->Gallery: # ValueError where it cannot be read
-        gallery, _ = self.open
+        gallery = self.open[0]
         if gallery.folder:
             changed = self._changed(gallery) # before it is read: what comes later is seen the next time
-            gallery = Gallery.load(gallery.folder, gallery.extractor)
-            self.open = gallery, changed
-        return gallery
+            self.open = Gallery.load(gallery.folder, gallery.extractor), changed
+        return self.open[0]
 
     def __call__(self)->Gallery:
         gallery, seen = self.open
@@ -113,7 +101,7 @@ def _add_search(app, live:_Live, waiting:int):
     @app.post('/search')
     def search(
         image:UploadFile=File(None, description='an image to search for'),
-        text:str=Form('', description='else a sentence'),
+        text:str=Form('', max_length=2000, description='else a sentence'),
         like:str=Form('', description='else the digest of an image of the gallery'),
         k:int=Form(24, ge=1, le=10_000, description='number of answers'),
         camera:list[str]=Form([], description='only these cameras'),
@@ -134,16 +122,13 @@ def _add_search(app, live:_Live, waiting:int):
         finally: free.release()
         return dict(images=len(gallery), note=note, answers=_listed(found, gallery.digests))
 
-def _listed(
-    found:pd.DataFrame, # of `answers`
-    digests:list, # of the images of the gallery
-)->list: # of dictionaries
-    "Answers as JSON takes them; names are safe to print."
-    table = found.reindex(columns=['rank', 'score', 'identity', 'camera', 'domain', 'path', 'row'])
-    table = table.assign(digest=[digests[row] for row in table['row']], file=table['path'].map(os.path.basename))
+def _listed(found:pd.DataFrame, digests:list)->list: # of dictionaries
+    "`answers` as JSON takes them, with the digests of the gallery's images; names are safe to print."
+    table = found.reindex(columns=['rank', 'score', 'identity', 'camera', 'domain', 'path'])
+    table = table.assign(digest=[digests[row] for row in found['row']], file=table['path'].map(os.path.basename))
     for name in ('identity', 'camera', 'domain', 'path', 'file'):
         table[name] = table[name].astype(object).fillna('').map(printable)
-    return table.drop(columns='row').astype(object).where(table.notna(), None).to_dict('records')
+    return table.astype(object).where(table.notna(), None).to_dict('records')
 
 # %% ../../nbs/gallery/04_app.ipynb #d290d40d
 def _add_facts(app, live:_Live):
@@ -188,15 +173,13 @@ _PAGE = Path(str(files('clip_dfgs')))/'templates'
 
 def _add_pages(app, page:bool):
     "The search page and the description of the requests."
-    from fastapi import HTTPException
     from fastapi.responses import FileResponse, HTMLResponse, RedirectResponse
 
     @app.get('/', include_in_schema=False)
     def start(): return FileResponse(_PAGE/'search.html') if page else RedirectResponse('docs')
 
     @app.get('/page/{name}', include_in_schema=False)
-    def part(name:str):
-        if name not in ('search.css', 'search.js'): raise HTTPException(404)
+    def part(name:Literal['search.css', 'search.js']):
         return FileResponse(_PAGE/name, headers={'cache-control': 'no-cache'})
 
     @app.get('/docs', include_in_schema=False)
@@ -212,12 +195,8 @@ _HEADERS['content-security-policy'] = (
     "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'")
 _LARGEST = 21 << 20 # bytes of a request; an upload of 20 MB fits
 
-def _refusal(
-    request,
-    token:str|None,
-    hosts:tuple, # names that this service is called by; () = any
-)->tuple|None: # status, why
-    "Why a request is not answered."
+def _refusal(request, token:str|None, hosts:tuple)->tuple|None: # status, why
+    "Why a request is not answered; `hosts`: names that this service is called by, () = any."
     length = request.headers.get('content-length')
     if request.method == 'POST' and not (length or '').isdigit(): return 411, 'the length of the body is missing'
     if int(length or 0) > _LARGEST: return 413, f'at most {_LARGEST >> 20} MB are taken'
@@ -226,7 +205,6 @@ def _refusal(
     brought = request.headers.get('authorization', '').removeprefix('Bearer ') or request.cookies.get('token', '')
     return None if hmac.compare_digest(brought.encode(), token.encode()) else (401, 'a token is needed')
 
-# %% ../../nbs/gallery/04_app.ipynb #55579e39
 def _add_guard(app, token:str|None, hosts:tuple):
     "Refusals, the cookie of a browser that brings the token, and headers of every answer."
     from fastapi.responses import JSONResponse, RedirectResponse
@@ -243,14 +221,15 @@ def _add_guard(app, token:str|None, hosts:tuple):
         return answer
 
 # %% ../../nbs/gallery/04_app.ipynb #7a4f4d3b
-def make_app(
-    gallery:Gallery,
-    page:bool=True, # the search page at /, else the description of the requests
-    token:str=None, # that a request has to bring
-    hosts:tuple=(), # names that the service is called by; () = any
-    waiting:int=8, # searches at a time; more are answered with status 503
-): # an ASGI application
-    "The service as an application of FastAPI, for `serve_gallery` or a server of one's own."
+def _listen(host:str, port:int|None)->socket.socket:
+    "A socket at a port, or at the first free one from 7860 on; OSError that names a port that is taken."
+    for at in range(7860, 7960) if port is None else [port]:
+        try: return socket.create_server((host, at), family=socket.AF_INET6 if ':' in host else socket.AF_INET)
+        except OSError as e: error = OSError(e.errno, os.strerror(e.errno or 0), f'{host} port {at}')
+    raise error
+
+def make_app(gallery:Gallery, page:bool=True, token:str=None, hosts:tuple=(), waiting:int=8): # an ASGI application
+    "The service as an application of FastAPI; `hosts`: names that it is called by, () = any; others as below."
     try: from fastapi import FastAPI
     except ImportError: raise ValueError('the service needs FastAPI: pip install "clip_dfgs[app]"') from None
     app, live = FastAPI(title='clip-dfgs serve', docs_url=None, redoc_url=None), _Live(gallery)
@@ -261,21 +240,13 @@ def make_app(
     _add_guard(app, token, hosts)
     return app
 
-# %% ../../nbs/gallery/04_app.ipynb #85aa93c4
-def _listen(host:str, port:int|None)->socket.socket:
-    "A socket at a port, or at the first free one from 7860 on; OSError that names a port that is taken."
-    for at in range(7860, 7960) if port is None else [port]:
-        try: return socket.create_server((host, at), family=socket.AF_INET6 if ':' in host else socket.AF_INET)
-        except OSError as e: error = OSError(e.errno, os.strerror(e.errno or 0), f'{host} port {at}')
-    raise error
-
 # %% ../../nbs/gallery/04_app.ipynb #f8884f7e
 def serve_gallery(
     gallery:Gallery,
     host:str='127.0.0.1', # the address to listen at
     port:int=None, # None = the first free one from 7860 on
     wait:bool=True, # until the program is interrupted
-    page:bool=True, # False: requests of programs alone
+    page:bool=True, # the search page at /; False: requests of programs alone, and their description at /
     token:str=None, # that every request has to bring
     waiting:int=8, # searches at a time; more are answered with status 503
 ): # the server (end it by `should_exit = True`) and its address
@@ -290,7 +261,7 @@ def serve_gallery(
     wait : bool
         until the program is interrupted
     page : bool
-        False: requests of programs alone
+        the search page at /; False: requests of programs alone, and their description at /
     token : str
         that every request has to bring
     waiting : int
@@ -313,8 +284,8 @@ def serve_gallery(
     server = uvicorn.Server(uvicorn.Config(app, log_level='error', server_header=False, timeout_graceful_shutdown=5))
     url = f'http://{f"[{host}]" if ":" in host else host}:{listens.getsockname()[1]}/'
     if wait:
-        words = ('the page', f'?token={token}' if token else '') if page else ('the service', '')
-        print(f'{words[0]} is at {url}{words[1]}; interrupt to end', flush=True)
+        secret = f'?token={token}' if token and page else ''
+        print(f'the {"page" if page else "service"} is at {url}{secret}; interrupt to end', flush=True)
         server.run([listens])
     else: threading.Thread(target=server.run, args=[[listens]], daemon=True).start()
     return server, url

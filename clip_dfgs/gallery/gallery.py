@@ -30,6 +30,40 @@ from ..models.reid_model import ReIDModel
 from ..utils.checks import check_choice, positive_int, suggest
 from ..utils.files import atomic_write, digest_of_file, fsync, image_files, left_out, write_text
 
+# %% ../../nbs/gallery/02_gallery.ipynb #15a969dd
+def absolute(place)->str: return str(Path(place).expanduser().absolute()) # the same from any folder
+
+def _plain_folder(folder, camera, domain)->pd.DataFrame: # path, domain, camera
+    "All images below a folder; a warning for what is not read, and for names without a camera."
+    folder = Path(folder).expanduser()
+    paths, missed = [str(p) for p in image_files(folder, deep=True)], [left_out(folder, deep=True)]
+    odd = {p for p in paths if p.encode(errors='replace').decode() != p} # pandas holds UTF-8 alone
+    if odd: missed.append(f'{len(odd):,} names are not in UTF-8, first {printable(min(odd))}')
+    paths, missed = [p for p in paths if p not in odd], '; '.join(filter(None, missed))
+    if not paths:
+        why = f': no images there. {missed}' if folder.is_dir() else ' is not a folder; write a data set as name:folder'
+        raise ValueError(f'{folder}{why}'.strip())
+    if missed: warnings.warn(f'{folder}: {missed}', stacklevel=3)
+    below, name = [Path(p).relative_to(folder) for p in paths], folder.resolve().name
+    if camera == 'folder': cameras = [p.parent.name or name for p in below]
+    else:
+        rule = camera_expression(camera) if camera else None
+        found = [rule and rule.search(p.as_posix()) for p in below]
+        cameras = [' '.join(filter(None, m.groups())) if m else '' for m in found]
+    without = [p for p, c in zip(paths, cameras) if not c]
+    if camera and without:
+        warnings.warn(f'{folder}: {camera} finds no camera in {len(without):,} of {len(paths):,} names, '
+                      f'first {printable(without[0])}', stacklevel=3)
+    return pd.DataFrame(dict(path=paths, domain=domain or name, camera=cameras))
+
+def _data_set(word:str, camera, domain, options:dict)->pd.DataFrame: # path, domain, camera, identity, pid, split
+    "The images of a data set; no camera where the set says none and nothing tells it."
+    records, = load_named([word], camera, domains=(domain,) if domain else (), **options)
+    if 'camera' not in records: records = records.assign(camera=records['camid'].astype(str))
+    told = not word.startswith(('folder:', 'csv:')) or 'camera' in options_for(word, dict(camera=camera))
+    if not told and records['camid'].nunique() == 1: records = records.assign(camera='')
+    return records[[c for c in ('path', 'identity', 'camera', 'domain', 'pid', 'split') if c in records]]
+
 # %% ../../nbs/gallery/02_gallery.ipynb #e1195666
 def find_images(
     words, # folders of images, or data sets `name:folder`
@@ -59,63 +93,29 @@ def find_images(
         where there are none, or two sources have one name
     """
     words = [str(w) for w in ([words] if isinstance(words, (str, os.PathLike)) else words)]
-    if not words: raise ValueError('name a folder of images, or a data set as name:folder')
     if domains and len(domains) != len(words):
         raise ValueError(f'{len(domains)} names of domains for {len(words)} sources; give one for each')
-    tables = []
+    tables, sources = [], []
     for word, own in zip(words, domains or [None]*len(words)):
-        plain = ':' not in word or Path(word).expanduser().is_dir()
-        tables.append(_plain_folder(word, camera, own) if plain else _data_set(word, camera, own, options))
-        twice = set(tables[-1]['domain']) & {d for t in tables[:-1] for d in t['domain'].unique()}
-        if twice: raise ValueError(f'two sources have the domain {min(twice)!r}; name them by --domain, one for each')
+        name, _, folder = word.rpartition(':')
+        if not name or Path(word).expanduser().is_dir():
+            tables.append(_plain_folder(word, camera, own))
+            sources.append(absolute(word))
+        else:
+            tables.append(_data_set(word, camera, own, options))
+            sources.append(f'{name}:{absolute(folder)}')
+    names = pd.Series([name for table in tables for name in table['domain'].unique()])
+    if names.duplicated().any():
+        raise ValueError(f'two sources have the domain {names[names.duplicated()].min()!r}; name them by --domain, one '
+                         'for each')
     table = pd.concat(tables, ignore_index=True)
     table['path'] = table['path'].map(os.path.abspath)
     table = table.drop_duplicates('path', ignore_index=True)
-    table.attrs['sources'] = [_absolute(w) for w in words]
+    table.attrs['sources'] = sources
     return table
 
-# %% ../../nbs/gallery/02_gallery.ipynb #15a969dd
-def _absolute(word:str)->str: # the same source from any folder
-    name, colon, folder = word.rpartition(':')
-    whole = not colon or Path(word).expanduser().is_dir()
-    return str(Path(word).expanduser().absolute()) if whole else f'{name}:{Path(folder).expanduser().absolute()}'
-
-def _is_utf8(name:str)->bool: return name.encode(errors='replace').decode() == name
-
-def _plain_folder(folder, camera, domain)->pd.DataFrame: # path, domain, camera
-    "All images below a folder; a warning for what is not read, and for names without a camera."
-    folder = Path(folder).expanduser()
-    if not folder.is_dir(): raise ValueError(f'{folder} is not a folder; write a data set as name:folder')
-    paths, missed = [str(p) for p in image_files(folder, deep=True)], left_out(folder, deep=True)
-    odd, paths = [p for p in paths if not _is_utf8(p)], [p for p in paths if _is_utf8(p)] # pandas cannot hold others
-    if odd: missed = f'{missed}; {len(odd):,} names are not in UTF-8, first {printable(odd[0])}'.strip('; ')
-    if not paths: raise ValueError(f'{folder}: no images there. {missed}'.strip(' '))
-    if missed: warnings.warn(f'{folder}: {missed}', stacklevel=3)
-    below = [Path(p).relative_to(folder) for p in paths]
-    if camera == 'folder': cameras = [p.parent.name or folder.resolve().name for p in below]
-    else:
-        rule = camera_expression(camera) if camera else None
-        found = [rule and rule.search(p.as_posix()) for p in below]
-        cameras = [' '.join(filter(None, m.groups())) if m else '' for m in found]
-    without = [p for p, c in zip(paths, cameras) if not c]
-    if camera and without:
-        warnings.warn(f'{folder}: {camera} finds no camera in {len(without):,} of {len(paths):,} names, '
-                      f'first {printable(without[0])}', stacklevel=3)
-    return pd.DataFrame(dict(path=paths, domain=domain or folder.resolve().name, camera=cameras))
-
-def _data_set(word:str, camera, domain, options:dict)->pd.DataFrame: # path, domain, camera, pid, split
-    "The images of a data set."
-    records, = load_named([word], camera, domains=(domain,) if domain else (), **options)
-    known = records['camid'].nunique() > 1 or not word.startswith(('folder:', 'csv:'))
-    known = known or 'camera' in options_for(word, dict(camera=camera))
-    if 'camera' not in records: records = records.assign(camera=records['camid'].astype(str))
-    if not known: records = records.assign(camera='')
-    return records[[c for c in ('path', 'identity', 'camera', 'domain', 'pid', 'split') if c in records]]
-
 # %% ../../nbs/gallery/02_gallery.ipynb #17f44c25
-def model_digest(
-    model:ReIDModel,
-)->str: # 64 hex digits
+def model_digest(model:ReIDModel)->str: # 64 hex digits
     "SHA-256 of what the features of images and sentences depend on."
     decides = ('clip', 'model_cfg', 'image_size', 'stride', 'cameras', 'normalization')
     digest = hashlib.sha256(json.dumps({k: model.config[k] for k in decides}, sort_keys=True).encode())
@@ -125,12 +125,7 @@ def model_digest(
         digest.update(values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
-# %% ../../nbs/gallery/02_gallery.ipynb #5f1f79c1
-def _checked_extractor(
-    model, # FeatureExtractor or place of a model
-    about:dict, # of the gallery
-    folder, # of the gallery
-)->FeatureExtractor:
+def _checked_extractor(model, about:dict, folder)->FeatureExtractor:
     "The extractor of a gallery's model; ValueError for another model, whose scores would mean nothing."
     extractor = model if isinstance(model, FeatureExtractor) else FeatureExtractor(load_model(model))
     if model_digest(extractor.model) == about['model']['digest']: return extractor
@@ -146,19 +141,10 @@ def read_table(file)->pd.DataFrame: # all text but pid
     table = pd.read_csv(file, dtype=str, keep_default_na=False)
     return table.assign(pid=table['pid'].astype(int)) if 'pid' in table else table
 
-# %% ../../nbs/gallery/02_gallery.ipynb #386ed41f
 def file_digest(path)->str|None:
     "SHA-256 of a file; None where it cannot be read."
     try: return digest_of_file(path)
     except OSError: return None
-
-def check_free(folder):
-    "ValueError for a place that is neither free nor a gallery."
-    folder = Path(folder)
-    if folder.is_file(): raise ValueError(f'{folder} is a file; a gallery is a folder')
-    if folder.is_dir() and any(folder.iterdir()):
-        if not any((folder/name).exists() for name in ('gallery.json', 'parts', '.lock')):
-            raise ValueError(f'{folder} is not empty and no gallery; choose another folder')
 
 # %% ../../nbs/gallery/02_gallery.ipynb #71c06d75
 def write_gallery(
@@ -185,125 +171,49 @@ def write_gallery(
             if file.name not in names.values(): file.unlink(missing_ok=True)
     fsync(folder)
 
+# %% ../../nbs/gallery/02_gallery.ipynb #2542d197
 def _read_gallery(folder:Path)->tuple: # records, features, what gallery.json says
     "What `write_gallery` wrote; any error for what does not fit together."
     about = json.loads((folder/'gallery.json').read_text(encoding='utf-8'))
-    if about['format'] != 1: raise ValueError(f'format {about["format"]} is unknown')
-    for entry in ('records', 'features'):
-        if os.path.basename(about[entry]) != about[entry]: raise ValueError(f'{entry} lies elsewhere')
-    if digest_of_file(folder/about['records']) != about['records_digest']: raise ValueError('its table was changed')
-    records = read_table(folder/about['records'])
-    features = np.load(folder/about['features'], mmap_mode='c', allow_pickle=False)
-    if features.shape != (len(records), about['width']) or str(features.dtype) != about['dtype']:
-        raise ValueError(f'{len(records):,} images, but features of shape {features.shape} {features.dtype}')
-    if not isinstance(about['model'], dict): raise ValueError('gallery.json names no model')
-    return records, features, about
+    table, features = (folder/os.path.basename(about[entry]) for entry in ('records', 'features'))
+    records, features = read_table(table), np.load(features, mmap_mode='c', allow_pickle=False)
+    known = about['format'] == 1 and about['records_digest'] == digest_of_file(table) and about['model']['digest']
+    fits = features.shape == (len(records), about['width']) and str(features.dtype) == about['dtype']
+    if known and fits: return records, features, about
+    raise ValueError('its files do not belong together')
 
-# %% ../../nbs/gallery/02_gallery.ipynb #71da103d
-def open_gallery(folder, extractor)->tuple: # the arguments of `Gallery`
-    "What lies in a folder; ValueError where it is missing, damaged or of another model."
-    folder = Path(folder).expanduser()
-    if not (folder/'gallery.json').is_file():
-        if (folder/'parts').is_dir(): raise ValueError(f'gallery {folder} is not finished; embed it again')
-        what = 'is no gallery: it has no gallery.json' if folder.is_dir() else 'is not there'
-        raise ValueError(f'{folder} {what}; clip-dfgs embed makes one')
-    try: records, features, about = _read_gallery(folder)
-    except Exception as e: # whatever a damaged file makes of json, numpy and pandas
-        why = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
-        raise ValueError(f'gallery {folder} is damaged ({why}); embed it with --overwrite') from None
-    if extractor is not None: extractor = _checked_extractor(extractor, about, folder)
-    return records, features, extractor, folder, about
-
-def save_gallery(gallery, folder):
-    "Records and features as a stored gallery; ValueError for a folder that is something else."
-    check_free(folder)
-    model, kind = gallery.extractor.model, gallery.features.dtype
-    made_by = dict(place=None, digest=model_digest(model), clip=model.config['clip'])
-    known = {what: gallery.records.get(what, '') for what in ('domain', 'camera')}
-    records = gallery.records.assign(**known, digest=gallery.digests)
-    about = dict(model=made_by, sources=records.attrs.get('sources', []),
-                 dtype=str(kind) if kind in (np.float16, np.float32) else 'float32')
-    write_gallery(Path(folder), about, records, [(slice(None), gallery.features)], gallery.features.shape[1])
+def check_free(folder:Path):
+    "ValueError for a folder that is neither empty nor a gallery."
+    if not folder.is_dir() or not any(folder.iterdir()): return
+    if any((folder/name).exists() for name in ('gallery.json', 'parts', '.lock')): return
+    raise ValueError(f'{folder} is not empty and no gallery; choose another folder')
 
 # %% ../../nbs/gallery/02_gallery.ipynb #f876845f
-def names_in(
-    records:pd.DataFrame,
-    what:str, # 'camera' or 'domain'
-)->list: # 2 before 10
-    "The cameras or domains of a gallery."
+def names_in(records:pd.DataFrame, what:str)->list: # 2 before 10
+    "The names in a column of a gallery, 'camera' or 'domain'."
     known = set(records[what].astype(str)) - {''} if what in records else ()
     return sorted(known, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
 
-# %% ../../nbs/gallery/02_gallery.ipynb #272340ec
-def rows_of(
-    records:pd.DataFrame,
-    camera=(), # names; () = all
-    domain=(), # names; () = all
-)->np.ndarray|None: # ascending; None = all
-    "The rows of some cameras and domains; ValueError for names that are not in the gallery, and for no row left."
+def rows_of(records:pd.DataFrame, camera=(), domain=())->np.ndarray|None: # ascending; None = all
+    "The rows of some cameras and domains, () = all; ValueError for names that are not there, and for no row left."
     kept = np.ones(len(records), bool)
     for what, names in dict(camera=camera, domain=domain).items():
         names = [str(name) for name in ([names] if isinstance(names, (str, int)) else names)]
-        if not names: continue
-        known = names_in(records, what)
-        if not known: raise ValueError(f'no {what} is known in this gallery; embed it again with --{what}')
+        known = names_in(records, what) if names else []
         for name in names:
             if name in known: continue
-            there = ', '.join(map(printable, known[:20])) + (', ...' if len(known) > 20 else '')
+            there = ', '.join(map(printable, known[:20])) + (', ...' if len(known) > 20 else '') or 'none'
             raise ValueError(f'no {what} {name!r} in the gallery{suggest(name, known)} (it has {there})')
-        kept &= records[what].astype(str).isin(names).to_numpy()
+        if names: kept &= records[what].astype(str).isin(names).to_numpy()
     if not kept.any(): raise ValueError('the gallery has no image of these cameras in these domains')
     return None if kept.all() else np.flatnonzero(kept)
 
-# %% ../../nbs/gallery/02_gallery.ipynb #01cbe761
-def _answers(
-    records:pd.DataFrame,
-    queries:list, # what each query is called
-    rows:np.ndarray, # of the records, shape [queries,k]
-    scores:np.ndarray, # shape [queries,k]
-)->pd.DataFrame: # query, rank, score, path, identity, camera, domain (where known), row
-    "A row an answer, with what the records know of it."
-    k = rows.shape[1]
-    table = pd.DataFrame(dict(query=np.repeat(np.array(queries, object), k),
-                              rank=np.tile(np.arange(1, k + 1), len(queries)), score=scores.ravel()))
+def _answers(records:pd.DataFrame, queries:list, rows:np.ndarray, scores:np.ndarray)->pd.DataFrame:
+    "A row an answer, with what the records know of it; rows of the records and scores have the shape [queries,k]."
+    table = pd.DataFrame(dict(query=np.repeat(np.array(queries, object), rows.shape[1]),
+                              rank=np.tile(np.arange(1, rows.shape[1] + 1), len(queries)), score=scores.ravel()))
     known = records[[c for c in ('path', 'identity', 'camera', 'domain') if c in records]]
     return pd.concat([table, known.iloc[rows.ravel()].reset_index(drop=True)], axis=1).assign(row=rows.ravel())
-
-# %% ../../nbs/gallery/02_gallery.ipynb #0713f944
-def _as_array(features)->np.ndarray:
-    "An array as it is; a tensor as one that numpy can hold."
-    if not isinstance(features, torch.Tensor): return features
-    features = features.detach().cpu()
-    return (features.float() if features.dtype == torch.bfloat16 else features).numpy()
-
-def _embedded(records, extractor, broken:str, progress:bool)->tuple: # records, features of unit length
-    "The images that can be read, embedded; a warning counts the others."
-    check_choice('broken', broken, ('raise', 'skip'))
-    found = extractor(records['path'].tolist(), progress, bad='raise' if broken == 'raise' else 'none')
-    good = np.array([feature is not None for feature in found], bool)
-    if not good.any(): raise ValueError(f'none of {len(good):,} images can be read')
-    if not good.all():
-        warnings.warn(f'{(~good).sum():,} of {len(good):,} images cannot be read and are left out, '
-                      f'first {printable(records["path"].to_numpy()[~good][0])}', stacklevel=3)
-    features = F.normalize(torch.stack([feature for feature in found if feature is not None]), dim=1)
-    return records[good].reset_index(drop=True), features
-
-# %% ../../nbs/gallery/02_gallery.ipynb #ffeb2ddc
-def _queries(gallery, images, rows, text, as_is): # yields (names, their features, the features they are compared with)
-    "Queries of three kinds; ValueError for an empty sentence, which a model would answer too."
-    if images is not None:
-        images = listed(images)
-        names = [str(x) if isinstance(x, (str, os.PathLike)) else f'image {i}' for i, x in enumerate(images)]
-        yield names, gallery.extractor(images).numpy(), gallery.features
-    if rows is not None:
-        rows = np.atleast_1d(rows)
-        yield gallery.records['path'].iloc[rows].tolist(), np.asarray(gallery.features[rows], float), gallery.features
-    if text is not None:
-        text = [text] if isinstance(text, str) else list(text)
-        for one in text:
-            if not isinstance(one, str) or not one.strip(): raise ValueError(f'a query text is empty: {one!r}')
-        query = text_features(gallery.extractor, text, as_is)
-        yield text, query, gallery.features[:, -query.shape[1]:] # the columns that text and images share
 
 # %% ../../nbs/gallery/02_gallery.ipynb #cbb41ff5
 class Gallery:
@@ -331,14 +241,13 @@ class Gallery:
         about:dict=None, # what gallery.json says of it
     ):
         if not isinstance(records, pd.DataFrame): records = pd.DataFrame(dict(path=[str(path) for path in records]))
-        self.records, self.features, self._extractor = records, _as_array(features), extractor
+        if torch.is_tensor(features): # numpy has no bfloat16
+            features = (features.float() if features.dtype == torch.bfloat16 else features).detach().cpu().numpy()
+        self.records, self.features, self._extractor = records, features, extractor
         self.folder, self.about = folder, about
-        shape = len(records), extractor.model.width if extractor else self.features.shape[-1]
-        if self.features.shape != shape:
-            said = f'{len(records):,} images of this model need {shape}'
-            raise ValueError(f'features have shape {self.features.shape}; {said}')
-        if not isinstance(self.features, np.memmap) and not np.isfinite(self.features).all():
-            raise ValueError('a feature of the gallery is not a number')
+        shape = len(records), extractor.model.width if extractor else features.shape[-1]
+        if features.shape != shape:
+            raise ValueError(f'{len(records):,} images need features of shape {shape}, not {features.shape}')
 
     def __len__(self): return len(self.records)
     def __repr__(self): return f'Gallery({len(self):,} images, {self.features.shape[1]} columns)'
@@ -353,16 +262,33 @@ class Gallery:
     def by_digest(self)->dict: # digest -> row, the first of copies
         return {digest: row for row, digest in reversed(list(enumerate(self.digests)))}
 
-    @property
-    def extractor(self)->FeatureExtractor:
-        "The extractor of the model that the gallery was made with."
-        if self._extractor is None:
-            place = self.about['model']['place']
-            if not place: raise ValueError(f'{self.folder} does not know where its model lies; name it')
-            self._extractor = _checked_extractor(place, self.about, self.folder)
-        return self._extractor
+# %% ../../nbs/gallery/02_gallery.ipynb #51ff33c8
+@patch(as_prop=True)
+def extractor(self:Gallery)->FeatureExtractor:
+    "The extractor of the model that the gallery was made with."
+    if self._extractor is None:
+        place = self.about['model']['place']
+        if not place: raise ValueError(f'{self.folder} does not know where its model lies; name it')
+        self._extractor = _checked_extractor(place, self.about, self.folder)
+    return self._extractor
 
 # %% ../../nbs/gallery/02_gallery.ipynb #6b2d14e8
+def _queries(gallery, images, rows, text, as_is): # yields (names, their features, the features they are compared with)
+    "Queries of three kinds; ValueError for an empty sentence, which a model would answer too."
+    if images is not None:
+        images = listed(images)
+        names = [str(x) if isinstance(x, (str, os.PathLike)) else f'image {i}' for i, x in enumerate(images)]
+        yield names, gallery.extractor(images).numpy(), gallery.features
+    if rows is not None:
+        rows = np.atleast_1d(rows)
+        yield gallery.records['path'].iloc[rows].tolist(), np.asarray(gallery.features[rows], float), gallery.features
+    if text is not None:
+        text = [text] if isinstance(text, str) else list(text)
+        for one in text:
+            if not isinstance(one, str) or not one.strip(): raise ValueError(f'a query text is empty: {one!r}')
+        query = text_features(gallery.extractor, text, as_is)
+        yield text, query, gallery.features[:, -query.shape[1]:] # the columns that text and images share
+
 @patch
 def search(
     self:Gallery,
@@ -402,7 +328,6 @@ def search(
     found = []
     for names, query, table in _queries(self, images, rows, text, as_is):
         found.append(_answers(self.records, names, *nearest_rows(query, table, k, among)))
-    if not found: raise ValueError('nothing to search for: give images, text or rows')
     return pd.concat(found, ignore_index=True)
 
 # %% ../../nbs/gallery/02_gallery.ipynb #7c3e25f9
@@ -430,7 +355,15 @@ def from_records(
     ValueError
         where none can be read
     """
-    return cls(*_embedded(records, extractor, broken, progress), extractor)
+    check_choice('broken', broken, ('raise', 'skip'))
+    found = extractor(records['path'].tolist(), progress, bad='raise' if broken == 'raise' else 'none')
+    good = np.array([feature is not None for feature in found], bool)
+    if not good.any(): raise ValueError(f'none of {len(good):,} images can be read')
+    if not good.all():
+        warnings.warn(f'{(~good).sum():,} of {len(good):,} images cannot be read and are left out, '
+                      f'first {printable(records["path"].to_numpy()[~good][0])}', stacklevel=3)
+    features = F.normalize(torch.stack([feature for feature in found if feature is not None]), dim=1)
+    return cls(records[good].reset_index(drop=True), features, extractor)
 
 @patch(cls_method=True)
 def from_folder(
@@ -469,7 +402,14 @@ def save(
     folder
         new or empty, or of a gallery, which is replaced
     """
-    save_gallery(self, folder)
+    check_free(Path(folder))
+    model, kind = self.extractor.model, self.features.dtype
+    about = dict(model=dict(place=None, digest=model_digest(model), clip=model.config['clip']),
+                 sources=self.records.attrs.get('sources', []),
+                 dtype=str(kind) if kind in (np.float16, np.float32) else 'float32')
+    known = {what: self.records.get(what, '') for what in ('domain', 'camera')}
+    records = self.records.assign(**known, digest=self.digests)
+    write_gallery(Path(folder), about, records, [(slice(None), self.features)], self.features.shape[1])
 
 @patch(cls_method=True)
 def load(
@@ -491,4 +431,14 @@ def load(
     ValueError
         where it is missing, damaged or of another model
     """
-    return cls(*open_gallery(folder, extractor))
+    folder = Path(folder).expanduser()
+    if not (folder/'gallery.json').is_file():
+        what = 'is no gallery: it has no gallery.json' if folder.is_dir() else 'is not there'
+        if (folder/'parts').is_dir(): what = 'is not finished'
+        raise ValueError(f'{folder} {what}; clip-dfgs embed makes one')
+    try: records, features, about = _read_gallery(folder)
+    except Exception as e: # whatever a damaged file makes of json, numpy and pandas
+        why = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
+        raise ValueError(f'gallery {folder} is damaged ({why}); embed it with --overwrite') from None
+    if extractor is not None: extractor = _checked_extractor(extractor, about, folder)
+    return cls(records, features, extractor, folder, about)

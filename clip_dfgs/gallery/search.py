@@ -20,6 +20,20 @@ from ..inference.embed import FeatureExtractor
 from ..synthetic.people import whole_captions, words_in
 from ..utils.tensors import full_precision_matmul, smallest
 
+# %% ../../nbs/gallery/01_search.ipynb #495a30c4
+def _is_small(extractor)->bool: return extractor.model.config['clip'] == 'pedestrians'
+
+def printable(text)->str: # on one line
+    "A path or a name that is safe to print: control characters and broken bytes are escaped."
+    return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+def text_note(extractor:FeatureExtractor, text:str)->str: # '' where there is nothing to say
+    "How a sentence is asked, where that is not as it stands."
+    if not _is_small(extractor): return ''
+    look, unknown = words_in(text)
+    lost = f'; not understood: {", ".join(map(printable, unknown))}' if unknown else ''
+    return f'asked as 64 whole captions{lost}' if look else 'asked as it is: none of its words is known'
+
 # %% ../../nbs/gallery/01_search.ipynb #bde3f996
 def text_features(
     extractor:FeatureExtractor,
@@ -27,53 +41,24 @@ def text_features(
     as_is:bool=False, # ask every sentence as it is
 )->np.ndarray: # of unit length, [n, projected width]
     "Features of sentences; for the small CLIP the mean of whole captions that say the same."
-    clip = extractor.model.config['clip']
-    if not extractor.model.has_text: raise ValueError(f'{clip} has no text encoder; query by image')
-    found = []
-    for text in texts:
-        lines = [] if as_is or clip != 'pedestrians' else whole_captions(text)
-        mean = extractor.text(lines or [text]).numpy().astype(np.float64).mean(0)
-        found.append(mean/max(np.linalg.norm(mean), 1e-12))
-    return np.array(found)
-
-# %% ../../nbs/gallery/01_search.ipynb #495a30c4
-def printable(
-    text, # a path or a name, of any characters
-)->str: # on one line
-    "A text that is safe to print: control characters and broken bytes are escaped."
-    text = str(text)
-    return text if text.isprintable() else ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-# %% ../../nbs/gallery/01_search.ipynb #7b900760
-def text_note(
-    extractor:FeatureExtractor,
-    text:str, # a sentence
-)->str: # '' where it is asked as it is and there is nothing to say
-    "How a sentence is asked, where that is not as it stands."
-    if extractor.model.config['clip'] != 'pedestrians': return ''
-    look, unknown = words_in(text)
-    lost = f'; not understood: {", ".join(map(printable, unknown))}' if unknown else ''
-    return f'asked as 64 whole captions{lost}' if look else 'asked as it is: none of its words is known'
+    lines = [[text] if as_is or not _is_small(extractor) else whole_captions(text) or [text] for text in texts]
+    means = [extractor.text(some).numpy().astype(np.float64).mean(0) for some in lines]
+    return np.array([mean/max(np.linalg.norm(mean), 1e-12) for mean in means])
 
 # %% ../../nbs/gallery/01_search.ipynb #433b84d6
 _WIDE, _HIGH, _GAP, _LINE = 96, 192, 10, 14
 
-def tile(
-    image, # an image in any form
-    size:tuple=(_HIGH, _WIDE), # height and width
-)->Image.Image|None: # None where it cannot be read
-    "An image at the size of the sheet."
+def tile(image, size:tuple=(_HIGH, _WIDE))->Image.Image|None: # None where it cannot be read
+    "An image in any form at the size (height, width) of the sheet."
     try: return Image.fromarray(to_pixels(image, size).transpose(1, 2, 0))
     except ValueError: return None
 
-def captions(
-    answer, # a row of a table of `Gallery.search`
-)->list: # lines below the image: rank and score; identity, camera and domain; file name
-    "What is written below an answer, identity and camera as the data set writes them."
+def _captions(answer)->list: # of a row of a table of `Gallery.search`
+    "Lines below an answer: rank and score; identity, camera and domain as the data set writes them; file name."
     known = [str(getattr(answer, name, '')) for name in ('identity', 'camera', 'domain')]
     score = '' if np.isnan(answer.score) else f'{answer.score:.3f}'
-    return [f'{answer.rank}   {score}', printable('  '.join(filter(None, known))),
-            printable(os.path.basename(answer.path))]
+    lines = f'{answer.rank}   {score}', '  '.join(filter(None, known)), os.path.basename(answer.path)
+    return [printable(line) for line in lines]
 
 # %% ../../nbs/gallery/01_search.ipynb #9fe4d160
 def search_sheet(
@@ -96,13 +81,13 @@ def search_sheet(
         answers in a row
     """
     images, text = listed(images), [text] if isinstance(text, str) else list(text)
-    begun = (found['rank'] == 1).cumsum() - 1 # number of the query that a row answers
-    rows = [found[begun == q].head(most) for q in range(len(images) + len(text))]
+    number = (found['rank'] == 1).cumsum() - 1 # of the query that a row answers
+    rows = [found[number == q].head(most) for q in range(len(images) + len(text))]
     wide, high = _WIDE + _GAP, _HIGH + 3*_LINE + _GAP
     sheet = Image.new('RGB', (3*_GAP + wide*(1 + max(map(len, rows))), _GAP + high*len(rows)), 'white')
     draw, font, lost = ImageDraw.Draw(sheet), ImageFont.load_default(11), []
 
-    def place(image, left, top, lines=()):
+    def place(image, left, top, lines):
         if image is None: draw.rectangle((left, top, left + _WIDE - 1, top + _HIGH - 1), '#dddddd')
         else: sheet.paste(image, (left, top))
         for i, line in enumerate(lines): draw.text((left, top + _HIGH + 1 + i*_LINE), line[:16], 'black', font)
@@ -114,48 +99,21 @@ def search_sheet(
         for answer in answers.itertuples():
             image = tile(answer.path)
             if image is None: lost.append(answer.path)
-            place(image, 3*_GAP + wide*answer.rank, top, captions(answer))
+            place(image, 3*_GAP + wide*answer.rank, top, _captions(answer))
     if lost: warnings.warn(f'{len(lost):,} of {len(found):,} images cannot be read where they were embedded, '
                            f'first {printable(lost[0])}', stacklevel=2)
     return sheet
 
 # %% ../../nbs/gallery/01_search.ipynb #f355b51d
-def _unit(
-    x:np.ndarray, # rows of any floating kind, shape [n,D]
-)->np.ndarray: # float64 [n,D]
-    "Rows of length 1; a row of zeros stays one."
+def _unit(x)->np.ndarray: # float64 [n,D]
+    "Rows of length 1 of any floating kind [n,D]; a row of zeros stays one."
     x = np.asarray(x, dtype=np.float64)
     return x/np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
-def _scored(
-    query:np.ndarray, # of length 1, float64 [D]
-    x:np.ndarray, # rows of any floating kind [n,D]
-)->np.ndarray: # float64 [n]
-    "Cosines in double precision, each row by itself: copies have one score."
-    return (_unit(x)*query).sum(1)
-
-# %% ../../nbs/gallery/01_search.ipynb #431db9a1
-def _merge(
-    best:tuple, # (row numbers, scores) of one query so far, best first
-    rows:np.ndarray, # numbers of more rows, all of them above those before
-    scores:np.ndarray, # theirs
-    k:int, # how many to keep
-)->tuple: # (row numbers, scores), best first, equal ones in the order of the table
-    "The k best of two lists."
-    rows, scores = np.concatenate([best[0], rows]), np.concatenate([best[1], scores])
-    order = np.lexsort((rows, -scores))[:k]
-    return rows[order], scores[order]
-
-# %% ../../nbs/gallery/01_search.ipynb #bb0dc6ee
-def _rough(
-    query:torch.Tensor, # of length 1, float32 [q,D]
-    table, # of any floating kind [N,D]
-    rows, # n of them: a range, which is not copied, or numbers
-)->torch.Tensor: # float32 [q,n]
-    "Cosines in single precision, with the other sign; ValueError where one is no number."
-    width, scores = table.shape[1], query.new_empty(len(query), len(rows))
-    tile = max(256, 2**19//width)                                              # 2 MB of rows
-    room = query.new_empty(min(tile, len(rows)), width)                        # for rows of another kind
+def _rough(query:torch.Tensor, table, rows)->torch.Tensor: # float32 [q,n]
+    "Cosines of queries [q,D] and rows of a table [N,D], a range of them or numbers, with the other sign."
+    scores, tile = query.new_empty(len(query), len(rows)), max(256, 2**19//table.shape[1]) # 2 MB
+    room = query.new_empty(min(tile, len(rows)), table.shape[1]) # for rows of another kind
     with full_precision_matmul():
         for start in range(0, len(rows), tile):
             here = rows[start:start + tile]
@@ -164,7 +122,7 @@ def _rough(
             if x.dtype != torch.float32: x = room[:len(x)].copy_(x)
             length = torch.linalg.vector_norm(x, dim=1).clamp_min_(1e-12)
             torch.mm(query, x.T, out=scores[:, start:start + tile]).div_(-length)
-    if not scores.sum().isfinite(): raise ValueError('a feature of the table is not a number')
+    if not scores.sum().isfinite(): raise ValueError('a feature of the query or of the table is not a number')
     return scores
 
 # %% ../../nbs/gallery/01_search.ipynb #9abd9726
@@ -177,22 +135,21 @@ def nearest_rows(
 )->tuple[np.ndarray,np.ndarray]: # row numbers int64 [q,k], best first; cosines float64 [q,k]
     "The k rows of the largest cosine for each query, exactly; equal ones in the order of the table."
     query, all_rows = _unit(query), range(len(table)) if among is None else np.asarray(among, np.int64)
-    if not np.isfinite(query).all(): raise ValueError('a query holds something that is not a number')
-    n = len(all_rows)
-    block, k = block or max(256, 2**25//max(1, len(query))), min(k, n)
+    block, k = block or max(256, 2**25//max(1, len(query))), min(k, len(all_rows))
     slack = table.shape[1]*2.**-22 # what single precision may lose
-    best = [(np.zeros(0, np.int64), np.zeros(0)) for _ in query]
-    floor, asked = np.full(len(query), -np.inf), torch.from_numpy(query.astype(np.float32)) # the k-th best so far
-    for start in range(0, n if len(query) else 0, block):
+    rows, scores = np.zeros((len(query), 0), np.int64), np.zeros((len(query), 0)) # the best so far
+    asked = torch.from_numpy(query.astype(np.float32))
+    for start in range(0, len(all_rows) if len(query) else 0, block):
         here = all_rows[start:start + block]
         rough = _rough(asked, table, here)
-        value, place = (x.numpy() for x in smallest(rough, min(k + 8, len(here))))
-        reach = np.minimum(value[:, k - 1] if k <= len(here) else np.inf, -floor) + slack
-        more = (value[:, -1] <= reach) & (value.shape[1] < len(here))            # more may be as near as these
-        for i in np.flatnonzero(value[:, 0] <= reach):
-            own = np.flatnonzero(rough[i].numpy() <= reach[i]) if more[i] else np.sort(place[i][value[i] <= reach[i]])
-            rows = own + start if among is None else here[own]
-            best[i] = _merge(best[i], rows, _scored(query[i], table[rows]), k)
-            if len(best[i][1]) == k: floor[i] = best[i][1][-1]
-    return (np.array([rows for rows, _ in best], np.int64).reshape(len(query), k),
-            np.array([scores for _, scores in best]).reshape(len(query), k))
+        reach = smallest(rough, min(k, len(here)))[0][:, -1].numpy() if k <= len(here) else np.inf
+        if scores.shape[1] == k: reach = np.minimum(reach, -scores[:, -1])
+        best = []
+        for q, near in enumerate(rough.numpy() <= np.reshape(reach + slack, (-1, 1))):
+            new = np.flatnonzero(near) + start if among is None else here[near]
+            both = np.concatenate([rows[q], new])
+            cosines = np.concatenate([scores[q], (_unit(table[new])*query[q]).sum(1)])
+            order = np.lexsort((both, -cosines))[:k]
+            best.append((both[order], cosines[order]))
+        rows, scores = (np.array(side) for side in zip(*best))
+    return rows[:, :k], scores[:, :k]

@@ -6,6 +6,7 @@
 __all__ = ['EmbedSummary', 'embed_gallery', 'write_features']
 
 # %% ../../nbs/gallery/03_store.ipynb #8e305ae4
+import atexit
 import contextlib
 import json
 import os
@@ -21,7 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from .gallery import check_free, file_digest, Gallery, model_digest, write_gallery, write_table
+from .gallery import absolute, check_free, file_digest, Gallery, model_digest
+from .gallery import write_gallery, write_table
 from .search import printable
 from ..inference.embed import FeatureExtractor, load_model, process_state, _embed
 from ..utils.checks import check_choice, positive_int
@@ -31,21 +33,16 @@ from ..utils.files import atomic_write
 def _save_part(folder:Path, features:torch.Tensor, digests:list, model:str):
     "Keep one block."
     content = dict(digests=json.dumps(digests), model=model)
-    file = folder/f'{secrets.token_hex(8)}.safetensors'
-    with atomic_write(file) as part: save_file(dict(features=features.contiguous()), part, metadata=content)
+    with atomic_write(folder/f'{secrets.token_hex(8)}.safetensors') as part:
+        save_file(dict(features=features.contiguous()), part, metadata=content)
 
-def _read_parts(
-    folder:Path, # of blocks
-    model:str, # digest of the model
-    dtype:str, # of the features
-)->dict: # digest of an image -> (block file, row)
-    "What blocks hold; those that are damaged or of another model are skipped."
+def _read_parts(folder:Path, model:str, dtype:str)->dict: # digest of an image -> (block file, row)
+    "What blocks hold; those that are damaged, or of another model or kind of number, are skipped."
     known = {}
     for file in sorted(folder.glob('*.safetensors')):
         try:
-            with safe_open(file, 'np') as part:
-                about, digests = part.metadata(), json.loads(part.metadata()['digests'])
-                features = part.get_tensor('features')
+            with safe_open(file, 'np') as part: about, features = part.metadata(), part.get_tensor('features')
+            digests = json.loads(about['digests'])
         except Exception: continue # of another program or damaged: its images are embedded again
         fits = about['model'] == model and str(features.dtype) == dtype and len(features) == len(digests)
         if fits and np.isfinite(features).all(): known |= {d: (file, i) for i, d in enumerate(digests)}
@@ -56,8 +53,7 @@ def _embed_new(
     new:pd.DataFrame, # path, digest; each digest once
     extractor:FeatureExtractor,
     parts:Path, # folder of blocks
-    model:str, # digest of the model
-    dtype:str, # of the features
+    about:dict, # of the gallery
     block:int, # images between two savings
     progress:bool, # a bar
     rank:int=0, # of this process
@@ -71,17 +67,16 @@ def _embed_new(
             bar.update(len(some))
             number = start//block * -(-block//batch) + np.arange(len(some))//batch # of the batch of each image
             some = some[number % processes == rank]
-            paths, digests = some['path'].tolist(), some['digest'].tolist()
+            paths, digests, kept = some['path'].tolist(), some['digest'].tolist(), []
             features, wrong = _embed(extractor, paths, False, 'rgb', True)
             wrong = {i: f'{type(e).__name__}: {e}' for i, e in wrong.items()}
-            kept = []
             for row, i in enumerate(i for i in range(len(some)) if i not in wrong):
                 if not features[row].isfinite().all(): wrong[i] = 'its feature is not a number'
                 elif file_digest(paths[i]) != digests[i]: wrong[i] = 'changed while it was read'
                 else: kept.append((row, i))
             problems |= {paths[i]: why for i, why in wrong.items()}
-            rows = features[[row for row, _ in kept]].to(getattr(torch, dtype))
-            if kept: _save_part(parts, rows, [digests[i] for _, i in kept], model)
+            rows = features[[row for row, _ in kept]].to(getattr(torch, about['dtype']))
+            if kept: _save_part(parts, rows, [digests[i] for _, i in kept], about['model']['digest'])
     return problems
 
 # %% ../../nbs/gallery/03_store.ipynb #0095e260
@@ -100,6 +95,89 @@ class EmbedSummary:
         resumed = f' ({self.resumed:,} by the run before)' if self.resumed else ''
         return (f'{self.folder}: {self.images:,} images; {self.new:,} new, {self.changed:,} changed, '
                 f'{self.removed:,} removed; {self.embedded:,} embedded{resumed}, {len(self.problems):,} unreadable')
+
+# %% ../../nbs/gallery/03_store.ipynb #d51c37a7
+def _look(images:pd.DataFrame, out:Path, about:dict, overwrite:bool, progress:bool)->tuple:
+    "Images with their digests; how many of their features a killed run left; images to embed."
+    known = _known(out, about, overwrite)[1]
+    looked = tqdm(images['path'], 'look', disable=not progress, delay=2, unit=' images')
+    table = images.assign(digest=[file_digest(path) for path in looked])
+    once = table[['path', 'digest']].dropna().drop_duplicates('digest')          # a digest of None cannot be opened
+    resumed = sum(digest in known and known[digest][0] is not None for digest in once['digest'])
+    return table, resumed, once[~once['digest'].isin(known.keys())]
+
+def _known(out:Path, about:dict, overwrite:bool)->tuple: # the old gallery; digest -> (block file, or None for it; row)
+    "Where features are that can be used again."
+    old = _to_continue(out, about, overwrite)
+    known = {} if old is None else {digest: (None, i) for i, digest in enumerate(old.records['digest'])}
+    return old, known | _read_parts(out/'parts', about['model']['digest'], about['dtype'])
+
+def _to_continue(out:Path, about:dict, overwrite:bool)->Gallery|None:
+    "The gallery whose features can be used again; ValueError where only `overwrite` may replace it."
+    if not (out/'gallery.json').is_file(): return None
+    try: old = Gallery.load(out)
+    except ValueError:
+        if overwrite: return None
+        raise
+    made, differs = old.about['model'], ''
+    same = made['digest'] == about['model']['digest'] and old.about['dtype'] == about['dtype']
+    if old.about['sources'] != about['sources']: differs = f'is of {", ".join(old.about["sources"])}'
+    if old.about['dtype'] != about['dtype']: differs = f'holds {old.about["dtype"]}'
+    if made['digest'] != about['model']['digest']: differs = f'was made by another model ({made["place"]})'
+    if differs and not overwrite: raise ValueError(f'gallery {out} {differs}; choose another folder, or --overwrite')
+    return old if same else None
+
+# %% ../../nbs/gallery/03_store.ipynb #b0ffd56e
+def _write(table, new, wrong:dict, resumed:int, out:Path, about:dict, overwrite:bool, width:int)->EmbedSummary:
+    "Write a gallery of what has a feature, from `_look` and `_embed_new`; ValueError where nothing has one."
+    old, known = _known(out, about, overwrite)
+    has = table['digest'].isin(known.keys())
+    reason = dict(zip(new['digest'], new['path'].map(wrong)))
+    problems = {p: reason.get(d, 'cannot be opened') for p, d in zip(table['path'][~has], table['digest'][~has])}
+    if not has.any():
+        first, why = next(iter(problems.items()), ('', 'there are no images'))
+        raise ValueError(f'none of {len(table):,} images can be read, first: {printable(first)}: {why}')
+    table = table[has].reset_index(drop=True)
+    write_table(pd.DataFrame(list(problems.items()), columns=['path', 'why']), out/'unreadable.csv')
+    before = {} if old is None else dict(zip(old.records['path'], old.records['digest']))
+    write_gallery(out, about, table, _gathered([known[d] for d in table['digest']], old), width)
+    for file in (out/'parts').iterdir(): file.unlink(missing_ok=True)
+    now = dict(zip(table['path'], table['digest']))
+    changed = sum(path in before and before[path] != digest for path, digest in now.items())
+    return EmbedSummary(out, len(now), len(now.keys() - before), changed, len(before.keys() - now),
+                        embedded=len(new) - len(wrong), resumed=resumed, problems=problems)
+
+def _gathered(where:list, old:Gallery|None): # yields (positions, features), one file at a time
+    "The features of a new table, each in a (block file, or None for the old gallery; row)."
+    places = {}
+    for i, (file, row) in enumerate(where): places.setdefault(file, []).append((i, row))
+    for file, pairs in places.items():
+        to, of = np.array(pairs).T
+        if file is None: source = old.features
+        else:
+            with safe_open(file, 'np') as part: source = part.get_tensor('features')
+        for start in range(0, len(to), 65_536): yield to[start:start + 65_536], source[of[start:start + 65_536]]
+
+# %% ../../nbs/gallery/03_store.ipynb #9c1e81f6
+@contextlib.contextmanager
+def one_writer(out:Path): # a context
+    "Let one process at a time write to a gallery, whose folder is made; ValueError for the second."
+    (out/'parts').mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out/'.lock', timeout=0): yield
+    except Timeout: raise ValueError(f'gallery {out} is being written by another process') from None
+
+def from_main(job, processes:int): # what `job` returned
+    "The main process's answer for all processes; its error ends all of them."
+    if processes == 1: return job()
+    from clip_dfgs.inference import evaluator
+    return evaluator.from_main(job, process_state())
+
+def of_all(found:dict, processes:int)->dict:
+    "The entries of all processes."
+    if processes == 1: return found
+    from accelerate.utils import gather_object
+    return {key: value for part in gather_object([found]) for key, value in part.items()}
 
 # %% ../../nbs/gallery/03_store.ipynb #998a9608
 def embed_gallery(
@@ -139,122 +217,24 @@ def embed_gallery(
         where it is of another model or source, or nothing can be read
     """
     check_choice('dtype', dtype, ('float16', 'float32'))
-    block = positive_int('block', block)
-    if not len(images): raise ValueError('there are no images to embed')
-    out, sources = Path(out).expanduser(), images.attrs.get('sources', [])
+    block, out = positive_int('block', block), Path(out).expanduser()
     check_free(out)
     rank, processes = (int(os.environ.get(name) or usual) for name, usual in (('RANK', 0), ('WORLD_SIZE', 1)))
     device, progress = process_state().device if processes > 1 else None, progress and rank == 0
+    if processes > 1: atexit.register(process_state().destroy_process_group) # whose threads have to end before Python
     extractor = FeatureExtractor(load_model(model, device), batch=batch)
-    digest = model_digest(extractor.model)
-    about = dict(model=dict(place=_absolute_place(model), digest=digest, clip=extractor.model.config['clip']),
-                 sources=sources, dtype=dtype)
+    ships = str(model) == 'pedestrians' and not Path('pedestrians').is_dir()
+    made_by = dict(place='pedestrians' if ships else absolute(model), digest=model_digest(extractor.model),
+                   clip=extractor.model.config['clip'])
+    about = dict(model=made_by, sources=images.attrs.get('sources', []), dtype=dtype)
     with contextlib.ExitStack() as held:
         def look():
             held.enter_context(one_writer(out))
             return _look(images, out, about, overwrite, progress)
-        table, known, resumed, new = from_main(look, processes)
-        wrong = _embed_new(new, extractor, out/'parts', digest, dtype, block, progress, rank, processes)
-        wrong = of_all(wrong, processes)
-        def write(): return _write(table, known, new, wrong, resumed, out, about, overwrite, extractor.model.width)
+        table, resumed, new = from_main(look, processes)
+        wrong = of_all(_embed_new(new, extractor, out/'parts', about, block, progress, rank, processes), processes)
+        def write(): return _write(table, new, wrong, resumed, out, about, overwrite, extractor.model.width)
         return from_main(write, processes)
-
-# %% ../../nbs/gallery/03_store.ipynb #d51c37a7
-def _look(images:pd.DataFrame, out:Path, about:dict, overwrite:bool, progress:bool)->tuple:
-    "Images with their digests; where known features are; how many of them a killed run left; images to embed."
-    dtype, digest = about['dtype'], about['model']['digest']
-    old = _to_continue(out, digest, about['sources'], dtype, overwrite)
-    looked = tqdm(images['path'], 'look', disable=not progress, delay=2, unit=' images')
-    table = images.assign(digest=[file_digest(path) for path in looked])
-    parts = _read_parts(out/'parts', digest, dtype)
-    known = {} if old is None else {d: (None, i) for i, d in enumerate(old.records['digest'])}
-    resumed, known = len(parts.keys() & set(table['digest'])), known | parts
-    new = table[~table['digest'].isin(known.keys())]                          # a digest of None cannot be opened
-    return table, known, resumed, new[['path', 'digest']].dropna().drop_duplicates('digest')
-
-def _write(table:pd.DataFrame, known:dict, new:pd.DataFrame, wrong:dict, resumed:int, out:Path, about:dict,
-           overwrite:bool, width:int)->EmbedSummary:
-    "The gallery of what has a feature; ValueError where nothing has one."
-    old = _to_continue(out, about['model']['digest'], about['sources'], about['dtype'], overwrite)
-    known = known | _read_parts(out/'parts', about['model']['digest'], about['dtype'])
-    has = table['digest'].isin(known.keys())
-    reason = dict(zip(new['digest'], new['path'].map(wrong)))
-    problems = {p: reason.get(d, 'cannot be opened') for p, d in zip(table['path'][~has], table['digest'][~has])}
-    if not has.any(): raise _nothing_read(len(table), problems)
-    table = table[has].reset_index(drop=True)
-    write_table(pd.DataFrame(list(problems.items()), columns=['path', 'why']), out/'unreadable.csv')
-    before = {} if old is None else dict(zip(old.records['path'], old.records['digest']))
-    write_gallery(out, about, table, _gathered([known[d] for d in table['digest']], old), width)
-    for file in (out/'parts').iterdir(): file.unlink(missing_ok=True)
-    now = dict(zip(table['path'], table['digest']))
-    changed = sum(path in before and before[path] != digest for path, digest in now.items())
-    return EmbedSummary(out, images=len(now), new=len(now.keys() - before), changed=changed,
-                        removed=len(before.keys() - now), embedded=len(new) - len(wrong), resumed=resumed,
-                        problems=problems)
-
-# %% ../../nbs/gallery/03_store.ipynb #9c1e81f6
-def from_main(job, processes:int): # what `job` returned
-    "The main process's answer for all processes; its error ends all of them."
-    if processes == 1: return job()
-    from clip_dfgs.inference import evaluator
-    return evaluator.from_main(job, process_state())
-
-def of_all(found:dict, processes:int)->dict:
-    "The entries of all processes."
-    if processes == 1: return found
-    from accelerate.utils import gather_object
-    return {key: value for part in gather_object([found]) for key, value in part.items()}
-
-# %% ../../nbs/gallery/03_store.ipynb #9e983d1b
-def _nothing_read(n:int, problems:dict)->ValueError: # number of images; path -> what is wrong
-    first, why = next(iter(problems.items()))
-    return ValueError(f'none of {n:,} images can be read, first: {printable(first)}: {why}')
-
-def _absolute_place(place)->str: # the same from any folder
-    if str(place) == 'pedestrians' and not Path('pedestrians').is_dir(): return 'pedestrians'
-    return str(Path(place).expanduser().absolute())
-
-@contextlib.contextmanager
-def one_writer(
-    out:Path, # folder of a gallery, which is made
-): # a context
-    "Let one process at a time write to a gallery; ValueError for the second."
-    (out/'parts').mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out/'.lock')
-    try: lock.acquire(timeout=0)
-    except Timeout: raise ValueError(f'gallery {out} is being written by another process') from None
-    try: yield
-    finally: lock.release()
-
-def _to_continue(out:Path, model:str, sources:list, dtype:str, overwrite:bool)->Gallery|None:
-    "The gallery whose features can be used again; ValueError where only `overwrite` may replace it."
-    if not (out/'gallery.json').is_file(): return None
-    try: old = Gallery.load(out)
-    except ValueError:
-        if overwrite: return None
-        raise
-    made, same = old.about['model'], old.about['model']['digest'] == model and old.about['dtype'] == dtype
-    differs = None
-    if old.about['sources'] != sources: differs = f'is of {", ".join(old.about["sources"])}'
-    if old.about['dtype'] != dtype: differs = f'holds {old.about["dtype"]}'
-    if made['digest'] != model: differs = f'was made by another model ({made["place"]})'
-    if differs and not overwrite: raise ValueError(f'gallery {out} {differs}; choose another folder, or --overwrite')
-    return old if same else None
-
-# %% ../../nbs/gallery/03_store.ipynb #ae8ee40d
-def _gathered(
-    where:list, # of n (block file, or None for the old gallery; row)
-    old:Gallery|None,
-): # yields (positions, features), one file at a time
-    "The features of a new table, from the old gallery and from blocks."
-    places = {}
-    for i, (file, row) in enumerate(where): places.setdefault(file, []).append((i, row))
-    for file, pairs in places.items():
-        to, of = np.array(pairs).T
-        if file is None: source = old.features
-        else:
-            with safe_open(file, 'np') as part: source = part.get_tensor('features')
-        for start in range(0, len(to), 65_536): yield to[start:start + 65_536], source[of[start:start + 65_536]]
 
 # %% ../../nbs/gallery/03_store.ipynb #f4b3ceac
 def write_features(

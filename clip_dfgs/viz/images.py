@@ -20,7 +20,8 @@ from PIL import Image
 from ..data.image_io import to_pixels
 from ..evaluation.metrics import nearest_gallery
 from ..sampling.graph import identity_features
-from .charts import DPI, legend_outside, line_styles, make_panels, MARKERS, named, PALETTE, RIGHT, WRONG
+from .charts import DPI, legend_outside, line_styles, make_panels, named, titled
+from .charts import MARKERS, PALETTE, RIGHT, WRONG
 
 # %% ../../nbs/viz/02_images.ipynb #80dc1d54
 def _draw_batches(ax, points, labels, batches):
@@ -36,7 +37,6 @@ def _draw_batches(ax, points, labels, batches):
             else: dot(row, s=38, facecolor=color, edgecolor='white', lw=.4)
             used[row] += 1
     for row in np.flatnonzero(used == 0): dot(row, s=34, facecolor='none', edgecolor='0.65', lw=.8)
-    ax.set(xticks=[], yticks=[], aspect='equal')
 
 def plot_batches(
     points, # image features in the plane, shape [n, 2]
@@ -59,14 +59,13 @@ def plot_batches(
     ValueError
         for wrong shapes (
     """
-    points, labels = np.asarray(points, dtype=float), np.asarray(labels)
+    points, labels, panels = np.asarray(points, dtype=float), np.asarray(labels), named(batches)
     if points.shape != (len(labels), 2):
         raise ValueError(f'points have shape {points.shape} for {len(labels)} labels: give [n, 2]')
-    panels = named(batches)
     fig, axes = make_panels(1, len(panels), (3.1, 2.9))
     for ax, (name, epoch) in zip(axes[0], panels.items()):
         _draw_batches(ax, points, labels, epoch)
-        ax.set_title(name, fontsize=10)
+        titled(ax, name, xticks=[], yticks=[], aspect='equal')
     if max(len(ax.lines) for ax in fig.axes) <= len(PALETTE): legend_outside(fig)
     return fig
 
@@ -77,9 +76,9 @@ def _batch_spread(batches, labels:np.ndarray, centers:torch.Tensor)->np.ndarray:
 
 def _share_seen(batches, images:int)->np.ndarray: # shape [batches]
     "Which share of all images has been seen after each batch."
-    first = np.full(images, len(batches)) # the batch in which an image is seen first
-    for number in reversed(range(len(batches))): first[batches[number]] = number
-    return np.cumsum(np.bincount(first, minlength=len(batches) + 1)[:len(batches)])/images
+    number = np.repeat(np.arange(len(batches)), [len(batch) for batch in batches])
+    first = number[np.unique(np.concatenate(batches), return_index=True)[1]] # the batch in which an image is seen first
+    return np.cumsum(np.bincount(first, minlength=len(batches)))/images
 
 def plot_epoch(
     epochs, # lists of rows, or a mapping from sampler names to them
@@ -107,10 +106,8 @@ def plot_epoch(
         if features is None: continue
         spread = _batch_spread(batches, labels, torch.as_tensor(features).float())
         axes[0, 1].plot(range(1, len(batches) + 1), spread, lw=1.2, **style)
-        axes[0, 1].set(xlabel='batch', ylabel='mean distance', ylim=(0, None))
-        axes[0, 1].set_title('closeness', fontsize=10)
-    axes[0, 0].set(xlabel='batch', ylabel='share of images seen', ylim=(0, 1.04))
-    axes[0, 0].set_title('coverage', fontsize=10)
+        titled(axes[0, 1], 'closeness', xlabel='batch', ylabel='mean distance', ylim=(0, None))
+    titled(axes[0, 0], 'coverage', xlabel='batch', ylabel='share of images seen', ylim=(0, 1.04))
     legend_outside(fig)
     return fig
 
@@ -142,8 +139,8 @@ def plot_batch_images(
             left, top = x*(W + 4), y*(H + 4)
             ax.imshow(tile(images, row), extent=(left, left + W, top + H, top))
             if cameras is not None: ax.text(left + 3, top + 3, str(np.asarray(cameras)[row]), **corner)
-    ax.set(xlim=(0, len(columns)*(W + 4) - 4), ylim=(tallest*(H + 4) - 4, -20), aspect='equal')
-    ax.set_title(title if cameras is None else f'{title}, in the corner the camera', fontsize=10)
+    titled(ax, title if cameras is None else f'{title}, in the corner the camera',
+           xlim=(0, len(columns)*(W + 4) - 4), ylim=(tallest*(H + 4) - 4, -20), aspect='equal')
     ax.axis('off')
     return fig
 
@@ -198,7 +195,7 @@ def plot_ranked_gallery(
     title : str
         above the figure
     """
-    rows = list(range(min(rows, len(query)))) if isinstance(rows, int) else [int(row) for row in rows]
+    rows = np.arange(len(query))[:rows] if isinstance(rows, int) else np.asarray(rows, int)
     ids, gallery_ids = np.asarray(query_ids)[rows], np.asarray(gallery_ids)
     cams = None if query_cams is None else np.asarray(query_cams)[rows]
     near = nearest_gallery(torch.as_tensor(query)[rows], gallery, ids, gallery_ids, cams, gallery_cams, k, metric)
@@ -208,20 +205,14 @@ def plot_ranked_gallery(
     for ax, row, i, positions in zip(axes[:, 0], rows, ids, near):
         _framed(ax, tile(query_images, row), 0)
         for place, position in enumerate(positions[positions >= 0]):
-            right = bool(gallery_ids[position] == i)
-            _framed(ax, tile(gallery_images, position), 1.4*W + place*(W + 5), right)
+            _framed(ax, tile(gallery_images, position), 1.4*W + place*(W + 5), bool(gallery_ids[position] == i))
         ax.set(xlim=(-3, width), ylim=(H + 3, -3), aspect='equal')
         ax.axis('off')
     return fig
 
 # %% ../../nbs/viz/02_images.ipynb #73991d67
-def overlay(
-    pixels, # uint8, shape [n,H,W,3]
-    maps, # shape [n,h,w]
-    share:float=.55, # of the map's color
-    together:bool=False, # one scale for all maps, else each its own
-)->np.ndarray: # float 0..1, shape [n,H,W,3]
-    "Maps in colors over gray images, from the lowest (blue) to the highest value (yellow)."
+def overlay(pixels, maps, share:float=.55, together:bool=False)->np.ndarray: # float 0..1, shape [n,H,W,3]
+    "Maps [n,h,w] from blue to yellow (highest), on a scale each or `together`, over images uint8 [n,H,W,3] in gray."
     out, maps, axes = [], np.asarray(maps, np.float32), (0, 1, 2) if together else (1, 2)
     scaled = (maps - maps.min(axes, keepdims=True))/np.maximum(np.ptp(maps, axes, keepdims=True), 1e-12)
     for image, values in zip(pixels, scaled):

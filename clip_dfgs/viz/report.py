@@ -27,7 +27,7 @@ from ..data.image_io import ImageError
 from ..training.config import STAGES
 from ..utils.files import write_text
 from . import runs as views
-from .charts import legend_outside, make_panels, PALETTE, plot_history
+from .charts import legend_outside, make_panels, PALETTE, plot_history, titled
 from .images import plot_batch_images, plot_epoch
 from .runs import Absent, check_same_targets, evaluate_run, run_config, run_folder, run_table
 
@@ -57,16 +57,16 @@ def settings(folders)->pd.DataFrame: # a row a setting, a column a run
     return told if len(folders) == 1 else told[told.astype(str).nunique(axis=1) > 1]
 
 # %% ../../nbs/viz/04_report.ipynb #7c89a31f
-def summary(folder)->str: # Markdown
+def summary(run)->str: # Markdown
     "A run in two sentences: what was trained on what, and whether it has ended."
-    config, rows, history = run_config(folder), run_table(folder, 'records'), run_table(folder, 'history')
+    config, rows, history = run_config(run), run_table(run, 'records'), run_table(run, 'history')
     data = 'nothing yet'
     if rows is not None:
         identities = len(rows[['domain', 'pid']].drop_duplicates())
         data = f'{len(rows):,} images of {identities:,} identities ({", ".join(rows["domain"].unique())})'
     stages = ', '.join(name for name in STAGES if getattr(config, name))
     words = f'`{config.clip}` trained on {data}; stages: {stages}; sampler of the last: {config.sampler}.'
-    if (Path(folder)/'model'/'model.safetensors').exists(): return words
+    if (run/'model'/'model.safetensors').exists(): return words
     if history is None or not len(history): return f'{words} **No step has been made yet.**'
     last = history.iloc[-1]
     return f'{words} **The training has not ended**: so far {last["stage"]}, step {last["step"]:.0f}.'
@@ -84,8 +84,7 @@ def plot_validation(run)->Figure:
         for (domain, rows), color in zip(results.groupby('domain', sort=False), itertools.cycle(PALETTE)):
             for score, look in (('mAP', {}), ('R1', dict(ls='--', alpha=.6))):
                 ax.plot(rows['step'], 100*rows[score], label=f'{domain} {score}', c=color, marker='o', ms=3, **look)
-        ax.set_xlabel('step')
-        ax.set_title(f'{stage}, held-out identities', fontsize=10)
+        titled(ax, f'{stage}, held-out identities', xlabel='step')
     axes[0, 0].set_ylabel('%')
     legend_outside(fig)
     return fig
@@ -125,14 +124,17 @@ def plot_first_batch(run, most:int=12)->Figure:
     return plot_batch_images(rows['path'], range(len(rows)), rows['label'], cameras)
 
 # %% ../../nbs/viz/04_report.ipynb #34f5a810
-def each(runs, part): # yields text, figures and tables
-    "What a function of a run folder gives for each run (one part or a list), or the line that says why there is none."
-    for name, run in zip(run_names(runs), runs):
-        if len(runs) > 1: yield f'### {name}'
-        try: found = part(run)
-        except (Absent, ImageError) as e: found = f'*{e}*'
-        yield from found if isinstance(found, list) else [found]
+def section(runs, *parts): # yields text, figures and tables
+    "Text as it is, and what functions of a run give for each run: one part, a list, or the line that says why none."
+    for part in parts:
+        if isinstance(part, str): yield part
+        for name, run in zip(run_names(runs), runs) if callable(part) else ():
+            if len(runs) > 1: yield f'### {name}'
+            try: found = part(run)
+            except (Absent, ImageError) as e: found = f'*{e}*'
+            yield from found if isinstance(found, list) else [found]
 
+# %% ../../nbs/viz/04_report.ipynb #24c5fb5d
 def _text(words:str)->str: # HTML
     "A heading or a paragraph with **bold**, *emphasis* and `code`; nothing in it is taken for HTML."
     level = len(words) - len(words.lstrip('#'))
@@ -176,61 +178,56 @@ _PEOPLE = '**This page contains images of people**; treat it like the data set t
 # %% ../../nbs/viz/04_report.ipynb #9f2d0248
 def _report_parts(runs:list, images:bool): # yields text, figures and tables
     "What the report of run folders holds; `images`: show images of people."
-    if images: yield _PEOPLE
-    yield from each(runs, summary)
-    yield '## Results'
-    yield "In percent, with 95 % intervals over resampled identities. A query's own camera does not count."
     found = {}
     def results(run):
         found[run] = evaluate_run(run)
         return [views.scores_table(found[run]), views.as_written(run, found[run])]
-    yield from each(runs, results)
-    yield '## Training'
-    yield 'Losses, learning rate and, below, the share of triplets that still violate the margin.'
-    yield from each(runs, plot_curves)
-    yield from each(runs, plot_validation)
-    yield '## What the sampler did'
-    yield 'The first and the last epoch of fine-tuning, and the share of images seen over the first.'
-    yield from each(runs[:1], lambda _: [sampler_table(runs), *plot_epochs(runs)])
+    def sampler(_): return [sampler_table(runs), *plot_epochs(runs)]
+    if images: yield _PEOPLE
+    yield from section(
+        runs, summary,
+        '## Results', 'In percent, with 95 % intervals over resampled identities. Images from the camera of a query do '
+        'not count.', results,
+        '## Training', 'Losses, learning rate and, below, the share of triplets that still violate the margin.',
+        plot_curves, plot_validation,
+        '## What the sampler did', 'The first and the last epoch of fine-tuning, and the share of images seen over the '
+        'first.')
+    yield from section(runs[:1], sampler)
     if images: yield from _image_parts(runs, found)
     else: yield '*Images are left out.*'
-    yield '## Feature space'
-    yield 'The first two principal components: eight identities in color, and every domain (or camera).'
-    yield from each(runs, views.plot_space)
-    yield 'Distances of pairs of a query and a gallery image. The less they overlap, the better a ranking can be.'
-    yield from each(runs, views.plot_pair_distances)
-    yield from _prompt_parts(runs, images)
-    yield '## Settings'
+    yield from section(
+        runs,
+        '## Feature space', 'The first two principal components: eight identities in color, and every domain (or '
+        'camera).', views.plot_space, 'Distances of pairs of a query and a gallery image. The less they overlap, the '
+        'better a ranking can be.', views.plot_pair_distances,
+        '## What the prompts say', _PROMPTS, lambda run: _prompt_parts(run, images), '## Settings')
     if len(runs) > 1: yield 'Where the runs differ.'
     yield settings(runs)
 
 # %% ../../nbs/viz/04_report.ipynb #9391e98a
+_PROMPTS = ('The words nearest to the learned context tokens of some identities, the sentences nearest to their '
+            'prompts, and the training images found by them. Chance gives cosines too: with the few words of the small '
+            'CLIP, about 0.2 for a random vector.')
+
+def _prompt_parts(run, images:bool)->list:
+    "What learned prompts are near to."
+    found = [views.prompt_words(run), views.prompt_captions(run).set_index('label')]
+    return found + ([views.plot_prompts(run)] if images else [])
+
 def _image_parts(runs, found:dict):
     "A batch, the worst and best queries of results, and what the model sees."
     def queries(run):
         if run not in found: raise Absent('There are no results: see above.')
         return [part for domain, one in found[run].items() for part in (
             f'**{domain}**', views.plot_extreme_queries(one), views.plot_extreme_queries(one, worst=False, n=2))]
-    yield from each(runs, plot_first_batch)
-    yield '## Worst and best queries'
-    yield 'Solid green: the same identity. Dashed red: another. The worst have the lowest average precision.'
-    yield from each(runs, queries)
-    yield '## What the model sees'
-    yield 'How much each place of an image counts for its feature: before the training, after stages, and in the end.'
-    yield from each(runs, views.plot_attention)
-    yield 'Images found by text, and where they agree: the nearest ones even where no image shows what the text says.'
-    yield from each(runs, lambda run: views.plot_text_matches(run, ['a red jacket', 'blue trousers']))
-
-def _prompt_parts(runs, images:bool):
-    "What learned prompts are near to."
-    def learned(run):
-        return [views.prompt_words(run), views.prompt_captions(run).set_index('label'),
-                *([views.plot_prompts(run)] if images else [])]
-    yield '## What the prompts say'
-    yield ('The words nearest to the learned context tokens of some identities, the sentences nearest to their '
-           'prompts, and the training images found by them. Chance gives cosines too: with the few words of the small '
-           'CLIP, about 0.2 for a random vector.')
-    yield from each(runs, learned)
+    return section(
+        runs, plot_first_batch,
+        '## Worst and best queries', 'Solid green: the same identity. Dashed red: another. The worst have the lowest '
+        'average precision.', queries,
+        '## What the model sees', 'How much each place of an image counts for its feature: before the training, after '
+        'stages, and in the end.', views.plot_attention, 'Images found by text, and where they agree: the nearest ones '
+        'even where no image shows what the text says.',
+        lambda run: views.plot_text_matches(run, ['a red jacket', 'blue trousers']))
 
 def write_report(
     folder, # a run folder, or one of several runs
@@ -262,30 +259,24 @@ def write_report(
 # %% ../../nbs/viz/04_report.ipynb #9ce6d0f6
 def _comparison_parts(runs:list, images:bool): # yields text, figures and tables
     "What the comparison of two run folders holds; `images`: show images of people."
-    names, differ = run_names(runs), settings(runs)
+    names, differ, found = run_names(runs), settings(runs), [evaluate_run(run) for run in runs]
+    def sampler(_): return [sampler_table(runs), *plot_epochs(runs)]
     if images: yield _PEOPLE
-    yield from each(runs, summary)
-    yield '## Settings that differ'
-    yield differ if len(differ) else 'None.'
+    yield from section(runs, summary, '## Settings that differ', '' if len(differ) else 'None.')
+    if len(differ): yield differ
     yield '## Results'
     yield ('Both runs on the same queries and galleries. Differences are paired, query by query; their 95 % intervals '
            'are over resampled identities. A filled diamond marks an interval that excludes zero. The intervals say '
            'what other identities would change, not what another seed would.')
-    found = [evaluate_run(run) for run in runs]
     paired = views.paired_table(*found)
     yield paired.round(1).rename(columns=dict(first=names[0], second=names[1]))
     yield views.plot_paired(paired, names)
     yield views.plot_gains(*found, names)
     if images: yield from _changed_parts(found, names)
-    yield '## Training'
-    yield from each(runs, plot_curves)
-    yield from each(runs, plot_validation)
-    yield '## What the samplers did'
-    yield from each(runs[1:], lambda _: [sampler_table(runs), *plot_epochs(runs)])
-    if images: yield from each(runs, plot_first_batch)
-    else: yield '*Images are left out.*'
-    yield '## Distances'
-    yield from each(runs, views.plot_pair_distances)
+    yield from section(runs, '## Training', plot_curves, plot_validation, '## What the samplers did')
+    yield from section(runs[1:], sampler)
+    yield from section(runs, plot_first_batch if images else '*Images are left out.*', '## Distances',
+                       views.plot_pair_distances)
 
 def _changed_parts(found, names):
     "Queries that one run ranks otherwise."

@@ -27,7 +27,7 @@ from ..evaluation.matching import matches_and_junk
 from ..evaluation.metrics import evaluate, RetrievalResult
 from ..inference.attention import attention_maps, NoMap, patch_features, patch_similarity
 from ..inference.embed import embed_images, make_accelerator
-from ..inference.evaluator import check_targets, results_table
+from ..inference.evaluator import check_targets
 from ..models.reid_model import ReIDModel
 from ..models.small_clip import token_table
 from ..models.towers import text_tower
@@ -35,34 +35,29 @@ from ..models.weights import tokenizer_of
 from ..training.checkpoints import checkpoints, _whole
 from ..training.config import config_from, TrainConfig
 from ..utils.checks import check_choice
-from .charts import draw_intervals, legend_outside, make_panels, MARKERS, PALETTE, RIGHT, WRONG
+from .charts import draw_intervals, legend_outside, make_panels, MARKERS, PALETTE, RIGHT, titled, WRONG
 from .images import overlay, plot_image_rows, plot_ranked_gallery
 
 # %% ../../nbs/viz/03_runs.ipynb #eb9e4244
 class Absent(ValueError):
     "A run lacks what was asked of it; the message says what."
 
-def run_folder(run)->Path:
-    "The folder of a `Run`, or of a path; ValueError where there is none, `Absent` where it has no model yet."
-    folder = Path(getattr(run, 'out', run))
-    if not (folder/'config.json').is_file(): raise ValueError(f'{folder}: no run found; a run folder holds config.json')
-    if not (folder/'model'/'model.safetensors').is_file():
-        raise Absent(f'{folder} has no model yet, its training has not ended; go on with train --resume')
-    return folder
+def place_of(run)->Path: return Path(getattr(run, 'out', run)) # the folder of a `Run`, or a path
 
-def run_config(run)->TrainConfig:
-    "The settings of a run."
-    return config_from(json.loads((Path(getattr(run, 'out', run))/'config.json').read_text('utf-8')))
+def run_folder(run)->Path:
+    "The folder of a run; ValueError where there is none, `Absent` where it has no model yet."
+    folder = place_of(run)
+    if not (folder/'config.json').is_file(): raise ValueError(f'{folder}: no run found; a run folder holds config.json')
+    if (folder/'model'/'model.safetensors').is_file(): return folder
+    raise Absent(f'{folder} has no model yet, its training has not ended; go on with train --resume')
+
+def run_config(run)->TrainConfig: return config_from(json.loads((place_of(run)/'config.json').read_text('utf-8')))
 
 _TEXT = ('path', 'domain', 'split', 'stage', 'identity', 'camera') # columns of names: a domain may be called 0012 or NA
 
-def run_table(
-    run, # a `Run`, or the folder of one
-    name:str, # history, validation, results, sampler, epoch, records or targets
-    missing:str=None, # message of `Absent` where the table is missing or empty; None: return None
-)->pd.DataFrame|None:
-    "One of the tables of a run; names stay text."
-    file = Path(getattr(run, 'out', run))/f'{name}.csv'
+def run_table(run, name:str, missing:str=None)->pd.DataFrame|None:
+    "A table of a run (history, validation, results, sampler, epoch, records, targets); absent: None, or `missing`."
+    file = place_of(run)/f'{name}.csv'
     found = pd.read_csv(file, converters=dict.fromkeys(_TEXT, str)) if file.is_file() else None
     if missing and (found is None or not len(found)): raise Absent(missing)
     return found
@@ -76,34 +71,28 @@ def _first_model(folder:Path)->ReIDModel:
     return ReIDModel.create(config.clip, config.pretrained, normalization=config.normalization,
                             quick_gelu=config.quick_gelu, seed=config.seed, **same)
 
-def _stage_model(folder:Path, checkpoint:Path)->tuple|None: # (name, model); None for one within a stage, or damaged
-    "The model at the end of a stage."
-    try:
-        state = json.loads((checkpoint/'state.json').read_text('utf-8'))
-        if not state['done']: return None
-        tensors = _whole(checkpoint, state)
-    except (OSError, ValueError, KeyError, RuntimeError): return None
-    model = ReIDModel.load(folder/'model')
-    model.load_state_dict({k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')})
-    return f'after {state["stage"]}', model
-
 def run_models(run): # yields (name, `ReIDModel`): 'start', 'after prompts' and the like where they are kept, 'end'
     "The models of a run that are on the disk, in the order of training; `Absent` before it has ended."
     folder, device = run_folder(run), 'cuda' if torch.cuda.is_available() else 'cpu'
     try: yield 'start', _first_model(folder).eval().to(device)
     except (OSError, ValueError) as e: warnings.warn(f'{folder}: the model of the start is not there ({e})')
     for checkpoint in checkpoints(folder/'checkpoint')[:0:-1]: # the newest is the end
-        found = _stage_model(folder, checkpoint)
-        if found: yield found[0], found[1].eval().to(device)
+        try:
+            state = json.loads((checkpoint/'state.json').read_text('utf-8'))
+            if not state['done']: continue # within a stage
+            tensors = _whole(checkpoint, state)
+        except (OSError, ValueError, KeyError, RuntimeError): continue # damaged
+        model = ReIDModel.load(folder/'model')
+        model.load_state_dict({k.removeprefix('model.'): v for k, v in tensors.items() if k.startswith('model.')})
+        yield f'after {state["stage"]}', model.eval().to(device)
     yield 'end', ReIDModel.load(folder/'model').eval().to(device)
 
 # %% ../../nbs/viz/03_runs.ipynb #42b3b71f
 def run_images(run)->pd.DataFrame: # records
     "The target images of a run; its training images where it has no targets."
-    folder = run_folder(run)
-    targets = run_table(folder, 'targets')
+    targets = run_table(run_folder(run), 'targets')
     if targets is not None: return targets
-    return run_table(folder, 'records', f'{folder}: targets.csv and records.csv are missing')
+    return run_table(run, 'records', f'{run}: targets.csv and records.csv are missing')
 
 def run_pixels(run, rows:pd.DataFrame, model:ReIDModel):
     "Decoded images of rows at the model's size."
@@ -117,8 +106,8 @@ def one_image_each(rows:pd.DataFrame, n:int)->pd.DataFrame: # n rows
 def model_with_text(run)->ReIDModel:
     "The model of a run, with its prompts; `Absent` for one without a text encoder."
     model = ReIDModel.load(run_folder(run)/'model').eval()
-    if not model.has_text: raise Absent(f'{run}: {model.config["clip"]} has no text encoder')
-    return model
+    if model.has_text: return model
+    raise Absent(f'{run}: {model.config["clip"]} has no text encoder')
 
 # %% ../../nbs/viz/03_runs.ipynb #03199966
 @dataclass(eq=False, repr=False)
@@ -132,10 +121,14 @@ class RankedTarget:
 
     def plot(self, rows, k:int=8, **options)->Figure:
         "Queries (positions) and the k gallery images found for each; options of `plot_ranked_gallery`."
-        sides = self.query, self.gallery
-        ids = [side['pid'].to_numpy() for side in sides]
-        known = (*self.features, *ids, *camera_rule(*sides), *self.pixels)
+        known = (*self.features, *labels_of(self.query, self.gallery), *self.pixels)
         return plot_ranked_gallery(*known, rows=list(rows), k=k, **options)
+
+def labels_of(query:pd.DataFrame, gallery:pd.DataFrame)->tuple: # identities and cameras, as `evaluate` takes them
+    return query['pid'].to_numpy(), gallery['pid'].to_numpy(), *camera_rule(query, gallery)
+
+def sides_of(rows:pd.DataFrame)->list: # query and gallery rows
+    return [rows[rows['split'] == side].reset_index(drop=True) for side in ('query', 'gallery')]
 
 def evaluate_run(run, bootstrap:int=1000)->dict: # domain -> `RankedTarget`
     "Evaluate the targets of a run with its model and precision; `Absent` before it has ended or was tested."
@@ -147,36 +140,33 @@ def evaluate_run(run, bootstrap:int=1000)->dict: # domain -> `RankedTarget`
     except ValueError: accelerator = make_accelerator('auto') # this machine cannot compute in it
     model.to(accelerator.device)
     for domain, rows in targets[targets['split'] != 'train'].groupby('domain', sort=False):
-        sides = [rows[rows['split'] == side].reset_index(drop=True) for side in ('query', 'gallery')]
-        pixels = [run_pixels(folder, side, model) for side in sides]
-        features = [embed_images(model, images, accelerator=accelerator) for images in pixels]
-        ids = [side['pid'].to_numpy() for side in sides]
-        result = evaluate(*features, *ids, *camera_rule(*sides), bootstrap=bootstrap)
-        found[domain] = RankedTarget(*sides, tuple(features), result, tuple(pixels))
+        sides = sides_of(rows)
+        pixels = tuple(run_pixels(folder, side, model) for side in sides)
+        features = tuple(embed_images(model, images, accelerator=accelerator) for images in pixels)
+        result = evaluate(*features, *labels_of(*sides), bootstrap=bootstrap)
+        found[domain] = RankedTarget(*sides, features, result, pixels)
     return found
 
 # %% ../../nbs/viz/03_runs.ipynb #4d135126
-def _with_interval(row, name:str)->str: # a score and its interval
-    low, high = row.get(f'{name} low', np.nan), row.get(f'{name} high', np.nan)
-    return f'{row[name]:.1f}' if np.isnan(low) else f'{row[name]:.1f} ({low:.1f} to {high:.1f})'
-
 def scores_table(found:dict)->pd.DataFrame: # a row a domain, in percent, as text
     "Scores of `evaluate_run` with their intervals, and notes on targets whose scores mislead."
-    results = results_table({domain: r.result for domain, r in found.items()})
-    names = [name for name in ('mAP', 'R1', 'R5', 'R10', 'mINP') if name in results]
-    shown = {name: [_with_interval(row, name) for _, row in results.iterrows()] for name in names}
-    shown = pd.DataFrame(shown | dict(queries=results['queries'].astype(int)), index=results.index)
-    rows = pd.concat([side for r in found.values() for side in (r.query, r.gallery)], ignore_index=True)
+    scores = 100*pd.DataFrame({domain: one.result.summary() for domain, one in found.items()}).T
+    ends = {domain: 100*one.result.intervals for domain, one in found.items()}
+    shown = pd.DataFrame({name: [f'{value:.1f} ({ends[domain].low[name]:.1f} to {ends[domain].high[name]:.1f})'
+                                 for domain, value in values.items()] for name, values in scores.items()}, [*found])
+    shown['queries'] = [one.result.queries for one in found.values()]
+    if len(found) > 1: shown.loc['mean'] = [*map('{:.1f}'.format, scores.mean()), shown['queries'].sum()]
+    rows = pd.concat([side for one in found.values() for side in (one.query, one.gallery)], ignore_index=True)
     notes = find_leakage(None, rows, content=False).groupby('domain')['sentence'].agg('; '.join)
     if len(notes): shown['note'] = notes.reindex(shown.index).fillna('')
-    return shown if len(found) > 1 else shown.drop(index='mean')
+    return shown.rename_axis('domain')
 
 def as_written(run, found:dict)->str: # '' where they agree
     "A sentence where results.csv has another mAP: re-ranking, another precision, another machine."
     written = run_table(run, 'results')
     written = {} if written is None else dict(zip(written['domain'], written['mAP']))
-    other = [f'{domain}: {written[domain]:.1f}' for domain, r in found.items()
-             if abs(written.get(domain, 100*r.result.mAP) - 100*r.result.mAP) > .1]
+    other = [f'{domain}: {written[domain]:.1f}' for domain, one in found.items()
+             if abs(written.get(domain, 100*one.result.mAP) - 100*one.result.mAP) > .1]
     return f'`results.csv` has another mAP ({", ".join(other)}): it was evaluated otherwise.' if other else ''
 
 # %% ../../nbs/viz/03_runs.ipynb #a23fba38
@@ -211,7 +201,7 @@ def check_same_targets(first, second):
 
 def paired_table(first:dict, second:dict)->pd.DataFrame: # a row a domain and score, in percent
     "Differences of two results of `evaluate_run`, second minus first, with 95 % intervals over identities."
-    found = {domain: compare(first[domain].result, second[domain].result) for domain in first}
+    found = {domain: compare(one.result, second[domain].result) for domain, one in first.items()}
     return 100*pd.concat(found, names=['domain', 'score']).drop(columns='better')
 
 def plot_paired(paired:pd.DataFrame, names)->Figure:
@@ -221,8 +211,7 @@ def plot_paired(paired:pd.DataFrame, names)->Figure:
     fig, axes = make_panels(1, len(panels), (4.2, .32*len(paired)/len(panels) + 1.1), title, sharex=True)
     for ax, (domain, rows) in zip(axes[0], panels):
         draw_intervals(ax, rows.droplevel(0).rename(columns=dict(difference='mean')))
-        ax.set_xlabel('difference, points (filled: zero is outside)')
-        ax.set_title(domain, fontsize=10)
+        titled(ax, domain, xlabel='difference, points (filled: zero is outside)')
     return fig
 
 # %% ../../nbs/viz/03_runs.ipynb #883119c7
@@ -238,8 +227,7 @@ def plot_gains(first:dict, second:dict, names)->Figure:
         gain = 100*np.sort(_gains(first[domain], second[domain]))
         ax.fill_between(range(1, len(gain) + 1), gain, step='mid', color=PALETTE[0], alpha=.6, lw=0)
         ax.axhline(0, color='.4', lw=.8)
-        ax.set_xlabel('queries, sorted by their change')
-        ax.set_title(f'{domain}: {(gain > 0).sum()} gain, {(gain < 0).sum()} lose', fontsize=10)
+        titled(ax, f'{domain}: {(gain > 0).sum()} gain, {(gain < 0).sum()} lose', xlabel='queries, sorted by change')
     axes[0, 0].set_ylabel('change of AP, points')
     return fig
 
@@ -326,8 +314,7 @@ def plot_points(
                 ax.scatter(*places[of == group].T, label=str(group), **look)
             label = 'all others' if len(names) > most else None
             ax.scatter(*places[~np.isin(of, names[:most])].T, s=7, color='.8', lw=0, zorder=1, label=label)
-            ax.set(xticks=[], yticks=[])
-            ax.set_title(f'{name}, by {title}', fontsize=10)
+            titled(ax, f'{name}, by {title}', xticks=[], yticks=[])
         beside = dict(loc='center left', bbox_to_anchor=(1, .5), fontsize=8, title_fontsize=8, frameon=False)
         line[-1].legend(title=title, **beside)
     return fig
@@ -367,9 +354,9 @@ def plot_space(
     return plot_points(points, groups)
 
 # %% ../../nbs/viz/03_runs.ipynb #3f98fdc4
-def pair_distances(query, gallery, query_ids, gallery_ids, query_cams=None, gallery_cams=None)->tuple: # two arrays
-    "Cosine distances of all pairs of one identity and of two; arguments as of `evaluate`."
-    matches, junk = matches_and_junk(query_ids, gallery_ids, query_cams, gallery_cams)
+def pair_distances(query, gallery, *labels)->tuple: # two arrays
+    "Cosine distances of all pairs of one identity and of two; identities and cameras as of `evaluate`."
+    matches, junk = matches_and_junk(*labels)
     distances = np.concatenate([block.copy() for _, block in distance_blocks(query, gallery)]).clip(0, 2)
     others = np.ones(distances.shape, bool)
     others[tuple(matches)] = others[tuple(junk)] = False
@@ -386,8 +373,7 @@ def plot_histograms(pairs:dict)->Figure: # name -> of `pair_distances`
         for share, (color, dash, kind) in zip(shares, kinds):
             ax.stairs(share, edges, color=color, fill=True, alpha=.35)
             ax.stairs(share, edges, color=color, label=kind, ls=dash)
-        ax.set_title(f'{name}: overlap {np.minimum(*shares).sum():.0f} %', fontsize=10)
-        ax.set(xlabel='cosine distance', xlim=(edges[0], edges[-1]))
+        titled(ax, f'{name}: overlap {np.minimum(*shares).sum():.0f} %', xlabel='cosine distance', xlim=edges[[0, -1]])
     axes[0, 0].set_ylabel('share of pairs, %')
     legend_outside(fig)
     return fig
@@ -399,12 +385,11 @@ def plot_pair_distances(
 )->Figure:
     "Distances of the first target's pairs, for each model of a run; `Absent` for a run without targets."
     rows, pairs = run_table(run, 'targets', f'{run} has no targets; test it on query and gallery images'), {}
-    rows = rows[rows['domain'] == rows['domain'].iloc[0]]
-    sides = [rows[rows['split'] == side] for side in ('query', 'gallery')]
+    sides = sides_of(rows[rows['domain'] == rows['domain'].iloc[0]])
     sides = [side.sample(min(limit, len(side)), random_state=0) for side in sides]
     for name, model in run_models(run):
         features = [embed_images(model, run_pixels(run, side, model)) for side in sides]
-        pairs[name] = pair_distances(*features, *(side['pid'].to_numpy() for side in sides), *camera_rule(*sides))
+        pairs[name] = pair_distances(*features, *labels_of(*sides))
     return plot_histograms(pairs)
 
 # %% ../../nbs/viz/03_runs.ipynb #1c9c7671
@@ -412,6 +397,9 @@ def _chosen(model:ReIDModel, labels)->list:
     "Labels given, or so many spread over all."
     if not isinstance(labels, int): return [int(label) for label in labels]
     return np.unique(np.linspace(0, model.num_ids - 1, labels).round().astype(int)).tolist()
+
+def _prompt_features(model:ReIDModel, labels:list)->torch.Tensor: # shape [n,D]
+    with torch.no_grad(): return model.text_features(torch.tensor(labels)).float()
 
 def plot_prompts(
     run, # a `Run`, or the folder of one
@@ -438,11 +426,11 @@ def plot_prompts(
     others = rows[~mine].sample(min(max(0, limit - int(mine.sum())), int((~mine).sum())), random_state=0)
     rows = rows[mine | rows.index.isin(others.index)]
     pixels, of = run_pixels(run, rows, model), rows['label'].to_numpy()
-    with torch.no_grad(): texts = model.text_features(torch.tensor(labels)).float()
     images = np.stack([pixels[int(np.flatnonzero(of == label)[0])] for label in labels])
     title = 'an identity, then the images nearest to its prompt (solid: right, dashed: wrong)'
-    return plot_ranked_gallery(texts, embed_images(model, pixels, part='projected'), labels, of,
-                               query_images=images, gallery_images=pixels, rows=len(labels), k=k, title=title)
+    return plot_ranked_gallery(
+        _prompt_features(model, labels), embed_images(model, pixels, part='projected'), labels, of,
+        query_images=images, gallery_images=pixels, rows=len(labels), k=k, title=title)
 
 # %% ../../nbs/viz/03_runs.ipynb #a8a740e9
 def _words_of(model:ReIDModel)->tuple: # token ids, words
@@ -482,8 +470,7 @@ def prompt_captions(
     "The sentences nearest to learned prompts; `Absent` without prompts."
     model = model_with_text(run)
     labels, captions = _chosen(model, labels), list(dict.fromkeys(captions))
-    with torch.no_grad(): texts = model.text_features(torch.tensor(labels))
-    rows, cosines = nearest_words(texts, model.encode_captions(captions), k)
+    rows, cosines = nearest_words(_prompt_features(model, labels), model.encode_captions(captions), k)
     return pd.DataFrame([dict(label=label, caption=captions[i], cosine=round(c, 3))
                          for label, near, far in zip(labels, rows.tolist(), cosines.tolist())
                          for i, c in zip(near, far)])

@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from clip_dfgs.evaluation import metrics as evaluation
 from clip_dfgs.data.datasets import load_dataset
+from clip_dfgs.data.records import pool
+from clip_dfgs.evaluation import metrics as evaluation
 from clip_dfgs.evaluation.distances import distance_blocks
 from clip_dfgs.evaluation.metrics import evaluate, nearest_gallery
-from clip_dfgs.inference.embed import embed_images
-from clip_dfgs.inference.evaluator import evaluate_records
-from clip_dfgs.inference.embed import FeatureExtractor
-from clip_dfgs.sampling.graph import identity_features, nearest_identities
-from clip_dfgs.models.reid_model import ReIDModel
-from clip_dfgs.experiments.protocols import seconds_per_step
-from clip_dfgs.data.records import pool
 from clip_dfgs.evaluation.reranking import k_reciprocal_distances
+from clip_dfgs.experiments.protocols import seconds_per_step
+from clip_dfgs.inference.embed import embed_images, FeatureExtractor
+from clip_dfgs.inference.evaluator import evaluate_records
+from clip_dfgs.models.reid_model import ReIDModel
+from clip_dfgs.sampling.graph import identity_features, nearest_identities
 from runs import config
 
 
@@ -66,28 +65,9 @@ def test_blocks_come_back_in_order(device, batch):
     assert embed_images(Numbers().to(device), painted, batch=batch)[:, 0].tolist() == numbers.tolist()
 
 
-def test_an_error_of_reading_is_told(device):
-    class Damaged:
-        def __len__(self): return 8
-        def __getitem__(self, rows):
-            if 5 in rows: raise OSError('5 cannot be read')
-            return images(len(rows), (4, 2))
-    with pytest.raises(OSError, match='5 cannot be read'): embed_images(Numbers().to(device), Damaged(), batch=2)
-
-
-@pytest.mark.parametrize('part', ['embed', 'last', 'projected'])
-def test_features_are_the_cpus(device, part):
-    "TF32 of the patches' convolution, which torch allows, is about a thousandth."
-    model, pixels = ReIDModel.create('pedestrians', 'pedestrians'), images(40)
-    want = embed_images(model, pixels, part=part)
-    found = embed_images(model.to(device), pixels, part=part, batch=16)
-    assert found.device.type == 'cpu' and found.dtype == torch.float32 and not found.is_pinned()
-    assert apart(found, want) < 1e-2
-
-
 @pytest.fixture
 def exact_convolutions():
-    "No TF32 in convolutions for the length of a test."
+    "No TF32 in the convolution of the patches, which torch allows and which is about a thousandth."
     convolutions = getattr(torch.backends.cudnn, 'conv', None)
     if convolutions is None: pytest.skip('switches of torch 2.9')
     before = convolutions.fp32_precision
@@ -96,10 +76,13 @@ def exact_convolutions():
     convolutions.fp32_precision = before
 
 
-def test_features_in_single_precision_throughout(device, exact_convolutions):
+@pytest.mark.parametrize('part', ['embed', 'last', 'projected'])
+def test_features_are_the_cpus(device, part, exact_convolutions):
     model, pixels = ReIDModel.create('pedestrians', 'pedestrians'), images(40)
-    want = embed_images(model, pixels)
-    assert apart(embed_images(model.to(device), pixels), want) < 1e-4
+    want = embed_images(model, pixels, part=part)
+    found = embed_images(model.to(device), pixels, part=part, batch=16)
+    assert found.device.type == 'cpu' and found.dtype == torch.float32 and not found.is_pinned()
+    assert apart(found, want) < 1e-4
 
 
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
@@ -159,16 +142,14 @@ def test_ranks_are_the_cpus_ties_included(device, cpu_way, seed, block):
 def test_queries_without_a_match_and_galleries_without_a_negative(device, cpu_way):
     sides, labels = counted(0, Q=8, G=30, identities=2)
     labels[0][:3] = 7                                                          # of no gallery image
+    def ranked(*sides, rows): return evaluate(sides[0], sides[1][rows], labels[0], labels[1][rows], metric='euclidean')
+    every, one = np.arange(30), np.flatnonzero(labels[1] == 0)
     there = [torch.from_numpy(x).to(device) for x in sides]
-    both = []
-    for rows in (labels[1] >= 0, labels[1] == 0):
-        mine = labels[0], labels[1][rows], labels[2], labels[3][rows]
-        both.append((mine, rows, evaluate(there[0], there[1][torch.from_numpy(rows)], *mine, metric='euclidean')))
+    found = [ranked(*there, rows=rows) for rows in (every, one)]
     cpu_way()
-    for mine, rows, found in both:
-        want = evaluate(sides[0], sides[1][rows], *mine, metric='euclidean')
-        np.testing.assert_array_equal(found.per_query.to_numpy(float), want.per_query.to_numpy(float))
-        assert found.unmatched == want.unmatched >= 3
+    for got, want in zip(found, [ranked(*sides, rows=rows) for rows in (every, one)]):
+        np.testing.assert_array_equal(got.per_query.to_numpy(float), want.per_query.to_numpy(float))
+        assert got.unmatched == want.unmatched >= 3
 
 
 def test_copies_tie(device):

@@ -83,21 +83,19 @@ def test_what_cannot_be_asked_is_one_line(url):
     for data in (b'', b'hello', b'PK\3\4' + b'\0'*99, b'<svg onload=x>', b'\xff\xd8\xff\xe0' + b'\0'*300, bomb()):
         got = search(url, data)
         assert got['status'] == 400 and got['detail'].startswith('the upload cannot be read') and '\n' not in str(got)
-    for form, words in ((dict(like='gone'), 'no longer'), (dict(text='red', camera='9'), "no camera '9'"),
-                        (dict(domain='9'), "no domain '9'"), (dict(text='red '*2000), '8,000 characters')):
+    for form, words in ((dict(like='gone'), 'no longer'), (dict(text='red', camera='9'), "no camera '9'")):
         got = search(url, **form)
         assert got['status'] == 400 and words in got['detail'], got
-    assert search(url, k=0)['status'] == search(url, k='x')['status'] == 422
+    for form in (dict(k=0), dict(k='x'), dict(text='red '*2000)): assert search(url, **form)['status'] == 422
 
 
 def test_the_newest_images_come_first(gallery):
     path = gallery.records['path'][50]
     before = Path(path).stat()
     os.utime(path, (2e9, 2e9))
-    found, line = answers(gallery, k=100)
+    found, _ = answers(gallery, k=100)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert found['path'][0] == path and len(found) == 100 and 'the newest first' in line
-    assert set(answers(gallery, domain='quay')[0]['domain']) == {'quay'}
+    assert found['path'][0] == path and len(found) == 100
 
 
 def test_the_service_sees_what_embed_added(place, tmp_path):

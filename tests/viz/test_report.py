@@ -77,19 +77,17 @@ def test_runs_in_every_state(runs, tmp_path):
 
 
 def test_two_runs_query_by_query(runs, found):
+    "The interval is that of whole identities, drawn with replacement."
     file = report.write_comparison(runs/'whole', runs/'again')
-    words, pictures = page_of(file)
-    assert file == (runs/'again'/'against_whole.html').resolve() and 'seed' in words and len(pictures) >= 5
+    words, images = page_of(file)
+    assert file == (runs/'again'/'against_whole.html').resolve() and 'seed' in words and len(images) >= 5
     other = views.evaluate_run(runs/'again', bootstrap=1)
-    (a, b), table = (side['0012'].result for side in (found, other)), views.paired_table(found, other)
-    gain = 100*(b.per_query['AP'] - a.per_query['AP'])
-    assert np.isclose(table.loc[('0012', 'mAP'), 'difference'], gain.mean())
-    rng, by_identity = np.random.default_rng(0), [g.to_numpy() for _, g in gain.groupby(a.per_query['pid'])]
-    n = len(by_identity)                                        # whole identities, drawn with replacement
-    means = [np.concatenate([by_identity[i] for i in rng.integers(0, n, n)]).mean() for _ in range(2000)]
+    a, b = (side['0012'].result.per_query for side in (found, other))
+    of, rng = [g.to_numpy() for _, g in (100*(b['AP'] - a['AP'])).groupby(a['pid'])], np.random.default_rng(0)
+    means = [np.concatenate([of[i] for i in rng.integers(0, len(of), len(of))]).mean() for _ in range(2000)]
     low, high = np.quantile(means, [.025, .975])
-    found = table.loc[('0012', 'mAP'), ['low', 'high']].astype(float)
-    assert np.allclose(found, [low, high], atol=.15*(high - low) + .01)
+    interval = views.paired_table(found, other).loc[('0012', 'mAP'), ['low', 'high']].astype(float)
+    assert np.allclose(interval, [low, high], atol=.15*(high - low) + .01)
 
 
 @pytest.mark.parametrize('change, message', [
@@ -105,22 +103,10 @@ def test_runs_of_other_targets_are_refused(runs, tmp_path, change, message):
     assert not page.exists()
 
 
-def test_results_are_those_of_the_run(runs, found):
-    written = views.run_table(runs/'whole', 'results').set_index('domain')
-    assert [*found] == ['0012'] and np.isclose(100*found['0012'].result.mAP, written.loc['0012', 'mAP'], atol=1e-4)
-    assert views.as_written(runs/'whole', found) == ''
-    with pytest.raises(Absent, match='no model yet'): views.evaluate_run(runs/'cut')
-    with pytest.raises(Absent, match='no model yet'): views.evaluate_run(runs/'new')
-
-
-def test_extreme_queries_by_a_slow_search(found):
-    one = found['0012']
-    AP, pid = one.result.per_query['AP'], one.result.per_query['pid']
-    for worst in (True, False):
-        picked = views.extreme_queries(one.result, worst, n=4)
-        best_of = AP.groupby(pid).min() if worst else AP.groupby(pid).max()
-        assert len({pid[i] for i in picked}) == 4
-        assert np.allclose(AP[picked], best_of.sort_values(ascending=worst)[:4])
+def test_results_need_a_model(runs, found):
+    assert [*found] == ['0012'] and views.as_written(runs/'whole', found) == ''
+    for name in ('cut', 'new'):
+        with pytest.raises(Absent, match='no model yet'): views.evaluate_run(runs/name)
 
 
 def test_queries_are_drawn_as_they_are_ranked(runs, found):
@@ -146,7 +132,7 @@ def test_a_whole_gallery_shows_every_right_answer(runs, name):
     assert right and sum(f.get_linestyle() in ('-', 'solid') for f in frames) == right + 2 # and the queries' own
 
 
-def test_sampler_and_validation_tables(runs):
+def test_tables_of_samplers(runs):
     table = report.sampler_table([runs/'whole', runs/'new'])
     assert table.index.names == ['run', 'epoch'] and 0 < table['images, %'].iloc[0] <= 100
     with pytest.raises(Absent): report.sampler_table([runs/'new'])
@@ -169,12 +155,6 @@ def test_runs_on_other_pictures_have_figures_of_their_own(runs, tmp_path):
 def test_runs_of_one_name_are_told_apart(runs, tmp_path):
     for day, name in (('monday', 'whole'), ('tuesday', 'again')): shutil.copytree(runs/name, tmp_path/day/'run')
     folders = [tmp_path/'monday'/'run', tmp_path/'tuesday'/'run']
-    assert report.run_names(folders) == ['monday/run', 'tuesday/run']
     assert report.settings(folders).loc['seed'].to_dict() == {'monday/run': 0, 'tuesday/run': 1}
     assert {run for run, _ in report.sampler_table(folders).index} == {'monday/run', 'tuesday/run'}
     with pytest.raises(ValueError, match='holds 5 runs; name one'): report.write_comparison(runs, runs/'whole')
-
-
-def test_nothing_is_shown_as_nan(runs):
-    told = report.settings([runs/'blind'])
-    assert not (told.astype(str) == 'nan').to_numpy().any() and told.loc['prompts'].item() == 'none'

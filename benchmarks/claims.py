@@ -20,7 +20,7 @@ from scipy import stats
 
 ROOT = Path(__file__).parent.parent
 DATA = next(place for place in (ROOT/'results', ROOT/'nbs'/'paper') if (place/'wide').exists()) # the stored tables
-PLANTED = ROOT/'results'/'planted'/'rows.csv'
+PLANTED, RIVALS = ROOT/'results'/'planted'/'rows.csv', ROOT/'results'/'rivals'/'rows.csv'
 DOCUMENTS = [ROOT/'README.md', *sorted((ROOT/'nbs'/'paper').glob('*.ipynb'))]
 FOUR, CAMPUS = ('viper', 'prid', 'grid', 'ilids'), ('col780',)
 PLACES = {'the four targets': ('confirm', FOUR), 'COL780': ('confirm', CAMPUS),
@@ -37,7 +37,8 @@ MADE = {'short': (RENDERED + 'samplers orders tables --scale short', '0.5 to 1.5
         'tower': ('python benchmarks/study_photographs.py', '7 minutes, one H200'),
         'head': ('python benchmarks/study_photographs_head.py', '4 to 6 s a run, two cores'),
         'matrix': ('CLIP_DFGS_FULL=1 jupyter execute nbs/paper/tables.ipynb', '7 minutes, one thread'),
-        'planted': ('python benchmarks/study_planted.py', 'two to three hours, two cores')}
+        'planted': ('python benchmarks/study_planted.py', 'two to three hours, two cores'),
+        'rivals': ('python benchmarks/study_planted.py --study B', 'an hour, two cores')}
 
 
 def rows_of(file):
@@ -103,6 +104,10 @@ def tables():
         for part, name in (('t', ''), ('h', ', held-out')):
             scores = at_end(PLANTED, part, 100., 'target', 'world', lambda row, n=n: row['look_alikes'] == n)
             add(groups + name, scores, PLANTED, 'planted')
+    ended = [row | dict(points=100*float(row['mAP'])) for row in rows_of(RIVALS) if row['last'] == 'True']
+    for part, name in (('t', ''), ('h', ', held-out')):
+        scores = means(ended, 'points', lambda row, part=part: row['target'][0] == part, ('world', 'variant'))
+        add('rivals' + name, scores, RIVALS, 'rivals')
     return found
 
 

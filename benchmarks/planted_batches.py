@@ -41,7 +41,7 @@ def main(given=None):
     work, lines = p.parse_args(given).work, []
     for run in sorted(work.glob('look_alikes-*/seed-*/*/epoch.csv')):
         run, look_alikes, world = run.parent, run.parts[-4].split('-')[1], run.parts[-3].split('-')[1]
-        said = captions(next((work/'worlds').glob(f'{world}-*')))
+        said = captions(next(f for f in (work/'worlds').glob(f'{world}-*') if f.is_dir()))
         same, twin = shares(run, said)
         lines.append(dict(world=world, look_alikes=look_alikes, variant=run.name, same_domain=same, same_caption=twin))
     table = pd.DataFrame(lines)

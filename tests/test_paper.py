@@ -1,4 +1,5 @@
 "What the studies' script hands out when, and that sentences with numbers are those of the tables."
+import importlib
 import json
 import re
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import ttest_rel
 
 root = Path(__file__).resolve().parent.parent
@@ -16,6 +18,44 @@ import study_rendered as script  # noqa: E402
 
 SENTENCE = re.compile(r'- ([a-z, -]+): (.+?) − (.+?): ([+-][\d.]+) points '
                       r'\(([+-][\d.]+) to ([+-][\d.]+), (\d+) seeds\): (more|less|no difference is shown)')
+
+
+@pytest.mark.parametrize('name', sorted(file.stem for file in (root/'benchmarks').glob('*.py')))
+def test_every_script_finds_what_it_imports(name): importlib.import_module(name)
+
+
+def test_batches_of_the_rivals_hold_every_tuplet_once():
+    "A walk with restart, whole clusters, balanced domains: as few batches as DFGS has, nobody twice in one."
+    import study_rivals as rivals
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(60), rng.integers(1, 14, 60))
+    for kind in (rivals.RandomWalkSampler, rivals.GroupSampler, rivals.BalancedSampler):
+        sampler = kind(labels, batch=32, instances=4, seed=1)
+        if kind is rivals.RandomWalkSampler:
+            sampler.neighbors = np.stack([rng.permutation(np.delete(np.arange(60), v))[:5] for v in range(60)])
+        else: sampler.groups = np.arange(60) % 4
+        batches = sampler.plan(0)[:, ::4]
+        owners = labels[batches]
+        assert all(len(set(row)) == 8 for row in owners) and len(batches) == sampler.batch_count()
+        assert (np.bincount(owners.ravel(), minlength=60) >= sampler.tuplets).all()
+        assert set(labels[sampler.plan(0)].ravel()) == set(range(60))
+        if kind is rivals.BalancedSampler:
+            assert np.mean([np.bincount(row % 4, minlength=4).tolist() == [2]*4 for row in owners]) > .5
+
+
+def test_memory_finds_what_all_embeddings_so_far_hold():
+    "Against the plain loop over batch and memory; a full memory forgets the oldest."
+    import study_rivals as rivals
+    rng, loss = torch.Generator().manual_seed(0), rivals.MemoryTriplet(slots=20)
+    seen, names = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
+    for _ in range(4):
+        f, y = torch.randn(8, 4, generator=rng), torch.arange(8)//2
+        keys, ids, found = torch.cat([f, seen]), torch.cat([y, names]), []
+        for a, b in zip(f, y):
+            d = (keys - a).norm(dim=1)
+            found.append(max(0, .3 + d[ids == b].max() - d[ids != b].min()))
+        assert float(loss(f, y)) == pytest.approx(float(sum(found)/8), rel=1e-5)
+        seen, names = keys[:20], ids[:20]
 
 
 def test_a_difference_in_words_is_a_paired_t_test():

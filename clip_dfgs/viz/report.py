@@ -218,7 +218,7 @@ def _image_parts(runs, found:dict):
     "A batch, the worst and best queries of results, and what the model sees."
     def queries(run):
         if run not in found: raise Absent('There are no results: see above.')
-        return [part for domain, one in found[run].items() for part in (
+        return [part for domain, one in views.first_splits(found[run]).items() for part in (
             f'**{domain}**', views.plot_extreme_queries(one), views.plot_extreme_queries(one, worst=False, n=2))]
     return section(
         runs, plot_first_batch,
@@ -271,6 +271,7 @@ def _comparison_parts(runs:list, images:bool): # yields text, figures and tables
     paired = views.paired_table(*found)
     yield paired.round(1).rename(columns=dict(first=names[0], second=names[1]))
     yield views.plot_paired(paired, names)
+    found = [views.first_splits(side) for side in found]
     yield views.plot_gains(*found, names)
     if images: yield from _changed_parts(found, names)
     yield from section(runs, '## Training', plot_curves, plot_validation, '## What the samplers did')

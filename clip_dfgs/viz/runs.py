@@ -21,13 +21,13 @@ from matplotlib.figure import Figure
 
 from ..data.loader import cached_images
 from ..data.leakage import camera_rule, find_leakage
-from ..evaluation.bootstrap import compare
+from ..evaluation.bootstrap import bootstrap_intervals, compare
 from ..evaluation.distances import distance_blocks
 from ..evaluation.matching import matches_and_junk
 from ..evaluation.metrics import evaluate, RetrievalResult
 from ..inference.attention import attention_maps, NoMap, patch_features, patch_similarity
 from ..inference.embed import embed_images, make_accelerator
-from ..inference.evaluator import check_targets
+from ..inference.evaluator import by_target, check_targets, join_splits, results_table
 from ..models.reid_model import ReIDModel
 from ..models.small_clip import token_table
 from ..models.towers import text_tower
@@ -116,7 +116,7 @@ class RankedTarget:
     query:pd.DataFrame     # records
     gallery:pd.DataFrame   # records
     features:tuple         # of both, shapes [Q,D] and [G,D]
-    result:RetrievalResult # with intervals
+    result:RetrievalResult
     pixels:tuple           # decoded images of both
 
     def plot(self, rows, k:int=8, **options)->Figure:
@@ -130,7 +130,7 @@ def labels_of(query:pd.DataFrame, gallery:pd.DataFrame)->tuple: # identities and
 def sides_of(rows:pd.DataFrame)->list: # query and gallery rows
     return [rows[rows['split'] == side].reset_index(drop=True) for side in ('query', 'gallery')]
 
-def evaluate_run(run, bootstrap:int=1000)->dict: # domain -> `RankedTarget`
+def evaluate_run(run)->dict: # domain -> `RankedTarget`
     "Evaluate the targets of a run with its model and precision; `Absent` before it has ended or was tested."
     folder, found = run_folder(run), {}
     model, config = ReIDModel.load(folder/'model').eval(), run_config(folder)
@@ -143,21 +143,29 @@ def evaluate_run(run, bootstrap:int=1000)->dict: # domain -> `RankedTarget`
         sides = sides_of(rows)
         pixels = tuple(run_pixels(folder, side, model) for side in sides)
         features = tuple(embed_images(model, images, accelerator=accelerator) for images in pixels)
-        result = evaluate(*features, *labels_of(*sides), bootstrap=bootstrap)
+        result = evaluate(*features, *labels_of(*sides))
         found[domain] = RankedTarget(*sides, features, result, pixels)
     return found
 
 # %% ../../nbs/viz/03_runs.ipynb #4d135126
-def scores_table(found:dict)->pd.DataFrame: # a row a domain, in percent, as text
-    "Scores of `evaluate_run` with their intervals, and notes on targets whose scores mislead."
-    scores = 100*pd.DataFrame({domain: one.result.summary() for domain, one in found.items()}).T
-    ends = {domain: 100*one.result.intervals for domain, one in found.items()}
-    shown = pd.DataFrame({name: [f'{value:.1f} ({ends[domain].low[name]:.1f} to {ends[domain].high[name]:.1f})'
-                                 for domain, value in values.items()] for name, values in scores.items()}, [*found])
-    shown['queries'] = [one.result.queries for one in found.values()]
-    if len(found) > 1: shown.loc['mean'] = [*map('{:.1f}'.format, scores.mean()), shown['queries'].sum()]
+def scores_table(found:dict, bootstrap:int=1000)->pd.DataFrame: # a row a target, in percent, as text
+    "Scores of `evaluate_run` with intervals over identities, and notes on targets whose scores mislead."
+    results = {domain: one.result for domain, one in found.items()}
+    scores, whole = by_target(results_table(results)), join_splits(results)
+    ends = {target: 100*bootstrap_intervals(r.per_query, [*r.cmc], bootstrap) for target, r in whole.items()}
+    def cell(target, name, value):
+        span = '' if target == 'mean' else ' ({:.1f} to {:.1f})'.format(*ends[target].loc[name])
+        return f'{value:.1f}{span}'
+    shown = pd.DataFrame({name: [cell(target, name, value) for target, value in scores[name].items()]
+                          for name in next(iter(ends.values())).index}, scores.index)
+    for name in [name for name in scores if name.endswith(' std')]:            # over published splits
+        shown[name] = scores[name].map('{:.1f}'.format).replace('nan', '')
+    shown['queries'] = scores['queries'].astype(int)
+    if len(whole) == 1: shown = shown.drop(index='mean')
     rows = pd.concat([side for one in found.values() for side in (one.query, one.gallery)], ignore_index=True)
-    notes = find_leakage(None, rows, content=False).groupby('domain')['sentence'].agg('; '.join)
+    rows['domain'] = rows['domain'].str.partition('/')[0]
+    notes = find_leakage(None, rows.drop_duplicates(['domain', 'split', 'path']), content=False)
+    notes = notes.groupby('domain')['sentence'].agg('; '.join)
     if len(notes): shown['note'] = notes.reindex(shown.index).fillna('')
     return shown.rename_axis('domain')
 
@@ -170,6 +178,12 @@ def as_written(run, found:dict)->str: # '' where they agree
     return f'`results.csv` has another mAP ({", ".join(other)}): it was evaluated otherwise.' if other else ''
 
 # %% ../../nbs/viz/03_runs.ipynb #a23fba38
+def first_splits(found:dict)->dict: # domain -> `RankedTarget`
+    "Of published splits the first of each target, for figures; other targets as they are."
+    first = {}
+    for domain, one in found.items(): first.setdefault(domain.partition('/')[0], (domain, one))
+    return dict(first.values())
+
 def extreme_queries(result:RetrievalResult, worst:bool=True, n:int=3)->list: # positions of queries
     "The n queries of the lowest or highest average precision, of different identities as long as there are some."
     scored = result.per_query[result.per_query['matches'] > 0]
@@ -201,7 +215,8 @@ def check_same_targets(first, second):
 
 def paired_table(first:dict, second:dict)->pd.DataFrame: # a row a domain and score, in percent
     "Differences of two results of `evaluate_run`, second minus first, with 95 % intervals over identities."
-    found = {domain: compare(one.result, second[domain].result) for domain, one in first.items()}
+    first, second = (join_splits({domain: one.result for domain, one in side.items()}) for side in (first, second))
+    found = {target: compare(result, second[target]) for target, result in first.items()}
     return 100*pd.concat(found, names=['domain', 'score']).drop(columns='better')
 
 def plot_paired(paired:pd.DataFrame, names)->Figure:

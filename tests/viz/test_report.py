@@ -1,6 +1,7 @@
 "Reports: one page for runs in any state, that loads nothing and says what is missing; two runs query by query."
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,7 +16,7 @@ from command import said
 
 
 @pytest.fixture(scope='module')
-def found(runs): return views.evaluate_run(runs/'whole', bootstrap=200)
+def found(runs): return views.evaluate_run(runs/'whole')
 
 
 class Page(HTMLParser):
@@ -81,7 +82,7 @@ def test_two_runs_query_by_query(runs, found):
     file = report.write_comparison(runs/'whole', runs/'again')
     words, images = page_of(file)
     assert file == (runs/'again'/'against_whole.html').resolve() and 'seed' in words and len(images) >= 5
-    other = views.evaluate_run(runs/'again', bootstrap=1)
+    other = views.evaluate_run(runs/'again')
     a, b = (side['0012'].result.per_query for side in (found, other))
     of, rng = [g.to_numpy() for _, g in (100*(b['AP'] - a['AP'])).groupby(a['pid'])], np.random.default_rng(0)
     means = [np.concatenate([of[i] for i in rng.integers(0, len(of), len(of))]).mean() for _ in range(2000)]
@@ -109,6 +110,20 @@ def test_results_need_a_model(runs, found):
         with pytest.raises(Absent, match='no model yet'): views.evaluate_run(runs/name)
 
 
+def test_published_splits_are_one_target(found):
+    "Mean and deviation over splits, intervals over identities of all of them, one split in figures."
+    one = found['0012']
+    half = replace(one, result=replace(one.result, mAP=one.result.mAP - .1))
+    splits = {'viper/0': one, 'viper/1': half, 'campus': one}
+    table = views.scores_table(splits, bootstrap=50)
+    mean = 100*(one.result.mAP - .05)
+    assert [*table.index] == ['viper', 'campus', 'mean'] and table.loc['viper', 'mAP'].startswith(f'{mean:.1f} (')
+    assert table.loc['viper', 'mAP std'] == f'{10/2**.5:.1f}' and table.loc['campus', 'mAP std'] == ''
+    assert [*views.first_splits(splits)] == ['viper/0', 'campus']
+    paired = views.paired_table(splits, splits)
+    assert [*paired.index.unique('domain')] == ['viper', 'campus'] and not paired['difference'].any()
+
+
 def test_queries_are_drawn_as_they_are_ranked(runs, found):
     "The first images of a drawn query are those nearest to it by the definition."
     one = found['0012']
@@ -125,7 +140,7 @@ def test_queries_are_drawn_as_they_are_ranked(runs, found):
 @pytest.mark.parametrize('name', ['whole', 'blind'])
 def test_a_whole_gallery_shows_every_right_answer(runs, name):
     "One solid frame for each image that counts: with one camera all of an identity, else those of other cameras."
-    target, = views.evaluate_run(runs/name, bootstrap=1).values()
+    target, = views.evaluate_run(runs/name).values()
     pairs = target.query.iloc[:2].merge(target.gallery, on='pid')
     right = len(pairs) if name == 'blind' else int((pairs['camid_x'] != pairs['camid_y']).sum())
     frames = [patch for ax in target.plot([0, 1], k=len(target.gallery)).axes for patch in ax.patches]

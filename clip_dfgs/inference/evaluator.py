@@ -19,7 +19,7 @@ from ..data.image_io import read_block
 from ..data.leakage import camera_rule, find_leakage
 from ..data.records import one_table
 from ..evaluation.matching import matches_and_junk, no_match
-from ..evaluation.metrics import evaluate, _averages
+from ..evaluation.metrics import averaged, evaluate
 from .embed import embed_together
 from ..models.reid_model import ReIDModel
 
@@ -236,5 +236,5 @@ def join_splits(
         columns = {name: np.concatenate([r.columns[name] for r in some]) for name in some[0].columns}
         digests = {k: ' '.join(getattr(r, k) for r in some).strip() for k in ('query_digest', 'gallery_digest')}
         same = {k: getattr(some[0], k) for k in ('camera_rule', 'excluded', 'ranked_by')}
-        return _averages(columns, tuple(some[0].cmc), self_matches=sum(r.self_matches for r in some), **same, **digests)
+        return averaged(columns, tuple(some[0].cmc), self_matches=sum(r.self_matches for r in some), **same, **digests)
     return {target: joined(some) for target, some in groups.items()}

@@ -1,9 +1,10 @@
-"""Studies A, B and E, declared before they were run: no planted groups; rivals of the walk; one source domain.
+"""Studies A, B, E and L, declared before they were run: no planted groups; rivals of the walk; one source domain;
+half as long.
 
     python benchmarks/study_planted.py --work FOLDER --share 0/2 &    # the even worlds
     python benchmarks/study_planted.py --work FOLDER --share 1/2 &    # the odd ones
     python benchmarks/study_planted.py --report                       # the declared comparisons, from rows.csv
-    python benchmarks/study_planted.py --study E ...                  # the same for study E, or B
+    python benchmarks/study_planted.py --study E ...                  # the same for study E, B or L
     python benchmarks/study_planted.py --work FOLDER --out FOLDER --tiny # the same code in a minute
 
 results/declared says what is compared and how. A world is rendered, its start trained, then each variant from that
@@ -49,6 +50,11 @@ STUDIES = {
         ('third', 1, 'adaptive', 'PK, batch x 2, steps / 2'), ('other', 1, 'PK, batch x 2', 'PK'),
         ('other', 1, 'PK, domains balanced', 'PK'), ('other', 1, 'PK, batch x 2, steps / 2', 'PK'),
         ('other', 1, 'adaptive', 'PK'))),
+    'L': ('run_length', {1: range(300, 308)}, (
+        ('primary', 1, 'adaptive, steps / 2', 'PK, steps / 2'), ('second', 1, 'PK, steps / 2', 'PK'),
+        ('third', 1, 'PK, batch x 2, steps / 2', 'PK, steps / 2'), ('other', 1, 'DFGS, steps / 2', 'PK, steps / 2'),
+        ('other', 1, 'adaptive, steps / 2', 'adaptive'),
+        ('other', 1, 'adaptive, steps / 2', 'PK, batch x 2, steps / 2'))),
     'E': ('one_domain', {1: range(320, 328), 4: range(310, 318)}, (
         ('primary', 1, 'PK one domain', 'PK'), ('second', 1, 'DFGS one domain', 'PK one domain'),
         ('third', 4, 'PK one domain', 'PK'), ('fourth', 4, 'DFGS one domain', 'PK one domain'),
@@ -106,6 +112,10 @@ def variants(study, config):
     if study == 'B':
         from study_rivals import decided
         return decided(config)
+    if study == 'L':
+        half = dict(finetune=replace(config.finetune, steps=config.finetune.steps//2))
+        return {f'{name}, steps / 2': changes | half for name, changes in
+                {'PK': dict(sampler='pk'), 'adaptive': dfgs(pk_ratio='adaptive'), 'DFGS': dfgs()}.items()}
     one = dict(sampler='study_planted:OneDomainPK', graph_every_steps=10**6)   # the graph that it is given is not used
     walk = dfgs(neighbors_from='within') | dict(sampler='study_planted:OneDomainDFGS')
     of = {'A': {'PK': dict(sampler='pk'), 'adaptive': dfgs(pk_ratio='adaptive'), 'DFGS': dfgs(), 'PK one domain': one},

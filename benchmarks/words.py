@@ -8,13 +8,11 @@ A word of an attribute ("red" of the upper garment's color), or of two, is asked
 pictures are looked at: how many are of people who have it? Chance is the share of pictures that have it; best is what a
 perfect ranking would reach. Words that fewer than one picture in fifty shows are left out. Galleries are rendered
 street cameras of domains that no weights have seen, and, where CLIP_DFGS_REALDATA has them, the queries of Market-1501
-with its attributes (numbers only). Four ways to ask:
+with its attributes (numbers only). Three ways to ask:
 
 - plain: one sentence, "A photo of a person wearing a red coat.";
-- several: the mean feature of six sentences around the same words;
-- captions: as `clip-dfgs search` asks the small CLIP: the mean feature of 64 whole captions that say what the sentence
-  says, and otherwise anything;
-- contrast: the same, less the mean feature of 64 whole captions that say anything.
+- typed: the words alone, "wearing a red coat";
+- several: the mean feature of six sentences around the same words.
 """
 import argparse
 import os
@@ -27,9 +25,7 @@ import pandas as pd
 
 from clip_dfgs.inference.embed import FeatureExtractor
 from clip_dfgs.synthetic.domain import domain_cast, render_domain
-from clip_dfgs.gallery.search import text_features
 from clip_dfgs.inference.embed import load_model
-from clip_dfgs.synthetic.people import whole_captions
 
 DOMAINS = (88101, 88102, 88103)
 PHRASES = dict( # attribute -> what is said of a word
@@ -42,7 +38,6 @@ PAIRS = { # of words
 PHRASES |= PAIRS
 AROUND = ('A photo of a person {}.', 'A photo of a man {}.', 'A photo of a woman {}.', 'a person {}',
           'a pedestrian {}, seen by a street camera', 'somebody {}')
-WAYS = ('plain', 'several', 'captions', 'contrast')
 MARKET = dict( # attribute -> {word: (column, value)} of market_attribute.mat
     sex=dict(man=('gender', 1), woman=('gender', 2)), hair_length=dict(short=('hair', 1), long=('hair', 2)),
     upper_color={c: (f'up{w}', 2) for c, w in dict(black='black', white='white', red='red', purple='purple',
@@ -60,17 +55,14 @@ class Asked(dict):
     def __init__(self, extract):
         super().__init__()
         self.extract = extract
-        self.anything = self.mean(whole_captions('a man')[:32] + whole_captions('a woman')[:32])
 
     def mean(self, texts): return unit(self.extract.text(list(texts)).numpy().mean(0))
 
     def __missing__(self, key):
         attribute, word = key
         phrase = PHRASES[attribute].format(*(word if isinstance(word, tuple) else [word]))
-        plain, several = AROUND[0].format(phrase), [a.format(phrase) for a in AROUND]
-        captions = text_features(self.extract, [plain])[0]
-        self[key] = dict(plain=self.mean([plain]), several=self.mean(several), captions=captions,
-                         contrast=captions - self.anything)
+        self[key] = dict(plain=self.mean([AROUND[0].format(phrase)]), typed=self.mean([phrase]),
+                         several=self.mean([a.format(phrase) for a in AROUND]))
         return self[key]
 
 

@@ -225,8 +225,9 @@ def pictures():
     from clip_dfgs.data.transforms import Augment
     from clip_dfgs.models.reid_model import normalize
     from clip_dfgs.synthetic.domain import captioned_images
-    people, captions = captioned_images(4, seed=3, workers=1, progress=False)
-    out = {'rendered': digest(people), 'captions': hashlib.sha256('\n'.join(captions).encode()).hexdigest()[:16]}
+    people, looks = captioned_images(4, seed=3, workers=1, progress=False)
+    said = '\n'.join(looks['caption']).encode()
+    out = {'rendered': digest(people), 'captions': hashlib.sha256(said).hexdigest()[:16]}
     augments = dict(plain=None, usual=Augment(), jitter=Augment(erase=.5, jitter=.5),
                     augmix=Augment(augmix=.9, gray=.5))
     for name, augment in augments.items():

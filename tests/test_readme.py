@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -82,6 +83,19 @@ def test_search_commands_in_the_readme(place, monkeypatch, capsys):
     assert [words[0] for words in commands].count('search') >= 1
     for words in commands: main(words + ['--identities', '12']*(words[0] == 'render'))
     assert 'crops' in capsys.readouterr().out and (place/'found.png').is_file()
+
+
+@pytest.mark.slow
+def test_the_search_of_the_readme_finds_what_it_says(tmp_path, monkeypatch):
+    "The commands as they are, with all identities."
+    monkeypatch.chdir(tmp_path)
+    for line in re.findall('^clip-dfgs (.*town.*)', README, re.M):
+        if line.startswith('serve'): continue
+        main(shlex.split(line) + ['--csv', 'answers.csv']*line.startswith('search'))
+    captions = pd.read_csv('town/captions.csv').set_index('pid')['caption']
+    first = captions[pd.read_csv('answers.csv')['identity']]
+    shown = first.str.contains(r'a man with .* a yellow[^,]* jacket,.* backpack')
+    assert len(first) == 10 and shown.sum() >= 8  # README: nine
 
 
 def test_links_are_absolute():

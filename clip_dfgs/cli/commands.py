@@ -491,11 +491,10 @@ def search(
     sheet:Path=None, # write a sheet of queries and answers here (PNG)
     csv:Path=None, # write the answers here as a table
     model:str=None, # where the gallery's model lies now, if it was moved
-    as_is:bool=False, # give the small CLIP the sentence itself, not whole captions that say it
 ):
     "Rank a gallery for images and sentences."
     from clip_dfgs.gallery.gallery import Gallery
-    from clip_dfgs.gallery.search import printable, search_sheet, text_note
+    from clip_dfgs.gallery.search import search_sheet
     from clip_dfgs.utils.files import write_text
     images = [os.path.expanduser(image) for image in images]
     if not images and not text: raise ValueError('no query: name an image, or --text "a sentence"')
@@ -503,10 +502,7 @@ def search(
     _check_outputs(sheet, csv, images)
     _check_sentences(text)
     stored = Gallery.load(gallery, _model_place(model))
-    found = stored.search(images or None, top, text or None, camera=camera, domain=domain, as_is=as_is)
-    for sentence in () if as_is else text:
-        how = text_note(stored.extractor, sentence)
-        if how: warnings.warn(f'{printable(sentence)[:60]!r} is {how}', stacklevel=2)
+    found = stored.search(images or None, top, text or None, camera=camera, domain=domain)
     print_answers(found)
     if csv: write_text(found.drop(columns='row').to_csv(index=False), csv)
     if not sheet: return

@@ -273,7 +273,7 @@ def extractor(self:Gallery)->FeatureExtractor:
     return self._extractor
 
 # %% ../../nbs/gallery/02_gallery.ipynb #6b2d14e8
-def _queries(gallery, images, rows, text, as_is): # yields (names, their features, the features they are compared with)
+def _queries(gallery, images, rows, text): # yields (names, their features, the features they are compared with)
     "Queries of three kinds; ValueError for an empty sentence, which a model would answer too."
     if images is not None:
         images = listed(images)
@@ -286,7 +286,7 @@ def _queries(gallery, images, rows, text, as_is): # yields (names, their feature
         text = [text] if isinstance(text, str) else list(text)
         for one in text:
             if not isinstance(one, str) or not one.strip(): raise ValueError(f'a query text is empty: {one!r}')
-        query = text_features(gallery.extractor, text, as_is)
+        query = text_features(gallery.extractor, text)
         yield text, query, gallery.features[:, -query.shape[1]:] # the columns that text and images share
 
 @patch
@@ -298,7 +298,6 @@ def search(
     rows=None, # images of this gallery as queries: their rows
     camera=(), # only these cameras, as the records write them
     domain=(), # only these domains
-    as_is:bool=False, # embed the sentence itself for the small CLIP, not whole captions
 )->pd.DataFrame: # query, rank, score (cosine), path, identity, camera, domain (where known), row
     """The k nearest images for each query, exactly; equal scores in the order of the records.
 
@@ -316,8 +315,6 @@ def search(
         only these cameras, as the records write them
     domain
         only these domains
-    as_is : bool
-        embed the sentence itself for the small CLIP, not whole captions
 
     Returns
     -------
@@ -326,7 +323,7 @@ def search(
     """
     k, among = positive_int('k', k), rows_of(self.records, camera, domain)
     found = []
-    for names, query, table in _queries(self, images, rows, text, as_is):
+    for names, query, table in _queries(self, images, rows, text):
         found.append(_answers(self.records, names, *nearest_rows(query, table, k, among)))
     return pd.concat(found, ignore_index=True)
 

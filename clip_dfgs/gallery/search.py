@@ -17,33 +17,25 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..data.image_io import listed, to_pixels
 from ..inference.embed import FeatureExtractor
-from ..synthetic.people import whole_captions, words_in
 from ..utils.tensors import full_precision_matmul, smallest
 
 # %% ../../nbs/gallery/01_search.ipynb #495a30c4
-def _is_small(extractor)->bool: return extractor.model.config['clip'] == 'pedestrians'
-
 def printable(text)->str: # on one line
     "A path or a name that is safe to print: control characters and broken bytes are escaped."
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
-
-def text_note(extractor:FeatureExtractor, text:str)->str: # '' where there is nothing to say
-    "How a sentence is asked, where that is not as it stands."
-    if not _is_small(extractor): return ''
-    look, unknown = words_in(text)
-    lost = f'; not understood: {", ".join(map(printable, unknown))}' if unknown else ''
-    return f'asked as 64 whole captions{lost}' if look else 'asked as it is: none of its words is known'
 
 # %% ../../nbs/gallery/01_search.ipynb #bde3f996
 def text_features(
     extractor:FeatureExtractor,
     texts, # sentences
-    as_is:bool=False, # ask every sentence as it is
-)->np.ndarray: # of unit length, [n, projected width]
-    "Features of sentences; for the small CLIP the mean of whole captions that say the same."
-    lines = [[text] if as_is or not _is_small(extractor) else whole_captions(text) or [text] for text in texts]
-    means = [extractor.text(some).numpy().astype(np.float64).mean(0) for some in lines]
-    return np.array([mean/max(np.linalg.norm(mean), 1e-12) for mean in means])
+)->np.ndarray: # of unit length, float64 [n, projected width]
+    "Features of sentences, where they can be compared with the projected part of an image's features."
+    return _unit(extractor.text(list(texts)).numpy())
+
+def _unit(x)->np.ndarray: # float64 [n,D]
+    "Rows of length 1 of any floating kind [n,D]; a row of zeros stays one."
+    x = np.asarray(x, dtype=np.float64)
+    return x/np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 # %% ../../nbs/gallery/01_search.ipynb #433b84d6
 _WIDE, _HIGH, _GAP, _LINE = 96, 192, 10, 14
@@ -105,11 +97,6 @@ def search_sheet(
     return sheet
 
 # %% ../../nbs/gallery/01_search.ipynb #f355b51d
-def _unit(x)->np.ndarray: # float64 [n,D]
-    "Rows of length 1 of any floating kind [n,D]; a row of zeros stays one."
-    x = np.asarray(x, dtype=np.float64)
-    return x/np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
 def _rough(query:torch.Tensor, table, rows)->torch.Tensor: # float32 [q,n]
     "Cosines of queries [q,D] and rows of a table [N,D], a range of them or numbers, with the other sign."
     scores, tile = query.new_empty(len(query), len(rows)), max(256, 2**19//table.shape[1]) # 2 MB

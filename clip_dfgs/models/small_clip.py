@@ -132,7 +132,7 @@ def load_small_clip(
     with one_line(f'{weights}: the small CLIP is damaged'):
         said = json.loads(settings.read_text('utf-8'))
         config = {name: said[name] for name in PEDESTRIANS}
-        model, seed, state = new_clip(config['model_cfg']), config['token_seed'], load_file(weights)
+        model, seed, state = new_clip(config['model_cfg'], None), config['token_seed'], load_file(weights)
         state = unpack_tokens(state, 'token_embedding.weight', text_tower(model).token_embedding.weight.shape, seed)
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     if _borrows(config):

@@ -80,23 +80,25 @@ class _VisionTower(nn.Module):
 # %% ../../nbs/models/01_towers.ipynb #c317d2a0
 class PlainCLIP(nn.Module):
     "The CLIP of OpenAI's ViTs, and its forward pass as it is defined."
-    def __init__(self, embed_dim:int, vision_cfg:dict, text_cfg:dict, quick_gelu:bool=False):
+    def __init__(self, embed_dim:int, vision_cfg:dict, text_cfg:dict, quick_gelu:bool=False, random_tokens=True):
         super().__init__()
         gelu = QuickGELU if quick_gelu else nn.GELU
         self.visual = _VisionTower(embed_dim, gelu, **vision_cfg)
-        self._add_text(embed_dim, gelu, **text_cfg)
+        self._add_text(embed_dim, gelu, random_tokens, **text_cfg)
         self.logit_scale = nn.Parameter(torch.ones([])*math.log(1/.07))
 
-    def _add_text(self, embed_dim, gelu, context_length=77, vocab_size=49408, width=512, heads=8, layers=12):
+    def _add_text(self, embed_dim, gelu, random_tokens, context_length=77, vocab_size=49408, width=512, heads=8,
+                  layers=12):
         "Token and position tables, blocks that look back only, a projection."
         self.context_length, self.vocab_size, self.text_pool_type = context_length, vocab_size, 'argmax'
-        tokens = nn.Embedding(vocab_size, width)
+        table = None if random_tokens else torch.empty(vocab_size, width) # the largest table takes the longest
+        tokens = nn.Embedding(vocab_size, width, _weight=table)
         self.transformer, self.token_embedding = _Transformer(width, heads, layers, gelu), tokens
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
         self.ln_final, self.text_projection = _LayerNorm(width), nn.Parameter(torch.empty(width, embed_dim))
         ahead = torch.full((context_length, context_length), -torch.inf).triu_(1)
         self.register_buffer('attn_mask', ahead, persistent=False)
-        nn.init.normal_(tokens.weight, std=.02)
+        if random_tokens: nn.init.normal_(tokens.weight, std=.02)
         nn.init.normal_(self.positional_embedding, std=.01)
         for block in self.transformer.resblocks:
             nn.init.normal_(block.attn.in_proj_weight, std=width**-.5)
@@ -145,7 +147,7 @@ def one_line(what:str): # the beginning of the message
 # %% ../../nbs/models/01_towers.ipynb #dfad9188
 def new_clip(
     model_cfg:dict, # an open_clip architecture: embed_dim, vision_cfg, text_cfg, ...
-    seed:int=0, # decides the weights
+    seed:int|None=0, # decides the weights; None: they come from a file, and a plain CLIP's tokens are left unset
 )->nn.Module: # `PlainCLIP`, open_clip's `CLIP` or `CustomTextCLIP`; without a text_cfg a module with `visual` alone
     "A CLIP with random weights; ValueError for CoCa and for text towers of other libraries."
     cfg = copy.deepcopy(model_cfg)
@@ -155,8 +157,8 @@ def new_clip(
         raise ValueError(f'CoCa models pool by learned queries and have no class token; {advice}')
     if name := (text or {}).get('hf_model_name'):
         raise ValueError(f"the text tower {name} is not open_clip's, no prompts can be learned through it; {advice}")
-    with seeded(seed):
-        if text and not custom and _is_plain_clip(cfg): return PlainCLIP(**cfg)
+    with seeded(seed or 0):
+        if text and not custom and _is_plain_clip(cfg): return PlainCLIP(**cfg, random_tokens=seed is not None)
         cfg['vision_cfg']['timm_model_pretrained'] = False  # weights come from one place only
         if text: return (open_clip.model.CustomTextCLIP if custom else open_clip.CLIP)(**cfg)
         clip = nn.Module()

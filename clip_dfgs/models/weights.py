@@ -292,7 +292,7 @@ def _fetch(model:nn.Module, name:str, tag:str, record:dict)->dict: # weights by 
         path = open_clip.download_pretrained(record)
     return open_clip.convert.convert_state_dict(model, read_weights(path)[0])
 
-def _from_file(name:str, cfg:dict, file:Path, asked:bool|None, seed:int)->tuple[nn.Module,dict]:
+def _from_file(name:str, cfg:dict, file:Path, asked:bool|None)->tuple[nn.Module,dict]:
     "A model of `cfg` with the weights of `file`, and what the file or a config beside it says."
     state, origin = read_weights(file)
     if any(key.startswith('image_encoder.') for key in state): return _clip_reid(cfg, state, str(file))
@@ -301,7 +301,7 @@ def _from_file(name:str, cfg:dict, file:Path, asked:bool|None, seed:int)->tuple[
     configured = True if name.endswith('-quickgelu') else cfg.get('quick_gelu')
     if said: configured = said['model_cfg'].get('quick_gelu', False)
     cfg['quick_gelu'] = _choose_quick_gelu(origin, asked, configured, str(file))
-    model = new_clip(cfg, seed)
+    model = new_clip(cfg, None)
     state = open_clip.convert.convert_state_dict(model, state)
     if hasattr(model, 'text') and 'positional_embedding' in state:
         state = open_clip.model.convert_to_custom_text_state_dict(state)
@@ -343,14 +343,14 @@ def load_clip(
     cfg, plain, file = _architecture(name), name.replace('/', '-'), _given_file(pretrained)
     if pretrained is not None and not file and ':' in name: file = _own_file(name, pretrained)
     if file:
-        model, found = _from_file(plain, cfg, file, quick_gelu, seed)
+        model, found = _from_file(plain, cfg, file, quick_gelu)
         return model, cfg, found
     tag = open_clip.get_pretrained_cfg(plain, 'openai') if pretrained is None else _tag(plain, pretrained)
     said = tag.get('quick_gelu', False) if tag else cfg.get('quick_gelu')
     if pretrained is None and quick_gelu is not None: said = None  # random weights follow the caller
     what = name if pretrained is None else f'{name} {pretrained}'
     cfg['quick_gelu'] = _choose_quick_gelu('tag', quick_gelu, said, what)
-    model = new_clip(cfg, seed)
+    model = new_clip(cfg, None if pretrained else seed)
     if pretrained: fill_weights(model, _fetch(model, plain, pretrained, tag), what)
     return model, cfg, dict(normalization=_mean_std(tag))
 

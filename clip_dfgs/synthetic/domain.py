@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ..data.datasets import load_dataset
 from .people import (caption, draw_body, draw_street, look_alike, paint, Person, random_person,
-    rasterize, rotation_matrix, tint_image, wardrobe)
+    rasterize, rotation_matrix, tint_image, wardrobe, worn)
 from ..utils.checks import positive_int
 
 # %% ../../nbs/synthetic/02_domain.ipynb #712052c9
@@ -229,15 +229,22 @@ def render_domain(
     return load_dataset('market1501', root)
 
 # %% ../../nbs/synthetic/02_domain.ipynb #bfd659f4
-def captioned_images(n:int, seed:int, size:tuple=(128, 64), workers:int=None, progress:bool=True)->tuple:
-    "Clean images, uint8 [n,H,W,3], of `n` different identities, and their captions; workers None: all cores."
+def captioned_images(
+    n:int, # identities, an image of each
+    seed:int, # of all of it
+    size:tuple=(128, 64), # (height, width)
+    workers:int=None, # processes; None: all cores
+    progress:bool=True, # draw a bar
+)->tuple[np.ndarray,pd.DataFrame]: # images uint8 [n,H,W,3]; what each wears ('' where it does not), and its `caption`
+    "Clean images of different identities, and a table of their attributes and captions."
     drawn = _each(_captioned_image, [(seed, i, size) for i in range(n)], workers, 'draw' if progress else None)
-    images, captions = zip(*drawn)
-    return np.stack(images), list(captions)
+    images, people = zip(*drawn)
+    looks = pd.DataFrame([worn(p.look) for p in people])
+    return np.stack(images), looks.assign(caption=[caption(p) for p in people])
 
 def _captioned_image(job):
-    "One clean image and its caption from (seed, number)."
+    "One clean image and its identity from (seed, number)."
     seed, i, size = job
     rng = np.random.default_rng([seed, 3, i])
     person = random_person(rng, wardrobe(rng, 50.))
-    return render(person, clean_camera(rng), rng, size), caption(person)
+    return render(person, clean_camera(rng), rng, size), person

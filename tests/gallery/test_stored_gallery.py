@@ -13,13 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from clip_dfgs.models.reid_model import ReIDModel
 from clip_dfgs.gallery.gallery import Gallery, find_images, read_table
 from clip_dfgs.gallery.store import embed_gallery, one_writer
-from clip_dfgs.synthetic.people import whole_captions, words_in
 from command import said
 from runs import addresses
 
@@ -296,26 +294,13 @@ def test_cameras_and_domains(home):
     refused('it has none', 'search', home/'plain', '--text', 'a man', '--camera', '1')
 
 
-def test_the_small_clip_is_asked_with_whole_captions(made, extract):
+def test_a_sentence_is_asked_as_it_stands(made, extract):
     code, out, err = said('search', made/'gallery', '--text', 'a tall woman in red')
-    assert code == 0 and noted(err) == ["'a tall woman in red' is asked as 64 whole captions; not understood: tall"]
-    mean = extract.text(whole_captions('a tall woman in red')).numpy().astype(float).mean(0)
+    assert code == 0 and not noted(err)
+    query = extract.text(['a tall woman in red'])[0].numpy().astype(float)
     part = np.asarray(Gallery.load(made/'gallery').features[:, -128:], float)
-    best = ((part @ mean)/np.linalg.norm(part, axis=1)/np.linalg.norm(mean)).max()
+    best = ((part @ query)/np.linalg.norm(part, axis=1)/np.linalg.norm(query)).max()
     assert f'{best:.4f}' in out.splitlines()[2]
-    code, plain, err = said('search', made/'gallery', '--text', 'a tall woman in red', '--as-is')
-    assert code == 0 and not noted(err) and plain != out
-    assert 'none of its words is known' in said('search', made/'gallery', '--text', 'xylophone')[2]
-
-
-@given(st.text(max_size=60) | st.lists(st.sampled_from(
-    'red blonde navy striped long coat jeans shoulder bag shoulder-bag cap hair shoes man woman a and tall _ -'.split())
-    ).map(' '.join))
-@settings(max_examples=40, deadline=None)
-def test_any_text_is_read(text):
-    look, unknown = words_in(text)
-    assert all(isinstance(w, str) for w in [*look.values(), *unknown])
-    for line in whole_captions(text, 3): assert all(look[k] in line for k in look if k in ('sex', 'upper', 'lower'))
 
 
 def test_a_query_that_cannot_be_read(made, tmp_path):

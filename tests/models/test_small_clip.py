@@ -48,7 +48,8 @@ def test_the_weights_that_ship_are_small_and_match_captions_to_pictures():
     file = WEIGHTS.with_suffix('.safetensors')
     assert file.stat().st_size < 16e6 and len(load_file(file)['token_rows']) < 1000
     model = ReIDModel.create('pedestrians', 'pedestrians', num_ids=2).eval()
-    people, captions = captioned_images(200, seed=77, workers=1, progress=False)
+    people, looks = captioned_images(200, seed=77, workers=1, progress=False)
+    captions = list(looks['caption'])
     with torch.inference_mode():
         images = F.normalize(model.image_features(torch.from_numpy(people).permute(0, 3, 1, 2)).projected, dim=1)
         cosines = F.normalize(model.encode_captions(captions), dim=1) @ images.T
@@ -78,7 +79,8 @@ def test_eyes_see_what_their_words_say(tmp_path):
     model = ReIDModel.create('pedestrians', 'imagenet_eyes', num_ids=3).eval()
     theirs = fill_imagenet(load_timm('tf_efficientnet_lite0')[0].visual.trunk).state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in model.clip.visual.trunk.state_dict().items())
-    people, captions = captioned_images(100, seed=78, workers=1, progress=False)
+    people, looks = captioned_images(100, seed=78, workers=1, progress=False)
+    captions = list(looks['caption'])
     pictures = torch.from_numpy(people).permute(0, 3, 1, 2)
     with torch.inference_mode():
         images = F.normalize(model.image_features(pictures).projected, dim=1)

@@ -34,7 +34,7 @@ IMAGENET_EYES = PEDESTRIANS | dict(model_cfg=PEDESTRIANS['model_cfg'] | dict(vis
 # %% ../../nbs/models/04_small_clip.ipynb #02d626bd
 def token_table(rows:int, width:int, seed:int)->Tensor: # shape [rows,width]
     "The token embeddings before training: N(0, 0.02) from `seed`."
-    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))*.02
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)).mul_(.02)
 
 # %% ../../nbs/models/04_small_clip.ipynb #7799d1ac
 def new_small_clip(

@@ -50,11 +50,13 @@ STUDIES = {
         ('third', 1, 'adaptive', 'PK, batch x 2, steps / 2'), ('other', 1, 'PK, batch x 2', 'PK'),
         ('other', 1, 'PK, domains balanced', 'PK'), ('other', 1, 'PK, batch x 2, steps / 2', 'PK'),
         ('other', 1, 'adaptive', 'PK'))),
-    'L': ('run_length', {1: range(300, 308)}, (
+    'L': ('run_length', {1: range(300, 308), 4: range(310, 318)}, (
         ('primary', 1, 'adaptive, steps / 2', 'PK, steps / 2'), ('second', 1, 'PK, steps / 2', 'PK'),
         ('third', 1, 'PK, batch x 2, steps / 2', 'PK, steps / 2'), ('other', 1, 'DFGS, steps / 2', 'PK, steps / 2'),
         ('other', 1, 'adaptive, steps / 2', 'adaptive'),
-        ('other', 1, 'adaptive, steps / 2', 'PK, batch x 2, steps / 2'))),
+        ('other', 1, 'adaptive, steps / 2', 'PK, batch x 2, steps / 2'),
+        ('fourth', 4, 'DFGS, steps / 2', 'PK, steps / 2'), ('fifth', 4, 'adaptive, steps / 2', 'PK, steps / 2'),
+        ('other', 4, 'PK, steps / 2', 'start'))),
     'E': ('one_domain', {1: range(320, 328), 4: range(310, 318)}, (
         ('primary', 1, 'PK one domain', 'PK'), ('second', 1, 'DFGS one domain', 'PK one domain'),
         ('third', 4, 'PK one domain', 'PK'), ('fourth', 4, 'DFGS one domain', 'PK one domain'),

@@ -20,7 +20,7 @@ from scipy import stats
 
 ROOT = Path(__file__).parent.parent
 DATA = next(place for place in (ROOT/'results', ROOT/'nbs'/'paper') if (place/'wide').exists()) # the stored tables
-PLANTED, RIVALS = ROOT/'results'/'planted'/'rows.csv', ROOT/'results'/'rivals'/'rows.csv'
+PLANTED, RIVALS, LENGTH = (ROOT/'results'/study/'rows.csv' for study in ('planted', 'rivals', 'run_length'))
 DOCUMENTS = [ROOT/'README.md', *sorted((ROOT/'nbs'/'paper').glob('*.ipynb'))]
 FOUR, CAMPUS = ('viper', 'prid', 'grid', 'ilids'), ('col780',)
 PLACES = {'the four targets': ('confirm', FOUR), 'COL780': ('confirm', CAMPUS),
@@ -38,7 +38,8 @@ MADE = {'short': (RENDERED + 'samplers orders tables --scale short', '0.5 to 1.5
         'head': ('python benchmarks/study_photographs_head.py', '4 to 6 s a run, two cores'),
         'matrix': ('CLIP_DFGS_FULL=1 jupyter execute nbs/paper/tables.ipynb', '7 minutes, one thread'),
         'planted': ('python benchmarks/study_planted.py', 'two to three hours, two cores'),
-        'rivals': ('python benchmarks/study_planted.py --study B', 'an hour, two cores')}
+        'rivals': ('python benchmarks/study_planted.py --study B', 'an hour, two cores'),
+        'half': ('python benchmarks/study_planted.py --study L', '70 minutes, one core')}
 
 
 def rows_of(file):
@@ -104,10 +105,13 @@ def tables():
         for part, name in (('t', ''), ('h', ', held-out')):
             scores = at_end(PLANTED, part, 100., 'target', 'world', lambda row, n=n: row['look_alikes'] == n)
             add(groups + name, scores, PLANTED, 'planted')
-    ended = [row | dict(points=100*float(row['mAP'])) for row in rows_of(RIVALS) if row['last'] == 'True']
-    for part, name in (('t', ''), ('h', ', held-out')):
-        scores = means(ended, 'points', lambda row, part=part: row['target'][0] == part, ('world', 'variant'))
-        add('rivals' + name, scores, RIVALS, 'rivals')
+    for place, file, n, study in (('rivals', RIVALS, '1', 'rivals'), ('half the steps', LENGTH, '1', 'half'),
+                                  ('half the steps, planted groups', LENGTH, '4', 'half')):
+        ended = [row | dict(points=100*float(row['mAP'])) for row in rows_of(file)
+                 if row['last'] == 'True' and row['look_alikes'] == n]
+        for part, name in (('t', ''), ('h', ', held-out')):
+            scores = means(ended, 'points', lambda row, part=part: row['target'][0] == part, ('world', 'variant'))
+            add(place + name, scores, file, study)
     return found
 
 

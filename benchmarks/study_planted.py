@@ -56,7 +56,7 @@ STUDIES = {
         ('other', 1, 'adaptive, steps / 2', 'adaptive'),
         ('other', 1, 'adaptive, steps / 2', 'PK, batch x 2, steps / 2'),
         ('fourth', 4, 'DFGS, steps / 2', 'PK, steps / 2'), ('fifth', 4, 'adaptive, steps / 2', 'PK, steps / 2'),
-        ('other', 4, 'PK, steps / 2', 'start'))),
+        ('other', 4, 'PK, steps / 2', 'PK'))),
     'E': ('one_domain', {1: range(320, 328), 4: range(310, 318)}, (
         ('primary', 1, 'PK one domain', 'PK'), ('second', 1, 'DFGS one domain', 'PK one domain'),
         ('third', 4, 'PK one domain', 'PK'), ('fourth', 4, 'DFGS one domain', 'PK one domain'),

@@ -114,16 +114,17 @@ def variants(study, config):
     if study == 'B':
         from study_rivals import decided
         return decided(config)
+    half = dict(finetune=replace(config.finetune, steps=config.finetune.steps//2))
     if study == 'L':
-        half = dict(finetune=replace(config.finetune, steps=config.finetune.steps//2))
         return {f'{name}, steps / 2': changes | half for name, changes in
                 {'PK': dict(sampler='pk'), 'adaptive': dfgs(pk_ratio='adaptive'), 'DFGS': dfgs()}.items()}
     one = dict(sampler='study_planted:OneDomainPK', graph_every_steps=10**6)   # the graph that it is given is not used
     walk = dfgs(neighbors_from='within') | dict(sampler='study_planted:OneDomainDFGS')
-    of = {'A': {'PK': dict(sampler='pk'), 'adaptive': dfgs(pk_ratio='adaptive'), 'DFGS': dfgs(), 'PK one domain': one},
-          'E': {'PK': dict(sampler='pk'), 'PK one domain': one, 'DFGS one domain': walk,
-                'adaptive one domain': walk | dict(pk_ratio='adaptive'), 'DFGS across': dfgs(neighbors_from='across')}}
-    return of[study]
+    if study == 'A':
+        return {'PK': dict(sampler='pk'), 'adaptive': dfgs(pk_ratio='adaptive'), 'DFGS': dfgs(), 'PK one domain': one}
+    return {name: changes | half for name, changes in {
+        'PK': dict(sampler='pk'), 'PK one domain': one, 'DFGS one domain': walk,
+        'adaptive one domain': walk | dict(pk_ratio='adaptive'), 'DFGS across': dfgs(neighbors_from='across')}.items()}
 
 
 def plan(study, tiny, work):

@@ -23,9 +23,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from clip_dfgs.inference.embed import FeatureExtractor
+from clip_dfgs.inference.embed import FeatureExtractor, load_model
 from clip_dfgs.synthetic.domain import domain_cast, render_domain
-from clip_dfgs.inference.embed import load_model
 
 DOMAINS = (88101, 88102, 88103)
 PHRASES = dict( # attribute -> what is said of a word

@@ -494,7 +494,7 @@ def search(
 ):
     "Rank a gallery for images and sentences."
     from clip_dfgs.gallery.gallery import Gallery
-    from clip_dfgs.gallery.search import search_sheet
+    from clip_dfgs.gallery.search import printable, search_sheet, text_note
     from clip_dfgs.utils.files import write_text
     images = [os.path.expanduser(image) for image in images]
     if not images and not text: raise ValueError('no query: name an image, or --text "a sentence"')
@@ -503,6 +503,9 @@ def search(
     _check_sentences(text)
     stored = Gallery.load(gallery, _model_place(model))
     found = stored.search(images or None, top, text or None, camera=camera, domain=domain)
+    for sentence in text:
+        if note := text_note(stored.extractor, sentence):
+            warnings.warn(f'{printable(sentence)[:60]!r}: {note}', stacklevel=2)
     print_answers(found)
     if csv: write_text(found.drop(columns='row').to_csv(index=False), csv)
     if not sheet: return

@@ -22,7 +22,7 @@ from PIL import Image
 
 from ..data.image_io import ImageError, why_unreadable
 from .gallery import Gallery, names_in, rows_of
-from .search import printable, tile
+from .search import printable, text_note, tile
 
 # %% ../../nbs/gallery/04_app.ipynb #3bc25596
 def _decoded(data:bytes)->Image.Image:
@@ -54,15 +54,18 @@ def answers(
     domain=(), # names; () = all
 ): # (table of `Gallery.search`, one line that says what it answers)
     "The answers to an image, else to a sentence, else to an own image, else the newest; ValueError for mistakes."
-    only = dict(k=k, camera=camera, domain=domain)
+    only, note = dict(k=k, camera=camera, domain=domain), ''
     if image is not None: found, what = gallery.search(image, **only), 'the image'
-    elif text.strip(): found, what = gallery.search(text=text, **only), f'“{printable(text.strip())}”'
+    elif text.strip():
+        found, what = gallery.search(text=text, **only), f'“{printable(text.strip())}”'
+        note = text_note(gallery.extractor, text)
     elif row is not None:
         found, what = gallery.search(rows=[row], **only), printable(os.path.basename(gallery.records['path'][row]))
     else:
         found = newest(gallery, k, rows_of(gallery.records, camera, domain))
         return found, f'{len(gallery):,} images, the newest first'
-    return found, f'{len(found):,} of {len(gallery):,} images, nearest first, to {what}'
+    said = f'{len(found):,} of {len(gallery):,} images, nearest first, to {what}'
+    return found, f'{said} ({note})' if note else said
 
 # %% ../../nbs/gallery/04_app.ipynb #de27b385
 class _Live:

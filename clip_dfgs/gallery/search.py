@@ -7,6 +7,7 @@ __all__ = ['text_features', 'search_sheet', 'nearest_rows']
 
 # %% ../../nbs/gallery/01_search.ipynb #d4710340
 import os
+import re
 import textwrap
 import warnings
 
@@ -17,12 +18,23 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..data.image_io import listed, to_pixels
 from ..inference.embed import FeatureExtractor
+from ..models.small_clip import trained_tokens
+from ..models.towers import text_tower
 from ..utils.tensors import full_precision_matmul, smallest
 
 # %% ../../nbs/gallery/01_search.ipynb #495a30c4
 def printable(text)->str: # on one line
     "A path or a name that is safe to print: control characters and broken bytes are escaped."
     return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+def text_note(extractor:FeatureExtractor, text:str)->str: # '' where there is nothing to say
+    "The words of a sentence that the small CLIP has never read: their tokens are as a seed made them, and say nothing."
+    model, seed = extractor.model, extractor.model.config['token_seed']
+    if seed is None: return ''
+    known, tokenize = trained_tokens(text_tower(model.clip).token_embedding.weight, seed), model.tokenizer()
+    words = {word: tokenize([word])[0] for word in re.findall(r"[\w'-]+", text.lower())}
+    lost = [printable(word) for word, ids in words.items() if not known[ids[ids > 0]].all()] # 0: padding
+    return f'not understood: {", ".join(lost)}' if lost else ''
 
 # %% ../../nbs/gallery/01_search.ipynb #bde3f996
 def text_features(

@@ -36,6 +36,11 @@ def token_table(rows:int, width:int, seed:int)->Tensor: # shape [rows,width]
     "The token embeddings before training: N(0, 0.02) from `seed`."
     return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)).mul_(.02)
 
+def trained_tokens(table:Tensor, seed:int|None)->Tensor: # bool [rows]
+    "Which rows of a token table [rows,width] training has changed; all where no seed made them (None)."
+    if seed is None: return torch.ones(len(table), dtype=torch.bool)
+    return (table.detach().cpu().half() != token_table(*table.shape, seed).half()).any(1)
+
 # %% ../../nbs/models/04_small_clip.ipynb #7799d1ac
 def new_small_clip(
     config:dict=PEDESTRIANS, # model_cfg, mean, std, token_seed

@@ -29,7 +29,7 @@ from ..inference.attention import attention_maps, NoMap, patch_features, patch_s
 from ..inference.embed import embed_images, make_accelerator
 from ..inference.evaluator import by_target, check_targets, join_splits, results_table
 from ..models.reid_model import ReIDModel
-from ..models.small_clip import token_table
+from ..models.small_clip import trained_tokens
 from ..models.towers import text_tower
 from ..models.weights import tokenizer_of
 from ..training.checkpoints import checkpoints, _whole
@@ -454,9 +454,7 @@ def _words_of(model:ReIDModel)->tuple: # token ids, words
     tokenizer = tokenizer_of(model.config['clip'], model_cfg=model.config['model_cfg'])
     words = getattr(tokenizer, 'decoder', None)
     if not isinstance(words, dict): raise Absent(f'{model.config["clip"]}: its tokenizer does not show its words')
-    known = torch.ones(len(table), dtype=torch.bool)
-    if model.config['token_seed'] is not None:
-        known = (table.half() != token_table(*table.shape, model.config['token_seed']).half()).any(1)
+    known = trained_tokens(table, model.config['token_seed'])
     ids = [i for i, word in words.items()
            if i < len(table) and known[i] and word.endswith('</w>') and word.removesuffix('</w>').isalpha()]
     return torch.tensor(ids), [words[i].removesuffix('</w>') for i in ids]

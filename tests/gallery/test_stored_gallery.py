@@ -296,11 +296,13 @@ def test_cameras_and_domains(home):
 
 def test_a_sentence_is_asked_as_it_stands(made, extract):
     code, out, err = said('search', made/'gallery', '--text', 'a tall woman in red')
-    assert code == 0 and not noted(err)
+    assert code == 0 and noted(err) == ["'a tall woman in red': not understood: tall"]
     query = extract.text(['a tall woman in red'])[0].numpy().astype(float)
     part = np.asarray(Gallery.load(made/'gallery').features[:, -128:], float)
     best = ((part @ query)/np.linalg.norm(part, axis=1)/np.linalg.norm(query)).max()
     assert f'{best:.4f}' in out.splitlines()[2]
+    assert 'not understood: xylophone' in said('search', made/'gallery', '--text', 'a xylophone')[2]
+    assert not noted(said('search', made/'gallery', '--text', 'a lady in gray pants, red rucksack')[2])
 
 
 def test_a_query_that_cannot_be_read(made, tmp_path):

@@ -110,6 +110,10 @@ class Head(nn.Module):
         found = self.features(x)
         return torch.cat(found[1:], 1) if self.eyes else found.pooled
 
+    def keep_norm(self):
+        "Batch norm by its averages, which stay as they are."
+        self.layers[1].eval()
+
     def loss(self, x, y, stage, text=None):
         "The loss of a batch, and its features; with the texts of all identities L_i2tce is part of it."
         f = self.features(x)
@@ -152,7 +156,7 @@ def train(head, x, rows, run, stage, seed, text=None):
         if kind != 'pk' and graph != 'text': update_graph(sampler, lambda some: head(x[some]), model=head, **options)
         for batch in list(sampler)[:stage.steps - step]:
             head.train()
-            if stage.norm == 'frozen': head.layers[1].eval()
+            if stage.norm == 'frozen': head.keep_norm()
             for group in optimizer.param_groups: group['lr'] = stage.lr*rate(stage, step, stage.steps)
             loss, f = head.loss(x[batch], labels[batch], stage, text)
             optimizer.zero_grad()

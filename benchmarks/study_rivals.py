@@ -25,6 +25,7 @@ import pandas as pd
 import study_photographs as photographs
 import torch
 from scipy.cluster.vq import kmeans2
+from torch.optim.swa_utils import AveragedModel
 from study_photographs_head import Head, seen_by_tower
 from study_planted import domains_of, plan, read_world
 from study_rendered import dfgs, world_folder
@@ -169,8 +170,12 @@ def clusters(centers, count, seed):
 
 
 def train(head, x, rows, kind, seed, groups=None, stage=None, steps=1., batch=BATCH, k=10, adaptive=False,
-          memory=False, size=STEPS, live=False, watched=BATCH):
-    "Train a head in place; the violated share of the last tenth of the steps (of a random batch beside each)."
+          memory=False, size=STEPS, live=False, watched=BATCH, drawn=None, averaged=False, note=None):
+    """Train a head in place; the violated share of the last tenth of the steps (of a random batch beside each).
+
+    `drawn(rows, step)`: augmented images in place of x[rows]; `averaged`: weights are means over the last tenth of the
+    steps; `note(step, walked, violated)` is told of every step.
+    """
     labels, cameras = (rows[name].to_numpy(copy=True) for name in ('label', 'cam_label'))
     stage = replace(STAGE, steps=max(2, round(size*steps)), batch=batch, **(stage or {}))
     sampler = kind(labels, cameras, seed=seed, batch=batch, instances=4)
@@ -180,7 +185,8 @@ def train(head, x, rows, kind, seed, groups=None, stage=None, steps=1., batch=BA
     ratio, losses, step, epoch, position = adaptive and AdaptivePKRatio(sampler), memory and MemoryTriplet(), 0, 0, 0
     y, optimizer = torch.as_tensor(labels), torch.optim.AdamW(head.parameters(), lr=0., weight_decay=5e-4, fused=True)
     watch, violated = PKSampler(labels, cameras, seed=seed + 1, batch=watched, instances=4), []
-    random = iter(())
+    random, mean = iter(()), AveragedModel(head) if averaged else None
+    drawn = drawn or (lambda rows, step: x[rows])
 
     def renew():
         if clustered:
@@ -196,17 +202,22 @@ def train(head, x, rows, kind, seed, groups=None, stage=None, steps=1., batch=BA
         todo = sampler.plan(epoch)[position:]
         for b in todo[:stage.steps - step]:
             head.train()
-            if not live: head.layers[1].eval()                                 # the batch norm's averages stay
+            if not live: head.keep_norm()
             for group in optimizer.param_groups: group['lr'] = stage.lr*rate(stage, step, stage.steps)
-            f = head.features(x[b])
+            f = head.features(drawn(b, step))
             parts = image_losses(f, [head.neck(f.pooled)], y[b], stage if not memory else
                                  replace(stage, triplet_on=()))
             loss = sum(parts.values()) + (losses(f.pooled, y[b]) if memory else 0.)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if ratio and sampler.random_batches[position]: ratio.see(violated_share(f.pooled, y[b]).item())
+            walked = hasattr(sampler, 'random_batches') and not sampler.random_batches[position]
+            if note or ratio and not walked:
+                lost = violated_share(f.pooled, y[b]).item()
+                if ratio and not walked: ratio.see(lost)
+                if note: note(step + 1, walked, lost)
             step, position = step + 1, position + 1
+            if averaged and step > .9*stage.steps: mean.update_parameters(head)
             if step > .9*stage.steps and step % 5 == 0:
                 batch_of = next(random, None)
                 if batch_of is None:
@@ -219,6 +230,7 @@ def train(head, x, rows, kind, seed, groups=None, stage=None, steps=1., batch=BA
         if position >= sampler.batch_count():
             epoch, position = epoch + 1, 0
             if ratio: ratio.next_epoch()
+    if averaged: head.load_state_dict(mean.module.state_dict())
     return float(np.mean(violated)) if violated else np.nan
 
 

@@ -43,7 +43,7 @@ SIZE, SHAPE, COPIES = (128, 64), (112, 8, 4), 4                                #
 LOCKED, WIDTH, BATCH = 5, 1280, 64
 AUGMENT = Augment(flip=.5, pad=6, erase=.3, jitter=.3, strength=(.25, .25, .2, .02))
 SEEDS = dict(rates=range(1), study=range(700, 708))
-STEPS = dict(rates=(330, 1000), study=(330, 2000))                             # of the start, of what goes on from it
+STEPS = dict(rates=(410, 1000), study=(410, 2460))                             # of the start, of what goes on from it
 RATES = (2e-4, 5e-4, 1e-3)
 # name -> sampler, and what is different
 VARIANTS = {

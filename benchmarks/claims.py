@@ -20,7 +20,9 @@ from scipy import stats
 
 ROOT = Path(__file__).parent.parent
 DATA = next(place for place in (ROOT/'results', ROOT/'nbs'/'paper') if (place/'wide').exists()) # the stored tables
-PLANTED, RIVALS, LENGTH = (ROOT/'results'/study/'rows.csv' for study in ('planted', 'rivals', 'run_length'))
+PLANTED, RIVALS, LENGTH, ONE = (ROOT/'results'/study/'rows.csv' for study in
+                                ('planted', 'rivals', 'run_length', 'one_domain'))
+MAPS = ROOT/'results'/'photographs'/'study.csv'
 DOCUMENTS = [ROOT/'README.md', *sorted((ROOT/'nbs'/'paper').glob('*.ipynb'))]
 FOUR, CAMPUS = ('viper', 'prid', 'grid', 'ilids'), ('col780',)
 PLACES = {'the four targets': ('confirm', FOUR), 'COL780': ('confirm', CAMPUS),
@@ -39,7 +41,9 @@ MADE = {'short': (RENDERED + 'samplers orders tables --scale short', '0.5 to 1.5
         'matrix': ('CLIP_DFGS_FULL=1 jupyter execute nbs/paper/tables.ipynb', '7 minutes, one thread'),
         'planted': ('python benchmarks/study_planted.py', 'two to three hours, two cores'),
         'rivals': ('python benchmarks/study_planted.py --study B', 'an hour, two cores'),
-        'half': ('python benchmarks/study_planted.py --study L', '70 minutes, one core')}
+        'half': ('python benchmarks/study_planted.py --study L', '70 minutes, one core'),
+        'one': ('python benchmarks/study_planted.py --study E', 'an hour, two cores'),
+        'maps': ('python benchmarks/study_photographs_maps.py', 'three hours, two cores')}
 
 
 def rows_of(file):
@@ -106,12 +110,16 @@ def tables():
             scores = at_end(PLANTED, part, 100., 'target', 'world', lambda row, n=n: row['look_alikes'] == n)
             add(groups + name, scores, PLANTED, 'planted')
     for place, file, n, study in (('rivals', RIVALS, '1', 'rivals'), ('half the steps', LENGTH, '1', 'half'),
-                                  ('half the steps, planted groups', LENGTH, '4', 'half')):
+                                  ('half the steps, planted groups', LENGTH, '4', 'half'),
+                                  ('one domain', ONE, '1', 'one'), ('one domain, planted groups', ONE, '4', 'one')):
         ended = [row | dict(points=100*float(row['mAP'])) for row in rows_of(file)
                  if row['last'] == 'True' and row['look_alikes'] == n]
         for part, name in (('t', ''), ('h', ', held-out')):
             scores = means(ended, 'points', lambda row, part=part: row['target'][0] == part, ('world', 'variant'))
             add(place + name, scores, file, study)
+    for place, targets in (('the four targets', FOUR), ('COL780', CAMPUS)):
+        scores = means(rows_of(MAPS), 'mAP', lambda row, targets=targets: row['target'] in targets)
+        add(f'maps, {place}', scores, MAPS, 'maps')
     return found
 
 

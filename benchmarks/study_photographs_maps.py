@@ -24,6 +24,7 @@ import study_photographs as photographs
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
+from study_planted import OneDomainPK
 from study_rivals import train
 from torch import nn
 
@@ -48,14 +49,14 @@ RATES = (2e-4, 5e-4, 1e-3)
 # name -> sampler, and what is different
 VARIANTS = {
     'PK': (PKSampler, {}), 'adaptive': (DepthFirstGraphSampler, dict(adaptive=True)),
-    'DFGS': (DepthFirstGraphSampler, {}), 'GS': (GraphSampler, dict(k=15)),
+    'DFGS': (DepthFirstGraphSampler, {}), 'PK one domain': (OneDomainPK, {}),
     'PK, steps / 2': (PKSampler, dict(steps=.5)),
-    'adaptive, steps / 2': (DepthFirstGraphSampler, dict(adaptive=True, steps=.5))}
+    'adaptive, steps / 2': (DepthFirstGraphSampler, dict(adaptive=True, steps=.5)), 'GS': (GraphSampler, dict(k=15))}
 FOUR = ('viper', 'prid', 'grid', 'ilids')
 # (rank, pair)
 COMPARISONS = (('primary', 'adaptive', 'PK'), ('second', 'DFGS', 'PK'), ('third', 'DFGS', 'GS'),
-               ('beside', 'adaptive, steps / 2', 'PK, steps / 2'), ('beside', 'PK, steps / 2', 'PK'),
-               ('beside', 'GS', 'PK'), ('beside', 'PK', 'start'))
+               ('beside', 'PK one domain', 'PK'), ('beside', 'adaptive, steps / 2', 'PK, steps / 2'),
+               ('beside', 'PK, steps / 2', 'PK'), ('beside', 'GS', 'PK'), ('beside', 'PK', 'start'))
 
 
 class LastThird(nn.Module):

@@ -193,7 +193,7 @@ def train(head, x, rows, kind, seed, groups=None, stage=None, steps=1., batch=BA
             with evaluating(head), torch.no_grad(): f = head(x)
             sums = torch.zeros(len(sampler.tuplets), f.shape[1]).index_add_(0, y, f)
             sampler.groups = clusters(sums, max(2, len(sums)*4//batch), [seed, step])
-        elif kind not in (PKSampler, GroupSampler, BalancedSampler):
+        elif issubclass(kind, (DepthFirstGraphSampler, GraphSampler)):
             update_graph(sampler, lambda some: head(x[some]), model=head, k=k)
 
     while step < stage.steps:

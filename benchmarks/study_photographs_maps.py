@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import study_photographs as photographs
 import torch
+import torch.nn.functional as F
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from study_planted import OneDomainPK
@@ -59,12 +60,46 @@ COMPARISONS = (('primary', 'adaptive', 'PK'), ('second', 'DFGS', 'PK'), ('third'
                ('beside', 'PK, steps / 2', 'PK'), ('beside', 'GS', 'PK'), ('beside', 'PK', 'start'))
 
 
+class DepthwiseOfSmallMaps(torch.autograd.Function):
+    """A depthwise convolution of stride 1 whose backward pass is fast on a CPU for maps hardly larger than the kernel.
+
+    Gradient by input: the convolution with the kernel turned round; by kernel: each tap over the places that it meets.
+    """
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, padding=weight.shape[2]//2, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx, g):
+        x, weight = ctx.saved_tensors
+        g, reach, (h, w) = g.contiguous(memory_format=torch.channels_last), weight.shape[2]//2, x.shape[2:]
+        by_tap, (a, b) = torch.zeros_like(weight), (t.permute(0, 2, 3, 1) for t in (x, g))  # [B, h, w, C]
+        for i in range(max(-reach, 1 - h), min(reach, h - 1) + 1):
+            for j in range(max(-reach, 1 - w), min(reach, w - 1) + 1):
+                read = a[:, max(i, 0):h + min(i, 0), max(j, 0):w + min(j, 0)]
+                wrote = b[:, max(-i, 0):h - max(i, 0), max(-j, 0):w - max(j, 0)]
+                by_tap[:, 0, reach + i, reach + j] = (read*wrote).sum((0, 1, 2))
+        return F.conv2d(g, weight.flip(2, 3), padding=reach, groups=x.shape[1]), by_tap
+
+
+class SmallDepthwise(nn.Module):
+    "In place of a depthwise convolution of stride 1."
+    def __init__(self, conv):
+        super().__init__()
+        self.weight = conv.weight
+
+    def forward(self, x): return DepthwiseOfSmallMaps.apply(x, self.weight)
+
+
 class LastThird(nn.Module):
     "What learns: the tower behind its maps of stride 16, and a BN neck."
     def __init__(self, trunk, identities):
         super().__init__()
         self.blocks, self.conv, self.norm = trunk.blocks[LOCKED:], trunk.conv_head, trunk.bn2
         self.pool = trunk.global_pool
+        for block in (block for stage in self.blocks for block in stage):
+            if block.conv_dw.stride == (1, 1): block.conv_dw = SmallDepthwise(block.conv_dw)
         self.neck = BNNeck(WIDTH, identities)
         self.to(memory_format=torch.channels_last)
 

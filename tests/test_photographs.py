@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import torch.nn.functional as F
 from scipy.stats import ttest_rel
 
 from clip_dfgs.experiments.studies import Study
@@ -58,6 +60,18 @@ def test_every_form_is_a_config_that_can_be_trained(tmp_path, monkeypatch, part)
         if part == 'dev' or not name.startswith('DFGS'): continue
         assert told.sampler == 'dfgs' and told.finetune.norm == 'frozen'
         assert told.pk_ratio == (0 if 'released' in name else .5)
+
+
+@pytest.mark.parametrize('size, kernel', [((4, 2), 5), ((1, 1), 3), ((3, 7), 3), ((8, 4), 5)])
+def test_a_depthwise_convolution_of_small_maps_has_the_gradients_of_torch(size, kernel):
+    import study_photographs_maps as maps
+    draw = torch.Generator().manual_seed(0)
+    def random(*shape): return torch.randn(shape, generator=draw, dtype=torch.float64)
+    x, weight, seen = random(3, 6, *size).requires_grad_(), random(6, 1, kernel, kernel).requires_grad_(), []
+    g = random(3, 6, *size)
+    for out in (maps.DepthwiseOfSmallMaps.apply(x, weight), F.conv2d(x, weight, padding=kernel//2, groups=6)):
+        seen.append((out, *torch.autograd.grad(out, (x, weight), g)))
+    for ours, theirs in zip(*seen): torch.testing.assert_close(ours, theirs)
 
 
 def test_parts_have_seeds_of_their_own():

@@ -45,7 +45,7 @@ SIZE, SHAPE, COPIES = (128, 64), (112, 8, 4), 4                                #
 LOCKED, WIDTH, BATCH = 5, 1280, 64
 AUGMENT = Augment(flip=.5, pad=6, erase=.3, jitter=.3, strength=(.25, .25, .2, .02))
 SEEDS = dict(rates=range(1), study=range(700, 708))
-STEPS = dict(rates=(410, 1000), study=(410, 2460))                             # of the start, of what goes on from it
+STEPS = dict(rates=(410, 600), study=(410, 2050))                              # of the start, of what goes on from it
 RATES = (2e-4, 5e-4, 1e-3)
 # name -> sampler, and what is different
 VARIANTS = {
@@ -112,7 +112,7 @@ class LastThird(nn.Module):
         return torch.cat([self.features(part).pooled for part in maps.split(256)])
 
     def keep_norm(self):
-        "Batch norm by ImageNet's averages, which stay; scale and shift learn. The neck's own goes on."
+        "Batch norm by its averages, which stay; scale and shift learn. The neck's own goes on."
         for part in (*self.blocks.modules(), *self.norm.modules()):
             if isinstance(part, nn.modules.batchnorm._BatchNorm): part.eval()
 
@@ -203,11 +203,11 @@ def one_seed(a, part, seed):
     def left():
         done = finished(table)
         known = set(done['variant'][done['seed'] == seed])
-        return [name for name in ('start', *names) if name not in known]
+        return [name for name in ('start', *names) if name not in known and name in (a.only or ('start', *names))]
     if not left(): return
     rows, maps, targets, places, seen = material(a, part)
     maps.seed, batch, size = seed, 16 if a.tiny else BATCH, (4, 8) if a.tiny else STEPS[part]
-    stage = dict(lr=a.rate)
+    stage = dict(lr=a.rate, normalize=True)
     def go(model, kind, more, size, name):
         steps = []
         def note(*step): steps.append(step)
@@ -224,7 +224,7 @@ def one_seed(a, part, seed):
     start, lost = LastThird(trunk_of(), rows['label'].nunique()), np.nan
     if file.exists(): start.load_state_dict(load_file(file))
     else:
-        lost, _ = go(start, PKSampler, {}, size[0], 'start')
+        lost, _ = go(start, PKSampler, dict(live=True, stage=dict(lr=photographs.BEGIN.lr)), size[0], 'start')
         with atomic_write(file) as free: save_file({k: v.contiguous() for k, v in start.state_dict().items()}, free)
     for name in left():
         begun, model, steps = time.time(), copy.deepcopy(start), None
@@ -271,6 +271,7 @@ def main(words=None):
     p.add_argument('--to', type=Path, default=RESULTS, help='folder of the tables')
     p.add_argument('--parts', nargs='+', choices=SEEDS, default=['study'])
     p.add_argument('--share', default='0/1', help='which of the seeds: 0/2 every second one, 1/2 the others')
+    p.add_argument('--only', nargs='+', help='names of variants')
     p.add_argument('--rate', type=float, default=5e-4, help='peak learning rate, chosen by `--parts rates`')
     p.add_argument('--tiny', action='store_true', help='a few steps of one seed')
     p.add_argument('--report', action='store_true', help='print and write what study.csv says')

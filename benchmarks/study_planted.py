@@ -24,6 +24,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from study_rendered import SCALES, TINY_SETTING, Size, config_of, dfgs, domains, read_world, world_folder
 
 from clip_dfgs.evaluation.bootstrap import t_interval
@@ -65,10 +67,10 @@ STUDIES = {
 
 
 def domains_of(sampler):
-    "A number for the source domain of each identity: domains have cameras of their own."
-    first = np.full(len(sampler.tuplets), np.iinfo(int).max)
-    np.minimum.at(first, sampler.labels, sampler.cameras)                      # all cameras of a domain see all of it
-    return first
+    "A number for the source domain of each identity: what identities and cameras connect; no camera is of two domains."
+    ids, n = len(sampler.tuplets), sampler.cameras.max() + 1
+    edges = coo_array((np.ones(len(sampler.labels)), (sampler.labels, ids + sampler.cameras)), shape=[ids + n]*2)
+    return connected_components(edges, directed=False)[1][:ids]
 
 
 class OneDomainPK(PKSampler):

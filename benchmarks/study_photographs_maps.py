@@ -50,7 +50,7 @@ RATES = (2e-4, 5e-4, 1e-3)
 # name -> sampler, and what is different
 VARIANTS = {
     'PK': (PKSampler, {}), 'adaptive': (DepthFirstGraphSampler, dict(adaptive=True)),
-    'DFGS': (DepthFirstGraphSampler, {}), 'PK one domain': (OneDomainPK, {}),
+    'DFGS': (DepthFirstGraphSampler, {}), 'PK one domain': (OneDomainPK, dict(groups='domain')),
     'PK, steps / 2': (PKSampler, dict(steps=.5)),
     'adaptive, steps / 2': (DepthFirstGraphSampler, dict(adaptive=True, steps=.5)), 'GS': (GraphSampler, dict(k=15))}
 FOUR = ('viper', 'prid', 'grid', 'ilids')
@@ -206,6 +206,7 @@ def one_seed(a, part, seed):
         return [name for name in ('start', *names) if name not in known and name in (a.only or ('start', *names))]
     if not left(): return
     rows, maps, targets, places, seen = material(a, part)
+    domain = np.unique(rows.groupby('label')['domain'].first(), return_inverse=True)[1]
     maps.seed, batch, size = seed, 16 if a.tiny else BATCH, (4, 8) if a.tiny else STEPS[part]
     stage = dict(lr=a.rate, normalize=True)
     def go(model, kind, more, size, name):
@@ -231,6 +232,7 @@ def one_seed(a, part, seed):
         if name != 'start':
             torch.manual_seed(seed + 1)
             kind, more = names[name]
+            if 'groups' in more: more = more | dict(groups=domain)
             lost, steps = go(model, kind, more, size[1], name)
             keep(a.to/f'{part}_history.csv', steps)
         with evaluating(model), torch.no_grad():

@@ -75,9 +75,11 @@ def domains_of(sampler):
 
 class OneDomainPK(PKSampler):
     "PK whose batches are each of one source domain; every tuplet once an epoch, batches in random order."
+    groups = None    # the domain of each identity; None: as the cameras say
+
     def parts(self):
         "The identities of each domain."
-        domains = domains_of(self)
+        domains = domains_of(self) if self.groups is None else self.groups
         return [np.flatnonzero(domains == domain) for domain in np.unique(domains)]
 
     def batch_count(self): return sum(min_batches(self.tuplets[ids], self.ids_per_batch) for ids in self.parts())

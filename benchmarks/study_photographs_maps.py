@@ -25,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
-from study_planted import OneDomainPK
 from study_rivals import train
 from torch import nn
 
@@ -50,7 +49,7 @@ RATES = (2e-4, 5e-4, 1e-3)
 # name -> sampler, and what is different
 VARIANTS = {
     'PK': (PKSampler, {}), 'adaptive': (DepthFirstGraphSampler, dict(adaptive=True)),
-    'DFGS': (DepthFirstGraphSampler, {}), 'PK one domain': (OneDomainPK, dict(groups='domain')),
+    'DFGS': (DepthFirstGraphSampler, {}), 'PK one domain': (PKSampler, dict(domains='domain')),
     'PK, steps / 2': (PKSampler, dict(steps=.5)),
     'adaptive, steps / 2': (DepthFirstGraphSampler, dict(adaptive=True, steps=.5)), 'GS': (GraphSampler, dict(k=15))}
 FOUR = ('viper', 'prid', 'grid', 'ilids')
@@ -206,7 +205,6 @@ def one_seed(a, part, seed):
         return [name for name in ('start', *names) if name not in known and name in (a.only or ('start', *names))]
     if not left(): return
     rows, maps, targets, places, seen = material(a, part)
-    domain = np.unique(rows.groupby('label')['domain'].first(), return_inverse=True)[1]
     maps.seed, batch, size = seed, 16 if a.tiny else BATCH, (4, 8) if a.tiny else STEPS[part]
     stage = dict(lr=a.rate, normalize=True)
     def go(model, kind, more, size, name):
@@ -232,7 +230,7 @@ def one_seed(a, part, seed):
         if name != 'start':
             torch.manual_seed(seed + 1)
             kind, more = names[name]
-            if 'groups' in more: more = more | dict(groups=domain)
+            if 'domains' in more: more = more | dict(domains=rows[more['domains']])
             lost, steps = go(model, kind, more, size[1], name)
             keep(a.to/f'{part}_history.csv', steps)
         with evaluating(model), torch.no_grad():

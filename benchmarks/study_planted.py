@@ -74,30 +74,24 @@ def domains_of(sampler):
 
 
 class OneDomainPK(PKSampler):
-    "PK whose batches are each of one source domain; every tuplet once an epoch, batches in random order."
-    groups = None    # the domain of each identity; None: as the cameras say
+    "`PKSampler` with batches of one source domain each, where the cameras tell the domains."
+    def __init__(self, *args, **more):
+        super().__init__(*args, **more)
+        domains = domains_of(self)
+        self.parts = [np.flatnonzero(domains == domain) for domain in np.unique(domains)]
 
-    def parts(self):
-        "The identities of each domain."
-        domains = domains_of(self) if self.groups is None else self.groups
-        return [np.flatnonzero(domains == domain) for domain in np.unique(domains)]
 
-    def batch_count(self): return sum(min_batches(self.tuplets[ids], self.ids_per_batch) for ids in self.parts())
-
+class OneDomainDFGS(OneDomainPK, DepthFirstGraphSampler):
+    "The walk inside each source domain by itself, over a graph whose edges stay inside; batches in random order."
     def _identities(self, rng, epoch):
-        batches = [self.batches_of(ids, rng) for ids in self.parts()]
+        batches = [self.batches_of(ids, rng) for ids in self.parts]
         self.order_of_batches = rng.permutation(sum(map(len, batches)))
         return np.concatenate(batches)[self.order_of_batches]
 
     def batches_of(self, ids, rng):
         "Batches of some identities, shape [batches, P]."
-        return ids[depth_first_batches(None, self.tuplets[ids], self.ids_per_batch, rng=rng)]
-
-
-class OneDomainDFGS(OneDomainPK, DepthFirstGraphSampler):
-    "The walk inside each source domain by itself, over a graph whose edges stay inside; the rest as `OneDomainPK`."
-    def batches_of(self, ids, rng):
-        if self.neighbors is None: return super().batches_of(ids, rng)
+        if self.neighbors is None:
+            return ids[depth_first_batches(None, self.tuplets[ids], self.ids_per_batch, rng=rng)]
         place = np.full(len(self.tuplets), -1)
         place[ids] = np.arange(len(ids))
         graph = rng.permuted(place[self.neighbors.numpy()[ids]], axis=1)
@@ -109,7 +103,7 @@ class OneDomainDFGS(OneDomainPK, DepthFirstGraphSampler):
         "Which batches of the epoch are random; the walk's own marks, in the order of the epoch."
         self.planned()
         share = 1. if self.neighbors is None else self.pk_ratio
-        counts = [min_batches(self.tuplets[ids], self.ids_per_batch) for ids in self.parts()]
+        counts = [min_batches(self.tuplets[ids], self.ids_per_batch) for ids in self.parts]
         return np.concatenate([random_batch_mask(n, share) for n in counts])[self.order_of_batches]
 
 

@@ -170,15 +170,17 @@ def clusters(centers, count, seed):
 
 
 def train(head, x, rows, kind, seed, groups=None, stage=None, steps=1., batch=BATCH, k=10, adaptive=False,
-          memory=False, size=STEPS, live=False, watched=BATCH, drawn=None, averaged=False, note=None):
+          memory=False, size=STEPS, live=False, watched=BATCH, drawn=None, averaged=False, note=None,
+          domains=None):
     """Train a head in place; the violated share of the last tenth of the steps (of a random batch beside each).
 
     `drawn(rows, step)`: augmented images in place of x[rows]; `averaged`: weights are means over the last tenth of the
-    steps; `note(step, walked, violated)` is told of every step.
+    steps; `note(step, walked, violated)` is told of every step; `domains` are those of `PKSampler`.
     """
     labels, cameras = (rows[name].to_numpy(copy=True) for name in ('label', 'cam_label'))
     stage = replace(STAGE, steps=max(2, round(size*steps)), batch=batch, **(stage or {}))
-    sampler = kind(labels, cameras, seed=seed, batch=batch, instances=4)
+    known = {} if domains is None else dict(domains=domains)
+    sampler = kind(labels, cameras, seed=seed, batch=batch, instances=4, **known)
     if isinstance(groups, np.ndarray): sampler.groups = groups
     clustered = isinstance(groups, str)
     fresh = min_batches(sampler.tuplets, batch//4)                             # batches of one pass by DFGS

@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from .depth_first import check_neighbors, check_share, depth_first_batches, min_batches, ORDERS
 from .depth_first import random_batch_mask, tuplet_table
 from .graph import choose_images, nearest_identities
-from ..utils.checks import as_cameras, check_choice, flag, positive_int, rows_of_graph
+from ..utils.checks import as_cameras, check_choice, flag, positive_int, read_array, rows_of_graph
 from ..utils.tensors import cumcount, evaluating
 
 # %% ../../nbs/sampling/03_samplers.ipynb #b36b1615
@@ -230,6 +230,21 @@ class IdentitySampler(StatefulBatchSampler):
         told = ', '.join(f'{name}={value!r}' for name, value in facts.items())
         return f'{type(self).__name__}({len(self.labels):,} images of {len(self.tuplets):,} identities, {told})'
 
+# %% ../../nbs/sampling/03_samplers.ipynb #77acce81
+def _parts(domains, labels, ids_per_batch:int)->list: # of arrays of identities
+    "The identities of each source domain; ValueError where an identity is of two, or a domain cannot fill a batch."
+    if domains is None: return [np.arange(labels.max() + 1)]
+    names, domains = np.unique(read_array(domains, 'domains', len(labels)), return_inverse=True)
+    pairs = np.unique(np.stack([labels, domains]), axis=1)
+    if pairs.shape[1] > labels.max() + 1:
+        twice = pairs[0][np.flatnonzero(np.diff(pairs[0]) == 0)[0]]
+        raise ValueError(f'identity {twice} has images of two domains; `pool` gives each domain identities of its own')
+    counts = np.bincount(pairs[1])
+    if counts.min() < ids_per_batch:
+        raise ValueError(f'a domain has {counts.min()} identities, and a batch of one domain needs {ids_per_batch}; '
+                         'lower the batch or mix the domains')
+    return [np.flatnonzero(pairs[1] == domain) for domain in range(len(names))]
+
 # %% ../../nbs/sampling/03_samplers.ipynb #77acce82
 class PKSampler(IdentitySampler):
     """P random identities, K images of each; every tuplet once an epoch. A batch sampler: yields lists of image rows.
@@ -250,6 +265,8 @@ class PKSampler(IdentitySampler):
         which of the ranks this is
     world : int
         number of ranks; batch b of the epoch goes to rank b mod world
+    domains
+        source domain of each image, shape [n]: every batch is of one; None: of any
     """
     def __init__(self,
         labels, # identity 0..N-1 of each image, shape [n]
@@ -259,8 +276,10 @@ class PKSampler(IdentitySampler):
         seed:int=0, # together with the epoch it decides everything
         rank:int=0, # which of the ranks this is
         world:int=1, # number of ranks; batch b of the epoch goes to rank b mod world
+        domains=None, # source domain of each image, shape [n]: every batch is of one; None: of any
     ):
         super().__init__(labels, cameras, batch, instances, seed, rank, world)
+        self.parts = _parts(domains, self.labels, self.ids_per_batch)
 
     def plan(self,
         epoch:int, # 0, 1, ...
@@ -284,13 +303,17 @@ class PKSampler(IdentitySampler):
         turn = self._turn(ids) % np.diff(first)[ids]
         return table[first[ids] + turn].reshape(-1, self.batch)
 
-    def batch_count(self)->int: return min_batches(self.tuplets, self.ids_per_batch)
+    def batch_count(self)->int: return sum(min_batches(self.tuplets[ids], self.ids_per_batch) for ids in self.parts)
     def _usable(self, graph): return check_neighbors(graph, len(self.tuplets))
     def _deal(self, rng)->tuple: return tuplet_table(self.labels, self.cameras, self.instances, rng)
     def _turn(self, ids)->np.ndarray: return cumcount(ids)
 
     def _identities(self, rng, epoch)->np.ndarray:
-        return depth_first_batches(None, self.tuplets, self.ids_per_batch, rng=rng, tally=self.tally)
+        found, tallies = [], [{} for _ in self.parts]
+        for ids, tally in zip(self.parts, tallies):
+            found.append(ids[depth_first_batches(None, self.tuplets[ids], self.ids_per_batch, rng=rng, tally=tally)])
+        self.tally.update({name: sum(tally[name] for tally in tallies) for name in tallies[0]})
+        return found[0] if len(found) == 1 else rng.permutation(np.concatenate(found))
 
 # %% ../../nbs/sampling/03_samplers.ipynb #2ea20204
 def _curriculum_window(neighbors, curriculum:tuple, epoch:int): # graph [N, w] -> [N, k]

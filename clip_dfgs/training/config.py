@@ -80,6 +80,7 @@ class TrainConfig:
     prompts:Stage=_SMALL['prompts'] # stage 1; None = skip
     finetune:Stage=_SMALL['finetune'] # stage 2; None = skip
     sampler:str='dfgs'            # of stage 2: pk, gs, dfgs, 'package.module:Class' or a callable of the same arguments
+    one_domain:bool=False         # every batch of pk is of one source domain
     graph:str='image'             # behind all samplers but pk: image, text, dual
     k:int=10                      # nearest identities that the graph keeps of each
     skip_nearest:int=0                    # nearest identities that it leaves out, m
@@ -204,6 +205,7 @@ def check_config(
         if not stage.steps and not stage.epochs:
             raise ValueError(f'{name}: neither steps nor epochs are given; leave the stage out with None')
         if name != 'prompts': _check_images(name, stage, identities, text=name == 'finetune' and words and learns)
+    if config.one_domain: _check_one_domain(config, domains)
     if config.finetune and config.sampler != 'pk': _check_graph(config, identities, domains)
 
 # %% ../../nbs/training/01_config.ipynb #63b13e9f
@@ -263,6 +265,16 @@ def graph_width(config:TrainConfig)->int: # neighbors that the graph keeps of ea
     "k; for gs at least as many as fill a batch, which is an anchor and all its companions."
     stage = config.finetune
     return max(config.k, stage.batch//stage.instances - 1) if config.sampler == 'gs' else config.k
+
+def _check_one_domain(config:TrainConfig, domains):
+    "ValueError where batches of one source domain cannot be had, or change nothing."
+    if config.sampler != 'pk' or not config.finetune:
+        raise ValueError("one_domain is for the sampler 'pk' of the finetune stage; "
+                         "the graph of gs and dfgs stays inside domains by neighbors_from='within'")
+    fill = config.finetune.batch//config.finetune.instances
+    if domains is not None and (len(domains) < 2 or min(domains) < fill):
+        raise ValueError(f'one_domain: a batch of {fill} identities of one source domain, and there are domains of '
+                         f'{", ".join(map(str, domains))} identities; it needs two domains or more, none below {fill}')
 
 def _check_graph(config:TrainConfig, identities:int, domains):
     "ValueError for a graph that has too few neighbors, or a rule that the source domains cannot keep."

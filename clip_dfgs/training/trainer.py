@@ -170,6 +170,7 @@ def make_sampler(sampler, config:TrainConfig, name:str, records:pd.DataFrame, ac
         share = 1. if config.pk_ratio == 'adaptive' else config.pk_ratio
         options = dict(order=config.order, pk_ratio=share, curriculum=config.curriculum,
                        shuffle_neighbors=config.shuffle_neighbors)
+    if config.one_domain and name == 'finetune': options = dict(domains=records['domain'])
     return kind(*_labels(records), batch=stage.batch, instances=stage.instances, seed=config.seed,
                 rank=accelerator.process_index, world=accelerator.num_processes, **options)
 

@@ -40,6 +40,24 @@ def test_ranks_share_the_epoch(layout, kind, world):
     assert merged[:len(whole)] == whole and len(merged) - len(whole) < world
 
 
+@settings(max_examples=20, deadline=None)
+@given(layouts(), st.integers(1, 3), st.integers(1, 3))
+def test_batches_of_one_domain_are_those_of_each_domain_alone(layout, domains, world):
+    labels, cameras, p, k, _, seed = layout
+    ids = labels.max() + 1
+    home = np.random.default_rng(seed).permutation(np.arange(ids) % min(domains, max(1, ids//p)))[labels]
+    whole = [PKSampler(labels, cameras, p*k, k, seed, r, world, domains=home.astype(str)) for r in range(world)]
+    plan = whole[0].planned()
+    assert all(len(set(home[rows])) == 1 for rows in plan) and set(plan.ravel()) == set(range(len(labels)))
+    alone = 0
+    for d in np.unique(home):
+        mine = np.flatnonzero(home == d)
+        alone += len(PKSampler(np.unique(labels[mine], return_inverse=True)[1], batch=p*k, instances=k).planned())
+    assert whole[0].batch_count() == alone and len(plan) == -(-alone//world)*world
+    assert [b for step in zip(*map(list, whole)) for b in step] == plan.tolist()
+    if len(np.unique(home)) == 1: assert (PKSampler(labels, cameras, p*k, k, seed, 0, world).planned() == plan).all()
+
+
 @pytest.mark.parametrize('order', ['complete', 'paper'])
 def test_neighbors_are_read_in_the_order_they_were_computed(order):
     "Defect of released code: distances in one identity order, read in another, which mines at chance level."

@@ -74,6 +74,9 @@ STEP = dict(steps=1, batch=16)
     (dict(sampler='gs', skip_nearest=9), 'needs 12 neighbors and an identity has 11'),
     (dict(skip_nearest=11), 'needs 12 neighbors and an identity has 11'),
     (dict(prompts=None, graph='text'), 'needs the prompts stage'),
+    (dict(one_domain=True), "one_domain is for the sampler 'pk'"),
+    (dict(sampler='pk', one_domain=True, finetune=None), "one_domain is for the sampler 'pk'"),
+    (dict(sampler='pk', one_domain=True), 'it needs two domains or more'),
 ])
 def test_impossible_settings(change, words):
     with pytest.raises(ValueError, match=words): check_config(replace(config(), **change), 12, domains=[12])
@@ -83,6 +86,13 @@ def test_nothing_is_made_for_impossible_settings(world, tmp_path):
     for change, words in ((dict(sampler='dfg'), "did you mean 'dfgs'"), (dict(clip='ViT-B-61'), 'ViT-B-16')):
         with pytest.raises(ValueError, match=words): fit(rows_of(world), replace(config(), **change), tmp_path/'run')
     assert not (tmp_path/'run').exists()
+
+
+def test_a_source_domain_that_cannot_fill_a_batch_is_refused_at_once():
+    told = replace(config(), sampler='pk', one_domain=True)
+    fill = told.finetune.batch//told.finetune.instances
+    check_config(told, 20, domains=[fill, 20 - fill])
+    with pytest.raises(ValueError, match=f'none below {fill}'): check_config(told, 20, domains=[fill - 1, 21 - fill])
 
 
 @pytest.mark.parametrize('rule, k, skip_nearest, domains, words', [

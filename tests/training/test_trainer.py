@@ -136,6 +136,19 @@ def test_a_rule_about_source_domains_reaches_every_graph(world, tmp_path, monkey
     assert same.all() if rule == 'within' else not same.any()
 
 
+def test_batches_of_one_source_domain(world, tmp_path):
+    "In the last stage, not in the first; at every step, seen by the images that were loaded."
+    tables = [load_dataset('market1501', world, domain='a')]
+    tables.append(render_domain(tmp_path/'b', seed=5, identities=8, cameras=2, test_share=0., progress=False))
+    told = only(config(sampler='pk', one_domain=True), adapt=8, finetune=8)
+    seen = dict(adapt=[], finetune=[])
+    run = fit(tables, told, tmp_path/'run', on_step=lambda done: seen[done.stage].append(done.rows))
+    domain = run.records['domain'].to_numpy()
+    mixed = {stage: [len(set(domain[rows])) for rows in all_rows] for stage, all_rows in seen.items()}
+    assert set(mixed['finetune']) == {1} and {domain[rows[0]] for rows in seen['finetune']} == {'a', 'b'}
+    assert 2 in mixed['adapt']
+
+
 def test_one_camera_and_a_tower_without_words(world, tmp_path):
     rows = rows_of(world)
     rows = rows[rows['cam_label'] == 0].reset_index(drop=True)

@@ -140,6 +140,7 @@ def trunk_of(): return fill_imagenet(load_timm('tf_efficientnet_lite0')[0].visua
 @torch.inference_mode()
 def looked_at(out, paths, copies, name):
     "Maps of images by the locked part, float16 on the disk; made once, by one process, from where it stopped."
+    name = f'{name}-{len(paths)}'                                              # with --tiny there are fewer
     file, done = out/f'{name}.npy', out/f'{name}.done'
     with FileLock(out/f'{name}.lock'):
         begin = int(done.read_text()) if done.exists() else 0

@@ -79,7 +79,7 @@ def test_parts_have_seeds_of_their_own():
 
 
 # ---------------------------------------------------------------- the tables and what is said of them
-SENTENCE = re.compile(r'- (tower|head), (.+?): (.+?) − (.+?): ([+-][\d.]+) points '
+SENTENCE = re.compile(r'- (tower|head|maps), (.+?): (.+?) − (.+?): ([+-][\d.]+) points '
                       r'\(([+-][\d.]+) to ([+-][\d.]+), (\d+) seeds\): (more|less|no difference is shown)')
 TARGETS = {'the four targets': ['viper', 'prid', 'grid', 'ilids'], 'COL780': ['col780'],
            'CUHK03 to Market-1501': ['market'], 'Market-1501 to CUHK03': ['cuhk03']}
@@ -89,7 +89,9 @@ PHASES = {'two sources': 'two', 'CLIP': 'eyes', 'CUHK03 to Market-1501': 'to_mar
 
 def scores(study, where):
     "A row a seed, a column a variant, mean over the targets of a place, after the choice."
-    ranks = pd.read_csv(results/study/'photographs.csv')
+    maps = study == 'maps'
+    ranks = pd.read_csv(results/('photographs/study.csv' if maps else f'{study}/photographs.csv'))
+    if maps: ranks['phase'] = 'confirm'
     first, _, rest = where.partition(', ')
     targets = TARGETS[rest or first]
     part = ranks[(ranks['phase'] == PHASES.get(first, 'confirm')) & ranks['target'].isin(targets)]
@@ -101,7 +103,7 @@ def test_sentences_on_photographs_follow_from_the_tables():
                for output in cell.get('outputs', ())]
     text = '\n'.join(''.join(output.get('data', {}).get('text/markdown', '')) for output in outputs)
     found = SENTENCE.findall(text)
-    assert {study for study, *_ in found} == {'tower', 'head'}
+    assert {study for study, *_ in found} == {'tower', 'head', 'maps'}
     for study, where, b, a, mean, low, high, n, verdict in found:
         pair = scores(study, where)[[a, b]].dropna()
         test = ttest_rel(pair[b], pair[a]).confidence_interval(.95)
@@ -126,6 +128,14 @@ def test_nobody_who_chose_confirms(study):
     assert not {*seeds['dev']} & {*seeds['confirm']}
     targets = ranks.groupby('phase')['target'].unique()
     assert {*targets['dev']} == {'held out'} and 'held out' not in targets['confirm']
+
+
+def test_the_rate_of_the_longest_study_was_chosen_by_its_rule():
+    "The best mean of PK and DFGS on held-out identities; none of the seeds and targets of the study took part."
+    rates, study = (pd.read_csv(results/'photographs'/f'{part}.csv') for part in ('rates', 'study'))
+    rates = rates[rates['variant'] != 'start'].assign(rate=lambda t: t['variant'].str.split().str[1].astype(float))
+    assert rates.groupby('rate')['mAP'].mean().idxmax() == 5e-4 and len(rates) == 3*2*2
+    assert not {*rates['seed']} & {*study['seed']} and not {*rates['target']} & {*study['target']}
 
 
 def test_osnet_measures_what_it_did_elsewhere():

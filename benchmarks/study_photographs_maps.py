@@ -233,7 +233,7 @@ def one_seed(a, part, seed):
             kind, more = names[name]
             if 'domains' in more: more = more | dict(domains=rows[more['domains']])
             lost, steps = go(model, kind, more, size[1], name)
-            keep(a.to/f'{part}_history.csv', steps)
+            keep(a.to/f'history_{part}.csv', steps)
         with evaluating(model), torch.no_grad():
             features = torch.cat([model(seen[range(i, min(i + 1024, len(seen)))]) for i in range(0, len(seen), 1024)])
         found = [dict(seed=seed, variant=name, **row, violated=lost)

@@ -25,13 +25,13 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
+from study_rendered import compared
 from study_rivals import train
 from torch import nn
 
 from clip_dfgs.data.loader import cached_images
 from clip_dfgs.data.records import pool
 from clip_dfgs.data.transforms import Augment
-from clip_dfgs.evaluation.bootstrap import t_interval
 from clip_dfgs.models.reid_model import BNNeck
 from clip_dfgs.models.towers import ImageFeatures
 from clip_dfgs.models.weights import fill_imagenet, load_timm
@@ -251,14 +251,9 @@ def report(folder):
     for where, part in (('four', four), *((name, table[table['target'] == name]) for name in table['target'].unique())):
         for measure in ('mAP', 'R1'):
             mean = part.groupby(['seed', 'variant'])[measure].mean().unstack()
-            for rank, name, to in COMPARISONS:
-                if not {name, to} <= set(mean): continue
-                gain = (mean[name] - mean[to]).dropna()
-                if len(gain) < 2: continue
-                low, high = t_interval(gain)
-                lines.append(dict(comparison=rank, what=f'{name} - {to}', where=where, measure=measure,
-                                  mean=gain.mean(), low=low, high=high, seeds=len(gain), ahead=int((gain > 0).sum())))
-    summary = pd.DataFrame(lines).round(10)
+            lines += [line | dict(where=where, measure=measure) for line in compared(mean, COMPARISONS)]
+    order = 'comparison what where measure mean low high seeds ahead'.split()
+    summary = pd.DataFrame(lines).rename(columns=dict(n='seeds')).astype(dict(seeds=int))[order].round(10)
     write_text(summary.to_csv(index=False), folder/'summary.csv')
     print(four.groupby('variant')[['mAP', 'R1', 'violated']].mean().round(2).to_string())
     return summary

@@ -26,9 +26,8 @@ import pandas as pd
 import torch
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
-from study_rendered import SCALES, TINY_SETTING, Size, config_of, dfgs, domains, read_world, world_folder
+from study_rendered import SCALES, TINY_SETTING, Size, compared, config_of, dfgs, domains, read_world, world_folder
 
-from clip_dfgs.evaluation.bootstrap import t_interval
 from clip_dfgs.experiments.studies import Study, compare_variants
 from clip_dfgs.sampling.depth_first import depth_first_batches, random_batch_mask
 from clip_dfgs.sampling.samplers import DepthFirstGraphSampler, PKSampler
@@ -227,15 +226,12 @@ def report(study, out):
     for sort, part in (('unseen', last[unseen]), ('held-out', last[~unseen])):
         for measure in ('mAP', 'rank1'):
             mean = 100*part.groupby(['look_alikes', 'world', 'variant'])[measure].mean().unstack('variant')
-            for rank, n, name, to in STUDIES[study][2]:
-                if n not in mean.index.levels[0] or not {name, to} <= set(mean): continue
-                gain = (mean.loc[n][name] - mean.loc[n][to]).dropna()
-                if len(gain) < 2: continue
-                low, high = t_interval(gain)
-                lines.append(dict(comparison=rank, look_alikes=n, what=f'{name} - {to}', where=sort, measure=measure,
-                                  mean=gain.mean(), low=low, high=high, worlds=len(gain), ahead=int((gain > 0).sum()),
-                                  sd=gain.std()))
-    table = pd.DataFrame(lines).round(10)
+            for rank, n, *pair in STUDIES[study][2]:
+                if n not in mean.index.levels[0]: continue
+                known = dict(look_alikes=n, where=sort, measure=measure)
+                lines += [line | known for line in compared(mean.loc[n], [(rank, *pair)])]
+    order = 'comparison look_alikes what where measure mean low high worlds ahead sd'.split()
+    table = pd.DataFrame(lines).rename(columns=dict(n='worlds')).astype(dict(worlds=int))[order].round(10)
     write_text(table.to_csv(index=False), out/'summary.csv')
     return table
 

@@ -36,11 +36,11 @@ from filelock import FileLock
 from clip_dfgs.data.datasets import load_dataset
 from clip_dfgs.data.records import pool
 from clip_dfgs.data.transforms import Augment
-from clip_dfgs.evaluation.bootstrap import t_interval
 from clip_dfgs.experiments.studies import Study, compare_variants
 from clip_dfgs.synthetic.domain import render_domain
 from clip_dfgs.training.config import TrainConfig
 from clip_dfgs.utils.files import write_text
+from clip_dfgs.viz.charts import paired_differences
 
 RESULTS = Path(__file__).parent.parent/'results'
 CALIBRATION = 90                          # seed of its world
@@ -351,13 +351,20 @@ def save_studies(out, work, setting, scale):
     if histories: write_text(pd.concat(histories).to_csv(index=False), out/'study_history.csv')
 
 
+def compared(scores, pairs):
+    "A dictionary each for the declared pairs (rank, variant, other) that a table, a row a seed, has for two seeds."
+    for rank, name, to in pairs:
+        if not {name, to} <= set(scores): continue
+        gain = paired_differences(scores[[name, to]], to).loc[name]
+        if gain['n'] < 2: continue
+        yield dict(comparison=rank, what=f'{name} - {to}', **gain, ahead=int((scores[name] > scores[to]).sum()))
+
+
 def told(where, name, to, scores):
     "One paired difference in words, from a table with a row a seed and a column a variant, in points."
-    gain = (scores[name] - scores[to]).dropna()
-    low, high = t_interval(gain)
+    mean, low, high, _, n = paired_differences(scores[[name, to]], to).loc[name]
     verdict = 'more' if low > 0 else 'less' if high < 0 else 'no difference is shown'
-    ends = f'{low:+.2f} to {high:+.2f}, {len(gain)} seeds'
-    return f'- {where}: {name} − {to}: {gain.mean():+.2f} points ({ends}): {verdict}'
+    return f'- {where}: {name} − {to}: {mean:+.2f} points ({low:+.2f} to {high:+.2f}, {n:.0f} seeds): {verdict}'
 
 
 def arguments(given):

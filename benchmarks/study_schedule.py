@@ -18,10 +18,9 @@ import numpy as np
 import pandas as pd
 import torch
 from study_planted import STUDIES, plan, read_world, render, said
-from study_rendered import dfgs
+from study_rendered import dfgs, told
 
 from clip_dfgs.utils.files import write_text
-from clip_dfgs.evaluation.bootstrap import t_interval
 from clip_dfgs.sampling.samplers import DepthFirstGraphSampler
 from clip_dfgs.experiments.studies import Study, compare_variants
 
@@ -104,9 +103,7 @@ def report(out, draws=10_000):
     print(f'primary: crossing at {first[1]:.0f} with a constant rate, {first[0]:.0f} with the cosine; difference '
           f'{first[1] - first[0]:+.0f} steps ({ends[0]:+.0f} to {ends[1]:+.0f}), {len(both)} worlds')
     last = mAP.xs(mAP.index.get_level_values('step').max(), level='step').unstack('variant')
-    gain = (last['random first'] - last['walk first']).dropna()
-    low, high = t_interval(gain)
-    print(f'second: random first - walk first: {gain.mean():+.2f} ({low:+.2f} to {high:+.2f}, {len(gain)} worlds)')
+    print(told('second', 'random first', 'walk first', last))
 
 
 def main(given=None):

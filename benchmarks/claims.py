@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 DATA = next(place for place in (ROOT/'results', ROOT/'nbs'/'paper') if (place/'wide').exists()) # the stored tables
 PLANTED, RIVALS, LENGTH, ONE = (ROOT/'results'/study/'rows.csv' for study in
                                 ('planted', 'rivals', 'run_length', 'one_domain'))
-MAPS = ROOT/'results'/'photographs'/'study.csv'
+MAPS, SCHEDULE = ROOT/'results'/'photographs'/'study.csv', ROOT/'results'/'schedule'/'rows.csv'
 DOCUMENTS = [ROOT/'README.md', *sorted((ROOT/'nbs'/'paper').glob('*.ipynb'))]
 FOUR, CAMPUS = ('viper', 'prid', 'grid', 'ilids'), ('col780',)
 PLACES = {'the four targets': ('confirm', FOUR), 'COL780': ('confirm', CAMPUS),
@@ -43,6 +43,7 @@ MADE = {'short': (RENDERED + 'samplers orders tables --scale short', '0.5 to 1.5
         'rivals': ('python benchmarks/study_planted.py --study B', 'an hour, two cores'),
         'half': ('python benchmarks/study_planted.py --study L', '70 minutes, one core'),
         'one': ('python benchmarks/study_planted.py --study E', 'an hour, two cores'),
+        'schedule': ('python benchmarks/study_schedule.py', 'an hour, two cores'),
         'maps': ('python benchmarks/study_photographs_maps.py', 'three hours, two cores')}
 
 
@@ -117,6 +118,7 @@ def tables():
         for part, name in (('t', ''), ('h', ', held-out')):
             scores = means(ended, 'points', lambda row, part=part: row['target'][0] == part, ('world', 'variant'))
             add(place + name, scores, file, study)
+    add('schedule', at_end(SCHEDULE, 't', 100., 'target', 'world'), SCHEDULE, 'schedule')
     for place, targets in (('the four targets', FOUR), ('COL780', CAMPUS)):
         scores = means(rows_of(MAPS), 'mAP', lambda row, targets=targets: row['target'] in targets)
         add(f'maps, {place}', scores, MAPS, 'maps')
@@ -251,6 +253,37 @@ def plain(found):
     for name in ('GS', 'DFGS'):
         ends = printed(gains(found['short'][0], name, 'PK'))[1:]
         yield 'README', f'| {ends[0]} | {ends[1]} |', f'demo: {name} - PK, short', 'short/study_samplers.csv', 'short'
+
+
+    steps, leads = leads_of(SCHEDULE)
+    drawn = np.random.default_rng(0).integers(0, len(leads[0]), (10_000, len(leads[0])))
+    low, high = np.quantile([crossing(leads[1][d].mean(0), steps) - crossing(leads[0][d].mean(0), steps)
+                             for d in drawn], (.025, .975))
+    cosine, constant = (crossing(lead.mean(0), steps) for lead in leads)
+    words = f'{constant:.0f} with a constant rate, {cosine:.0f} with the cosine; difference {constant - cosine:+.0f} ' \
+            f'steps ({low:+.0f} to {high:+.0f}), {len(drawn[0])} worlds'
+    yield 'samplers_compared', words, 'step at which DFGS passes PK', 'schedule/rows.csv', 'schedule'
+
+
+def leads_of(file):
+    "Steps, and DFGS - PK at each (a row a world) with the cosine and with a constant rate, of worlds that have both."
+    rows = [row for row in rows_of(file) if row['target'][0] == 't' and int(row['step'])]
+    steps, found = sorted({int(row['step']) for row in rows}), []
+    for row in rows: row['points'] = 100*float(row['mAP'])
+    def at_step(step): return means(rows, 'points', lambda row: int(row['step']) == step, ('world', 'variant'))
+    at = [at_step(step) for step in steps]
+    four = ('DFGS', 'PK', 'DFGS constant', 'PK constant')
+    worlds = sorted(set.intersection(*(set(at[-1][name]) for name in four)))
+    for walk, to in (four[:2], four[2:]):
+        found.append(np.array([[scores[walk][world] - scores[to][world] for scores in at] for world in worlds]))
+    return steps, found
+
+
+def crossing(lead, steps):
+    "Step at which a lead passes zero for good, on a straight line between two ranks; the last where it never does."
+    behind = [i for i, value in enumerate(lead) if value <= 0]
+    if not behind or behind[-1] == len(lead) - 1: return float(steps[-1]) if behind else 0.
+    return float(np.interp(0, lead[behind[-1]:behind[-1] + 2], steps[behind[-1]:behind[-1] + 2]))
 
 
 def two_looks(level, draws=400_000):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent/'benchmarks'))
+import claims
 import study_schedule as schedule
 
 STEPS = np.array([60, 120, 180, 240])
@@ -51,6 +52,18 @@ def test_a_world_without_all_four_runs_is_left_out(tmp_path):
     table = ranks({'': [[-1, -1, 1, 1]]*3, ' constant': [[-1, -1, 1, 1]]*3})
     table[~((table['world'] == 2) & (table['variant'] == 'DFGS constant'))].to_csv(tmp_path/'rows.csv', index=False)
     assert schedule.crossings(schedule.unseen(tmp_path), draws=5)['worlds'] == 2
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_the_other_code_of_the_claims_agrees(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    ranks({kind: rng.normal(0, 1, (4, 4)) for kind in ('', ' constant')}).to_csv(tmp_path/'rows.csv', index=False)
+    steps, leads = claims.leads_of(tmp_path/'rows.csv')
+    mAP = schedule.unseen(tmp_path)
+    for lead, ours in zip(leads, schedule.leads(mAP).values()): np.testing.assert_allclose(lead, ours)
+    ours = schedule.crossings(mAP, draws=5)
+    for lead, name in zip(leads, schedule.RATES):
+        assert claims.crossing(lead.mean(0), steps) == pytest.approx(ours[name])
 
 
 def test_the_turn_is_half_way():

@@ -43,7 +43,7 @@ MADE = {'short': (RENDERED + 'samplers orders tables --scale short', '0.5 to 1.5
         'rivals': ('python benchmarks/study_planted.py --study B', 'an hour, two cores'),
         'half': ('python benchmarks/study_planted.py --study L', '70 minutes, one core'),
         'one': ('python benchmarks/study_planted.py --study E', 'an hour, two cores'),
-        'schedule': ('python benchmarks/study_schedule.py', 'an hour, two cores'),
+        'schedule': ('python benchmarks/study_schedule.py', '70 minutes, two cores'),
         'maps': ('python benchmarks/study_photographs_maps.py', 'three hours, two cores')}
 
 

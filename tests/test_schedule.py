@@ -36,7 +36,7 @@ def test_crossings_of_worlds_by_hand(tmp_path):
     ranks({'': [[-1, -1, 1, 2]]*3, ' constant': [[-2, -2, -2, 2]]*3}).to_csv(tmp_path/'rows.csv', index=False)
     found = schedule.crossings(schedule.unseen(tmp_path), draws=50)
     expected = {name: pytest.approx(value) for name, value in
-            dict(cosine=150, constant=210, difference=60, low=60, high=60).items()}
+            dict(cosine=150, constant=210, difference=60, low=60, high=60, before=1).items()}
     assert found == expected | dict(worlds=3)
 
 
@@ -46,6 +46,14 @@ def test_interval_is_over_worlds(tmp_path):
     found = schedule.crossings(schedule.unseen(tmp_path))
     assert found['low'] == pytest.approx(0) and found['high'] == pytest.approx(60) and found['worlds'] == 4
     assert found['difference'] == pytest.approx(30)                            # the mean lead is zero at 180
+    assert found['before'] == 1                                                # the latest is 210, the fall at 216
+
+
+def test_a_lead_that_comes_with_the_fall_is_not_before_it(tmp_path):
+    leads = {'': [[-1, -1, 1, 1]]*2, ' constant': [[-1, -1, 1, 1], [-9, -9, -9, 1]]}
+    ranks(leads).to_csv(tmp_path/'rows.csv', index=False)
+    found = schedule.crossings(schedule.unseen(tmp_path))       # together 228, alone 150 and 234; the fall is at 216
+    assert found['constant'] == pytest.approx(228) and found['before'] == pytest.approx(.25, abs=.02)
 
 
 def test_a_world_without_all_four_runs_is_left_out(tmp_path):

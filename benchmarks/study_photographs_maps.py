@@ -251,9 +251,9 @@ def report(folder):
     for where, part in (('four', four), *((name, table[table['target'] == name]) for name in table['target'].unique())):
         for measure in ('mAP', 'R1'):
             mean = part.groupby(['seed', 'variant'])[measure].mean().unstack()
-            lines += [line | dict(where=where, measure=measure) for line in compared(mean, COMPARISONS)]
+            lines += [line | dict(where=where, measure=measure) for line in compared(mean, COMPARISONS, 'seeds')]
     order = 'comparison what where measure mean low high seeds ahead'.split()
-    summary = pd.DataFrame(lines).rename(columns=dict(n='seeds')).astype(dict(seeds=int))[order].round(10)
+    summary = pd.DataFrame(lines, columns=order).round(10)
     write_text(summary.to_csv(index=False), folder/'summary.csv')
     print(four.groupby('variant')[['mAP', 'R1', 'violated']].mean().round(2).to_string())
     return summary

@@ -229,9 +229,9 @@ def report(study, out):
             for rank, n, *pair in STUDIES[study][2]:
                 if n not in mean.index.levels[0]: continue
                 known = dict(look_alikes=n, where=sort, measure=measure)
-                lines += [line | known for line in compared(mean.loc[n], [(rank, *pair)])]
+                lines += [line | known for line in compared(mean.loc[n], [(rank, *pair)], 'worlds')]
     order = 'comparison look_alikes what where measure mean low high worlds ahead sd'.split()
-    table = pd.DataFrame(lines).rename(columns=dict(n='worlds')).astype(dict(worlds=int))[order].round(10)
+    table = pd.DataFrame(lines, columns=order).round(10)
     write_text(table.to_csv(index=False), out/'summary.csv')
     return table
 

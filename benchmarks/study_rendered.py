@@ -351,13 +351,14 @@ def save_studies(out, work, setting, scale):
     if histories: write_text(pd.concat(histories).to_csv(index=False), out/'study_history.csv')
 
 
-def compared(scores, pairs):
-    "A dictionary each for the declared pairs (rank, variant, other) that a table, a row a seed, has for two seeds."
+def compared(scores, pairs, unit):
+    "A dictionary each for the declared pairs (rank, variant, other) that a table has for two of its rows (`unit`)."
     for rank, name, to in pairs:
         if not {name, to} <= set(scores): continue
         gain = paired_differences(scores[[name, to]], to).loc[name]
         if gain['n'] < 2: continue
-        yield dict(comparison=rank, what=f'{name} - {to}', **gain, ahead=int((scores[name] > scores[to]).sum()))
+        yield dict(comparison=rank, what=f'{name} - {to}', **gain, ahead=int((scores[name] > scores[to]).sum())) | {
+            unit: int(gain['n'])}
 
 
 def told(where, name, to, scores):

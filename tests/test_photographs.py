@@ -142,3 +142,12 @@ def test_osnet_measures_what_it_did_elsewhere():
     stored = pd.read_csv(results/'photographs_osnet.csv').set_index('target')['mAP']
     before = dict(viper=41.2, prid=21.8, grid=14.3, ilids=68.4)                  # measured once, by other code
     for target, value in before.items(): assert stored[target] == pytest.approx(value, abs=.5)
+
+
+def test_one_seed_has_means_and_no_differences(tmp_path):
+    import study_photographs_maps as maps
+    study = pd.read_csv(results/'photographs'/'study.csv')
+    study[study['seed'] == 700].to_csv(tmp_path/'study.csv', index=False)
+    assert maps.report(tmp_path).empty
+    study[study['seed'] < 702].to_csv(tmp_path/'study.csv', index=False)
+    assert maps.report(tmp_path)['seeds'].eq(2).all()

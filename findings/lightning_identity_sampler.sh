@@ -37,7 +37,8 @@ class Model(lightning.LightningModule):
         self.alone += sum(n == 1 for n in Counter(batch.tolist()).values())
         return self.weight.sum()
     def on_train_epoch_end(self):
-        print(f'process {self.global_rank}: {self.alone} of {self.seen} images alone of their identity', flush=True)
+        print(f'process {self.global_rank}: {self.alone} of {self.seen} images alone of their identity\n', end='',
+              flush=True)
     def configure_optimizers(self): return torch.optim.SGD(self.parameters(), .1)
 
 processes = int(sys.argv[1])

@@ -36,7 +36,7 @@ def test_crossings_of_worlds_by_hand(tmp_path):
     ranks({'': [[-1, -1, 1, 2]]*3, ' constant': [[-2, -2, -2, 2]]*3}).to_csv(tmp_path/'rows.csv', index=False)
     found = schedule.crossings(schedule.unseen(tmp_path), draws=50)
     expected = {name: pytest.approx(value) for name, value in
-            dict(cosine=150, constant=210, difference=60, low=60, high=60, before=1).items()}
+                dict(cosine=150, constant=210, difference=60, low=60, high=60, before=1).items()}
     assert found == expected | dict(worlds=3)
 
 
